@@ -1,0 +1,188 @@
+// Sixteen floats or eight doubles: AVX-512 F, DQ, BW and VL.
+// Counters stand in the order 0 4 1 5 2 6 3 7, so that unpacking the even with the odd values of
+// the sixteen pairs yields two registers of consecutive elements without crossing 128-bit lanes.
+// No instruction here rounds or flushes otherwise than the scalar lane does.
+#pragma once
+
+#include "../request.h"
+
+namespace paraminit::PARAMINIT_ISA {
+
+struct Lane {
+  static constexpr int kGroups = 8;
+  static constexpr int kCalls = 1;
+  static constexpr int kUnroll = 4;  // two leave the multiplier waiting, eight spill
+
+  using U32 = __m512i;
+  using U64 = __m512i;
+  using F32 = __m512;
+  using F64 = __m512d;
+  using M32 = __mmask16;
+  using M64 = __mmask8;
+
+  // --- words
+  template <class T>
+  PARAMINIT_FN U64 counters(uint64_t first, const T*) {
+    return _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(first)),
+                            _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+  // 16-bit pairs are joined in place.
+  PARAMINIT_FN U64 counters(uint64_t first, const BFloat16*) {
+    return _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(first)),
+                            _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  PARAMINIT_FN U64 splat_word(uint32_t w) { return _mm512_set1_epi32(static_cast<int>(w)); }
+  PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) { return _mm512_mul_epu32(a, splat_word(b)); }
+  PARAMINIT_FN U64 high32(U64 a) { return _mm512_srli_epi64(a, 32); }
+  PARAMINIT_FN U64 xor2(U64 a, U64 b) { return _mm512_xor_si512(a, b); }
+  PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  // Low halves of `low` and of `high`, side by side.
+  PARAMINIT_FN U32 join(U64 low, U64 high) {
+    return _mm512_mask_shuffle_epi32(low, 0xAAAA, high, static_cast<_MM_PERM_ENUM>(0xA0));
+  }
+  PARAMINIT_FN void pairs(const U64 (&x)[4], U32 (&even)[1], U32 (&odd)[1]) {
+    even[0] = join(x[0], x[2]);
+    odd[0] = join(x[1], x[3]);
+  }
+  PARAMINIT_FN void pair64(const U64 (&x)[4], U64& even, U64& odd) {
+    even = join(x[1], x[0]);
+    odd = join(x[3], x[2]);
+  }
+
+  // --- 32-bit integers to float
+  PARAMINIT_FN U32 low24(U32 w) { return _mm512_and_si512(w, _mm512_set1_epi32(0xFFFFFF)); }
+  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
+    return _mm512_add_epi32(_mm512_add_epi32(w, w), _mm512_set1_epi32(static_cast<int>(0x80000001u)));
+  }
+  PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return _mm512_xor_si512(w, splat_word(mask)); }
+  PARAMINIT_FN U32 fold31(U32 w) {
+    // (w ^ ~(w >> 31)) & 0x7FFFFFFF
+    return _mm512_ternarylogic_epi32(w, _mm512_srai_epi32(w, 31), _mm512_set1_epi32(0x7FFFFFFF), 0x82);
+  }
+  PARAMINIT_FN F32 from_int32(U32 w) { return _mm512_cvtepi32_ps(w); }
+  PARAMINIT_FN F32 from_uint32(U32 w) { return _mm512_cvtepu32_ps(w); }
+
+  // --- float32
+  PARAMINIT_FN F32 splat(float v) { return _mm512_set1_ps(v); }
+  PARAMINIT_FN F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  PARAMINIT_FN F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  PARAMINIT_FN F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+  PARAMINIT_FN F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  PARAMINIT_FN F32 sqrt(F32 a) { return _mm512_sqrt_ps(a); }
+  PARAMINIT_FN F32 negate(F32 a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
+  PARAMINIT_FN F32 minimum(F32 a, F32 bound) { return _mm512_min_ps(a, bound); }
+  PARAMINIT_FN F32 maximum(F32 a, F32 bound) { return _mm512_max_ps(a, bound); }
+  PARAMINIT_FN M32 greater(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  PARAMINIT_FN F32 select(M32 m, F32 a, F32 b) { return _mm512_mask_blend_ps(m, b, a); }
+  PARAMINIT_FN bool any(M32 m) { return m != 0; }
+  PARAMINIT_FN F32 flip_sign(F32 a, U32 w) {
+    // a ^ (w & 0x80000000)
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+        _mm512_castps_si512(a), w, _mm512_set1_epi32(static_cast<int>(0x80000000u)), 0x78));
+  }
+  PARAMINIT_FN F32 select_sign(U32 w, F32 set, F32 clear) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(w), clear, set);
+  }
+  PARAMINIT_FN void split(F32 s, F32& f, F32& exponent) {
+    f = _mm512_sub_ps(_mm512_getmant_ps(s, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0f));
+    exponent = _mm512_add_ps(_mm512_getexp_ps(s), splat(1.0f));
+  }
+  PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
+    const M32 positive = _mm512_knot(_mm512_movepi32_mask(_mm512_castps_si512(v)));
+    f = _mm512_mask_sub_ps(v, positive,
+                           _mm512_getmant_ps(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0f));
+    exponent = _mm512_maskz_add_ps(positive, _mm512_getexp_ps(v), splat(1.0f));
+  }
+
+  // --- float64
+  PARAMINIT_FN F64 splat(double v) { return _mm512_set1_pd(v); }
+  PARAMINIT_FN F64 add(F64 a, F64 b) { return _mm512_add_pd(a, b); }
+  PARAMINIT_FN F64 sub(F64 a, F64 b) { return _mm512_sub_pd(a, b); }
+  PARAMINIT_FN F64 mul(F64 a, F64 b) { return _mm512_mul_pd(a, b); }
+  PARAMINIT_FN F64 div(F64 a, F64 b) { return _mm512_div_pd(a, b); }
+  PARAMINIT_FN F64 fma(F64 a, F64 b, F64 c) { return _mm512_fmadd_pd(a, b, c); }
+  PARAMINIT_FN F64 sqrt(F64 a) { return _mm512_sqrt_pd(a); }
+  PARAMINIT_FN F64 negate(F64 a) { return _mm512_xor_pd(a, _mm512_set1_pd(-0.0)); }
+  PARAMINIT_FN F64 minimum(F64 a, F64 bound) { return _mm512_min_pd(a, bound); }
+  PARAMINIT_FN F64 maximum(F64 a, F64 bound) { return _mm512_max_pd(a, bound); }
+  PARAMINIT_FN M64 greater(F64 a, F64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  PARAMINIT_FN F64 select(M64 m, F64 a, F64 b) { return _mm512_mask_blend_pd(m, b, a); }
+  PARAMINIT_FN bool any(M64 m) { return m != 0; }
+  PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) {
+    return _mm512_xor_si512(x, _mm512_set1_epi64(static_cast<long long>(mask)));
+  }
+  PARAMINIT_FN U64 fold63(U64 x) {
+    // (x ^ (x >> 63)) & 0x7FF...
+    return _mm512_ternarylogic_epi64(x, _mm512_srai_epi64(x, 63),
+                                     _mm512_set1_epi64(0x7FFFFFFFFFFFFFFF), 0x28);
+  }
+  PARAMINIT_FN F64 from_low53(U64 x) {
+    return _mm512_cvtepi64_pd(_mm512_and_si512(x, _mm512_set1_epi64(0x1FFFFFFFFFFFFF)));
+  }
+  PARAMINIT_FN F64 from_high53(U64 x) { return _mm512_cvtepi64_pd(_mm512_srli_epi64(x, 11)); }
+  PARAMINIT_FN F64 from_high53_signed(U64 x) {
+    return _mm512_cvtepi64_pd(_mm512_srai_epi64(x, 11));
+  }
+  PARAMINIT_FN F64 fraction52(U64 x) {
+    // ((x >> 11) & fraction) | exponent of 1
+    return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
+        _mm512_srli_epi64(x, 11), _mm512_set1_epi64(0xFFFFFFFFFFFFF),
+        _mm512_set1_epi64(0x3FF0000000000000), 0xEA));
+  }
+  PARAMINIT_FN F64 flip_sign64(F64 a, U64 x) {
+    return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
+        _mm512_castpd_si512(a), x, _mm512_set1_epi64(static_cast<long long>(0x8000000000000000u)),
+        0x78));
+  }
+  PARAMINIT_FN F64 select_sign64(U64 x, F64 set, F64 clear) {
+    return _mm512_mask_blend_pd(_mm512_movepi64_mask(x), clear, set);
+  }
+  PARAMINIT_FN void split(F64 s, F64& f, F64& exponent) {
+    f = _mm512_sub_pd(_mm512_getmant_pd(s, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0));
+    exponent = _mm512_add_pd(_mm512_getexp_pd(s), splat(1.0));
+  }
+  PARAMINIT_FN void split_signed(F64 v, F64& f, F64& exponent) {
+    const M64 positive = static_cast<M64>(~_mm512_movepi64_mask(_mm512_castpd_si512(v)));
+    f = _mm512_mask_sub_pd(v, positive,
+                           _mm512_getmant_pd(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0));
+    exponent = _mm512_maskz_add_pd(positive, _mm512_getexp_pd(v), splat(1.0));
+  }
+
+  // --- stores
+  PARAMINIT_FN void store(float* out, F32 even, F32 odd) {
+    _mm512_storeu_ps(out, _mm512_unpacklo_ps(even, odd));
+    _mm512_storeu_ps(out + 16, _mm512_unpackhi_ps(even, odd));
+  }
+  PARAMINIT_FN void store(double* out, F64 even, F64 odd) {
+    _mm512_storeu_pd(out, _mm512_unpacklo_pd(even, odd));
+    _mm512_storeu_pd(out + 8, _mm512_unpackhi_pd(even, odd));
+  }
+  PARAMINIT_FN void store(Half* out, F32 even, F32 odd) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    __m256i* to = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(to, _mm512_cvtps_ph(_mm512_unpacklo_ps(even, odd), nearest));
+    _mm256_storeu_si256(to + 1, _mm512_cvtps_ph(_mm512_unpackhi_ps(even, odd), nearest));
+  }
+  // Round to nearest even by integer addition: vcvtne2ps2bf16 would flush subnormals.
+  PARAMINIT_FN U32 rounded_bfloat16(F32 a) {
+    const U32 b = _mm512_castps_si512(a);
+    const U32 last = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(0x7FFF)), last);
+  }
+  PARAMINIT_FN void store(BFloat16* out, F32 even, F32 odd) {
+    // (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000)
+    const U32 pair = _mm512_ternarylogic_epi32(_mm512_srli_epi32(rounded_bfloat16(even), 16),
+                                               rounded_bfloat16(odd),
+                                               _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)), 0xF8);
+    _mm512_storeu_si512(out, pair);
+  }
+  PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {
+    const U32 low = _mm512_unpacklo_epi32(even, odd), high = _mm512_unpackhi_epi32(even, odd);
+    _mm512_storeu_si512(out, _mm512_cvtepu32_epi64(_mm512_castsi512_si256(low)));
+    _mm512_storeu_si512(out + 8, _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(low, 1)));
+    _mm512_storeu_si512(out + 16, _mm512_cvtepu32_epi64(_mm512_castsi512_si256(high)));
+    _mm512_storeu_si512(out + 24, _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(high, 1)));
+  }
+};
+
+}  // namespace paraminit::PARAMINIT_ISA

@@ -1,0 +1,29 @@
+// A fill on a CUDA device, and the draws from its generator.
+// Everything runs on the current stream of the tensor's device; nothing waits for it.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <c10/core/Device.h>
+
+#include <string>
+
+#include "../geometry.h"
+#include "../request.h"
+
+namespace paraminit {
+
+// The key is `key`, or, where `device_key` is not null, the two words that it points to.
+void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
+               const uint64_t* device_key, c10::Device device);
+
+// Key(seed, philox_offset / 4).fold_in(0) of the generator's state, which advances by 4.
+Key draw_cuda(at::Generator generator);
+at::Generator default_cuda_generator(int64_t device_index);
+
+// The same on the device, from the default generator: under graph capture every replay draws anew.
+void draw_key_cuda(uint64_t* key, c10::Device device);
+void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device);
+
+std::string cuda_toolkit_version();
+
+}  // namespace paraminit

@@ -1,0 +1,189 @@
+// The distributions: each a functor that turns a pair of words into a pair of values, and nothing else.
+// `even` and `odd` belong to elements 2n and 2n + 1 of the stream; constants come from constants.h.
+// A value is clamped to [low, high] before it is rounded to 16 bits: the bounds are values of the
+// element type and rounding is monotone, so that is the same as clamping after. Knows no tensors.
+#pragma once
+
+#include "request.h"
+#include "transforms.h"
+
+namespace paraminit::PARAMINIT_ISA {
+
+template <class L, class V, class Real>
+PARAMINIT_FN V clamp(V x, const Constants<Real>& c) {
+  return L::maximum(L::minimum(x, L::splat(c.high)), L::splat(c.low));
+}
+
+// A distribution of one word an element, from its scalar `value`.
+template <class Derived>
+struct Elementwise {
+  template <class L, class Word, class V, class Real>
+  PARAMINIT_FN void pair(const Constants<Real>& c, Word even, Word odd, V& x, V& y) {
+    x = Derived::template value<L>(c, even);
+    y = Derived::template value<L>(c, odd);
+  }
+};
+
+// fl(fl(u * range) + start): with u = k 2^-24, k (range 2^-24) rounds as u * range does.
+struct UniformF : Elementwise<UniformF> {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    const typename L::F32 k = L::from_int32(L::low24(w));
+    return clamp<L>(L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift)), c);
+  }
+};
+
+struct UniformTinyF : Elementwise<UniformTinyF> {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    const typename L::F32 u = L::mul(L::from_int32(L::low24(w)), L::splat(0x1p-24f));
+    return clamp<L>(L::add(L::mul(u, L::splat(c.scale)), L::splat(c.shift)), c);
+  }
+};
+
+struct UniformD : Elementwise<UniformD> {
+  using Real = double;
+  template <class L>
+  PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
+    const typename L::F64 k = L::from_low53(x);
+    return clamp<L>(L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift)), c);
+  }
+};
+
+struct UniformTinyD : Elementwise<UniformTinyD> {
+  using Real = double;
+  template <class L>
+  PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
+    const typename L::F64 u = L::mul(L::from_low53(x), L::splat(0x1p-53));
+    return clamp<L>(L::add(L::mul(u, L::splat(c.scale)), L::splat(c.shift)), c);
+  }
+};
+
+// Box and Muller (1958): the even word is the radius, the odd one the angle.
+template <bool clamped>
+struct NormalF {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN void pair(const Constants<float>& c, typename L::U32 even, typename L::U32 odd,
+                         typename L::F32& x, typename L::F32& y) {
+    typename L::F32 cosine, sine;
+    rotate<L>(radius<L>(even), odd, cosine, sine);
+    x = L::fma(cosine, L::splat(c.std), L::splat(c.shift));
+    y = L::fma(sine, L::splat(c.std), L::splat(c.shift));
+    if constexpr (clamped) {
+      x = clamp<L>(x, c);
+      y = clamp<L>(y, c);
+    }
+  }
+};
+
+template <bool clamped>
+struct NormalD {
+  using Real = double;
+  template <class L>
+  PARAMINIT_FN void pair(const Constants<double>& c, typename L::U64 even, typename L::U64 odd,
+                         typename L::F64& x, typename L::F64& y) {
+    typename L::F64 cosine, sine;
+    rotate64<L>(radius64<L>(even), odd, cosine, sine);
+    x = L::fma(cosine, L::splat(c.std), L::splat(c.shift));
+    y = L::fma(sine, L::splat(c.std), L::splat(c.shift));
+    if constexpr (clamped) {
+      x = clamp<L>(x, c);
+      y = clamp<L>(y, c);
+    }
+  }
+};
+
+// Truncated normals by inversion, z = Phi^-1(Phi(alpha) + p (Phi(beta) - Phi(alpha))), one word
+// and no rejection. Which of the three evaluates a fill is decided from its bounds alone.
+
+// u = 2 Phi(z) - 1 is affine in the word read as a signed integer.
+struct TruncInteriorF : Elementwise<TruncInteriorF> {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    const typename L::F32 u = L::fma(L::from_int32(w), L::splat(c.slope), L::splat(c.lower));
+    const typename L::F32 r = minus_two_log<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
+    const typename L::F32 z = L::mul(u, quantile_interior<L>(r));
+    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+  }
+};
+
+// t is the mass beyond z on the side of the word's half, small where z is far out.
+struct TruncTwoSidedF : Elementwise<TruncTwoSidedF> {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    const typename L::F32 end = L::select_sign(w, L::splat(c.lower), L::splat(c.upper));
+    const typename L::F32 t = L::fma(L::from_int32(L::fold31(w)), L::splat(c.slope), end);
+    const typename L::F32 u = L::fma(t, L::splat(-2.0f), L::splat(1.0f));
+    const typename L::F32 t4 = L::mul(t, L::splat(4.0f));
+    const typename L::F32 r = minus_two_log<L>(L::fma(L::negate(t4), t, t4));
+    typename L::F32 z = L::mul(u, quantile_central<L>(r));
+    const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
+    if (L::any(far)) z = L::select(far, quantile_tail<L>(L::sqrt(r)), z);
+    z = L::flip_sign(z, w);
+    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+  }
+};
+
+// Relative to the mass Q beyond the bound nearer to 0: with y the share of it beyond z and
+// s^2 = -2 ln(Q y), z is smooth in s, and the fill carries its own polynomial for it.
+struct TruncOneSidedF : Elementwise<TruncOneSidedF> {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    const typename L::U32 n = L::flip_bits(w, static_cast<uint32_t>(c.flip));
+    const typename L::F32 y = L::fma(L::from_uint32(n), L::splat(c.slope), L::splat(c.lower));
+    const typename L::F32 s = L::sqrt(L::add(minus_two_log<L>(y), L::splat(c.log_tail)));
+    const typename L::F32 z = polynomial<L>(L::sub(s, L::splat(c.middle)), c.tail);
+    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+  }
+};
+
+struct TruncTwoSidedD : Elementwise<TruncTwoSidedD> {
+  using Real = double;
+  template <class L>
+  PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
+    const typename L::F64 end = L::select_sign64(x, L::splat(c.upper), L::splat(c.lower));
+    const typename L::F64 m = L::add(L::from_high53(L::fold63(x)), L::splat(0.5));
+    const typename L::F64 t = L::fma(m, L::splat(c.slope), end);
+    const typename L::F64 q = L::sub(L::splat(0.5), t);
+    typename L::F64 z = quantile_central64<L>(q);
+    const typename L::M64 far = L::greater(q, L::splat(kCentralHalfWidth));
+    if (L::any(far)) {
+      z = L::select(far, quantile_tail64<L>(L::sqrt(minus_two_log<L>(t))), z);
+    }
+    // Bit 63 set is the upper half of p, so the sign flips where it is clear.
+    z = L::flip_sign64(z, L::flip_bits64(x, 0x8000000000000000u));
+    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+  }
+};
+
+struct TruncOneSidedD : Elementwise<TruncOneSidedD> {
+  using Real = double;
+  template <class L>
+  PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
+    const typename L::F64 m =
+        L::add(L::from_high53(L::flip_bits64(x, c.flip)), L::splat(0.5));
+    const typename L::F64 y = L::fma(m, L::splat(c.slope), L::splat(c.lower));
+    const typename L::F64 s = L::sqrt(L::add(minus_two_log<L>(y), L::splat(c.log_tail)));
+    const typename L::F64 z = quantile_tail64<L>(s);
+    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+  }
+};
+
+// The words themselves, for what selects by comparing them.
+struct Words {
+  using Real = float;
+  template <class L>
+  PARAMINIT_FN void pair(const Constants<float>&, typename L::U32 even, typename L::U32 odd,
+                         typename L::U32& x, typename L::U32& y) {
+    x = even;
+    y = odd;
+  }
+};
+
+}  // namespace paraminit::PARAMINIT_ISA

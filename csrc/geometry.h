@@ -1,0 +1,95 @@
+// Where the elements of a (part of a) tensor lie in memory, and which elements of the whole they are.
+// Dimensions are merged as far as both agree; the inner ones form runs of consecutive indices.
+// Pure integer arithmetic for host and device, 64 bits throughout. Knows no torch.
+#pragma once
+
+#include <cstdint>
+
+namespace paraminit {
+
+constexpr int kMaxDims = 64;  // as torch
+
+struct Geometry {
+  int dims;
+  int run_begin;         // dimensions from here on form a run
+  int64_t run_length;    // elements of one run
+  int64_t run_count;
+  uint64_t first_index;  // of the first element here, in the whole
+  int64_t sizes[kMaxDims];
+  int64_t strides[kMaxDims];         // in memory, elements
+  uint64_t index_strides[kMaxDims];  // in the whole, elements
+
+  int64_t numel() const { return run_length * run_count; }
+  // Runs lie in memory as they are numbered.
+  bool dense_runs() const {
+    return run_begin == dims || (run_begin + 1 == dims && strides[run_begin] == 1);
+  }
+};
+
+#ifdef __CUDACC__
+#define PARAMINIT_BOTH __host__ __device__ __forceinline__
+#else
+#define PARAMINIT_BOTH inline
+#endif
+
+// Memory offset and index of the first element of run `run`.
+PARAMINIT_BOTH void locate_run(const Geometry& g, int64_t run, int64_t& offset, uint64_t& index) {
+  offset = 0;
+  index = g.first_index;
+  for (int d = g.run_begin - 1; d >= 0; --d) {
+    const int64_t position = run % g.sizes[d];
+    run /= g.sizes[d];
+    offset += position * g.strides[d];
+    index += static_cast<uint64_t>(position) * g.index_strides[d];
+  }
+}
+
+// Memory offset of element `position` of a run, relative to the run's first.
+PARAMINIT_BOTH int64_t locate_in_run(const Geometry& g, int64_t position) {
+  int64_t offset = 0;
+  for (int d = g.dims - 1; d >= g.run_begin; --d) {
+    offset += position % g.sizes[d] * g.strides[d];
+    position /= g.sizes[d];
+  }
+  return offset;
+}
+
+// `whole` and `start` may be null: then the tensor is the whole. numel must not be 0.
+inline Geometry make_geometry(int dims, const int64_t* sizes, const int64_t* strides,
+                              const int64_t* whole, const int64_t* start) {
+  Geometry g{};
+  uint64_t index_stride = 1;
+  uint64_t index_strides[kMaxDims] = {};
+  for (int d = dims - 1; d >= 0; --d) {
+    index_strides[d] = index_stride;
+    if (start != nullptr) g.first_index += static_cast<uint64_t>(start[d]) * index_stride;
+    index_stride *= static_cast<uint64_t>(whole != nullptr ? whole[d] : sizes[d]);
+  }
+  for (int d = 0; d < dims; ++d) {
+    if (sizes[d] == 1) continue;
+    const int last = g.dims - 1;
+    if (last >= 0 && g.strides[last] == strides[d] * sizes[d] &&
+        g.index_strides[last] == index_strides[d] * static_cast<uint64_t>(sizes[d])) {
+      g.sizes[last] *= sizes[d];
+      g.strides[last] = strides[d];
+      g.index_strides[last] = index_strides[d];
+    } else {
+      g.sizes[g.dims] = sizes[d];
+      g.strides[g.dims] = strides[d];
+      g.index_strides[g.dims] = index_strides[d];
+      ++g.dims;
+    }
+  }
+  g.run_begin = g.dims;
+  g.run_length = 1;
+  while (g.run_begin > 0 &&
+         g.index_strides[g.run_begin - 1] == static_cast<uint64_t>(g.run_length)) {
+    --g.run_begin;
+    g.run_length *= g.sizes[g.run_begin];
+  }
+  g.run_count = 1;
+  for (int d = 0; d < g.run_begin; ++d) g.run_count *= g.sizes[d];
+  return g;
+}
+
+}  // namespace paraminit

@@ -1,0 +1,483 @@
+// The operators: schemas, argument checks, tensors turned into plain requests. Torch ends here.
+// Every check comes before the first write, so that an error leaves the tensor as it was.
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/MemoryOverlap.h>
+#include <c10/util/SmallVector.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "constants.h"
+#include "cpu/fill.h"
+#include "generator.h"
+#ifdef PARAMINIT_WITH_CUDA
+#include "cuda/fill.h"
+#endif
+
+namespace paraminit {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+// --- checks ----------------------------------------------------------------------------------
+
+ElementType element_type(const char* op, at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return ElementType::kFloat32;
+    case at::kDouble:
+      return ElementType::kFloat64;
+    case at::kHalf:
+      return ElementType::kFloat16;
+    case at::kBFloat16:
+      return ElementType::kBFloat16;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "paraminit_ext.", op,
+                                  ": expected a float32, float64, float16 or bfloat16 tensor, got ",
+                                  type, ". Fill one of these and convert it.");
+  }
+}
+
+// Do two elements share memory? Exact where torch's own test gives up: looks for steps d, not all
+// zero, |d[i]| < size[i], with sum d[i] stride[i] = 0, widest stride first, so that each step leaves
+// only what the narrower ones can make up for.
+class OverlapSearch {
+ public:
+  explicit OverlapSearch(const Tensor& t) {
+    for (int64_t d = 0; d < t.dim(); ++d) {
+      if (t.size(d) > 1) dims_.push_back({t.stride(d), t.size(d) - 1});
+    }
+    std::sort(dims_.begin(), dims_.end(), [](auto& a, auto& b) { return a.stride > b.stride; });
+    reach_.resize(dims_.size() + 1, 0);
+    for (size_t i = dims_.size(); i-- > 0;) {
+      reach_[i] = reach_[i + 1] + dims_[i].stride * dims_[i].most;
+    }
+  }
+  // An undecided search counts as an overlap.
+  bool found() { return search(0, 0, false); }
+
+ private:
+  struct Dim {
+    int64_t stride, most;
+  };
+  bool search(size_t i, int64_t sum, bool moved) {
+    if (--budget_ < 0) return true;
+    if (i == dims_.size()) return moved && sum == 0;
+    const auto [stride, most] = dims_[i];
+    if (stride == 0) return true;
+    const int64_t rest = reach_[i + 1];
+    // By symmetry the first step that is not zero is positive.
+    const int64_t first = std::max(moved ? -most : 0, -((rest + sum) / stride));
+    const int64_t last = std::min(most, (rest - sum) / stride);
+    for (int64_t d = first; d <= last; ++d) {
+      if (search(i + 1, sum + d * stride, moved || d != 0)) return true;
+    }
+    return false;
+  }
+  c10::SmallVector<Dim, 8> dims_;
+  c10::SmallVector<int64_t, 9> reach_;
+  int64_t budget_ = 1 << 16;
+};
+
+bool overlaps_itself(const Tensor& t) {
+  switch (at::has_internal_overlap(t)) {
+    case at::MemOverlap::No:
+      return false;
+    case at::MemOverlap::Yes:
+      return true;
+    default:
+      return OverlapSearch(t).found();
+  }
+}
+
+void check_layout(const char* op, const Tensor& self) {
+  TORCH_CHECK_NOT_IMPLEMENTED(self.layout() == at::kStrided, "paraminit_ext.", op,
+                              ": expected a strided tensor, got layout ", self.layout(),
+                              ". Fill its values() or a dense tensor.");
+  TORCH_CHECK_NOT_IMPLEMENTED(!self.is_quantized(), "paraminit_ext.", op,
+                              ": expected a floating-point tensor, got ", self.scalar_type(),
+                              ". Fill a float tensor and quantize it.");
+}
+
+void check_shard(const char* op, const Tensor& self, IntArrayRef whole, IntArrayRef start) {
+  if (whole.empty() && start.empty()) return;
+  const auto dim = static_cast<size_t>(self.dim());
+  TORCH_CHECK_VALUE(whole.size() == dim && start.size() == dim, "paraminit_ext.", op,
+                    ": expected global_shape and shard_offset of ", dim,
+                    " dimensions, as the tensor has, got ", whole, " and ", start, ".");
+  int64_t numel = 1;
+  for (size_t d = 0; d < dim; ++d) {
+    const bool inside = start[d] >= 0 && whole[d] >= 0 && self.size(d) <= whole[d] &&
+                        start[d] <= whole[d] - self.size(d);
+    TORCH_CHECK_VALUE(inside, "paraminit_ext.", op, ": expected a shard inside ", whole,
+                      ", got shape ", self.sizes(), " at offset ", start, ".");
+    TORCH_CHECK_VALUE(whole[d] == 0 || numel <= std::numeric_limits<int64_t>::max() / whole[d],
+                      "paraminit_ext.", op, ": expected a global_shape of less than 2^63 elements, got ",
+                      whole, ".");
+    numel *= whole[d];
+  }
+}
+
+void check_key(const char* op, const Tensor& key, const Tensor& self) {
+  TORCH_CHECK_VALUE(key.scalar_type() == at::kUInt64 && key.dim() == 1 && key.size(0) == 2 &&
+                        key.is_contiguous(),
+                    "paraminit_ext.", op, ": expected a contiguous key of two uint64, got ",
+                    key.scalar_type(), " of shape ", key.sizes(), ". Use Key.to_tensor().");
+  TORCH_CHECK_VALUE(key.device() == self.device(), "paraminit_ext.", op, ": expected a key on ",
+                    self.device(), ", got one on ", key.device(), ". Use key.to(tensor.device).");
+}
+
+// --- distributions ---------------------------------------------------------------------------
+
+double largest(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat16:
+      return 65504.0;
+    case ElementType::kBFloat16:
+      return 0x1.FEp+127;
+    case ElementType::kFloat32:
+      return std::numeric_limits<float>::max();
+    default:
+      return std::numeric_limits<double>::max();
+  }
+}
+
+struct Uniform {
+  static constexpr const char* name = "uniform_";
+  static constexpr bool takes_complex = true;
+  double a, b;
+
+  void check(ElementType type) const {
+    const double most = largest(type);
+    TORCH_CHECK(std::abs(a) <= most && std::abs(b) <= most, "paraminit_ext.", name,
+                ": expected bounds within +-", most, " (the dtype's range), got a=", a, ", b=", b, ".");
+    TORCH_CHECK(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, " > b=", b, ".");
+    TORCH_CHECK(b - a <= most, "paraminit_ext.", name, ": expected b - a <= ", most,
+                " (the dtype's range), got a=", a, ", b=", b, ".");
+  }
+  Plan plan(ElementType type, bool) const { return plan_uniform(type, a, b); }
+};
+
+struct Normal {
+  static constexpr const char* name = "normal_";
+  static constexpr bool takes_complex = true;
+  double mean, std;
+
+  void check(ElementType type) const {
+    const double most = largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
+    TORCH_CHECK(std::abs(mean) <= most, "paraminit_ext.", name, ": expected a finite mean, got mean=",
+                mean, ".");
+    TORCH_CHECK(std >= 0 && std <= most, "paraminit_ext.", name,
+                ": expected a finite std >= 0, got std=", std, ".");
+  }
+  // The variance of a complex normal is that of both parts together.
+  Plan plan(ElementType type, bool complex) const {
+    return plan_normal(type, mean, complex ? std / std::sqrt(2.0) : std);
+  }
+};
+
+struct TruncNormal {
+  static constexpr const char* name = "trunc_normal_";
+  static constexpr bool takes_complex = false;
+  double mean, std, a, b;
+
+  void check(ElementType type) const {
+    const double most = largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
+    TORCH_CHECK_VALUE(std::abs(mean) <= most, "paraminit_ext.", name,
+                      ": expected a finite mean, got mean=", mean, ".");
+    TORCH_CHECK_VALUE(std > 0 && std <= most && (type == ElementType::kFloat64 || float(std) > 0),
+                      "paraminit_ext.", name, ": expected a finite std > 0, got std=", std, ".");
+    TORCH_CHECK_VALUE(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, ", b=", b, ".");
+    TORCH_CHECK_VALUE(a <= most && b >= -most, "paraminit_ext.", name,
+                      ": expected bounds that leave a finite value, got a=", a, ", b=", b, ".");
+    const double nearest = std::max((a - mean) / std, (mean - b) / std);
+    TORCH_CHECK_VALUE(a == b || nearest <= kFarthestBound, "paraminit_ext.", name,
+                      ": expected the nearer bound within ", kFarthestBound,
+                      " standard deviations of the mean, got ", nearest, " (a=", a, ", b=", b,
+                      ", mean=", mean, ", std=", std, "). Use uniform_ or constant_.");
+  }
+  Plan plan(ElementType type, bool) const { return plan_trunc_normal(type, mean, std, a, b); }
+};
+
+struct RawWords {
+  static constexpr const char* name = "words_";
+};
+
+// --- fills -----------------------------------------------------------------------------------
+
+// A key by value, or on the device.
+struct KeySource {
+  Key value{};
+  const Tensor* tensor = nullptr;
+};
+
+Key as_key(int64_t seed, int64_t offset) {
+  return {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)};
+}
+
+void launch(FillRequest request, const Geometry& geometry, const Tensor& self, KeySource key) {
+  void* data = self.mutable_data_ptr();
+#ifdef PARAMINIT_WITH_CUDA
+  if (self.is_cuda()) {
+    const uint64_t* device_key =
+        key.tensor != nullptr ? key.tensor->const_data_ptr<uint64_t>() : nullptr;
+    fill_cuda(request, geometry, data, key.value, device_key, self.device());
+    return;
+  }
+#endif
+  if (key.tensor != nullptr) {
+    const uint64_t* words = key.tensor->const_data_ptr<uint64_t>();
+    key.value = {words[0], words[1]};
+  }
+  request.keys = make_key_schedule(key.value);
+  fill_cpu(request, geometry, data);
+}
+
+Geometry geometry_of(const Tensor& self, IntArrayRef whole, IntArrayRef start) {
+  return make_geometry(static_cast<int>(self.dim()), self.sizes().data(), self.strides().data(),
+                       whole.empty() ? nullptr : whole.data(), start.empty() ? nullptr : start.data());
+}
+
+template <class Dist>
+ElementType check_fill(const Dist& distribution, const Tensor& self) {
+  check_layout(Dist::name, self);
+  at::ScalarType type = self.scalar_type();
+  if (Dist::takes_complex && self.is_complex()) type = c10::toRealValueType(type);
+  const ElementType element = element_type(Dist::name, type);
+  distribution.check(element);
+  return element;
+}
+
+template <class Dist>
+void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayRef whole,
+          IntArrayRef start) {
+  const ElementType type = check_fill(distribution, self);
+  check_shard(Dist::name, self, whole, start);
+  TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", Dist::name,
+              ": expected a tensor whose elements do not share memory, got shape ", self.sizes(),
+              " with strides ", self.strides(), ". Use .contiguous() or .clone().");
+  if (key.tensor != nullptr) check_key(Dist::name, *key.tensor, self);
+  if (self.numel() == 0) return;
+  const DefaultFloatMode mode;
+  const Plan plan = distribution.plan(type, self.is_complex());
+  const Tensor real = self.is_complex() ? at::view_as_real(self) : self;
+  if (plan.is_constant) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    real.fill_(plan.value);
+    return;
+  }
+  c10::SmallVector<int64_t, 8> real_whole(whole.begin(), whole.end());
+  c10::SmallVector<int64_t, 8> real_start(start.begin(), start.end());
+  if (self.is_complex() && !whole.empty()) {
+    real_whole.push_back(2);
+    real_start.push_back(0);
+  }
+  launch(plan.request, geometry_of(real, real_whole, real_start), real, key);
+}
+
+void check_words(const Tensor& self) {
+  check_layout(RawWords::name, self);
+  TORCH_CHECK_NOT_IMPLEMENTED(self.scalar_type() == at::kLong, "paraminit_ext.", RawWords::name,
+                              ": expected an int64 tensor, got ", self.scalar_type(), ".");
+}
+
+void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRef start) {
+  check_words(self);
+  check_shard(RawWords::name, self, whole, start);
+  TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", RawWords::name,
+              ": expected a tensor whose elements do not share memory, got strides ",
+              self.strides(), ".");
+  if (key.tensor != nullptr) check_key(RawWords::name, *key.tensor, self);
+  if (self.numel() == 0) return;
+  launch(plan_words().request, geometry_of(self, whole, start), self, key);
+}
+
+// --- kernels ---------------------------------------------------------------------------------
+
+void uniform(Tensor& self, double a, double b, int64_t seed, int64_t offset, IntArrayRef whole,
+             IntArrayRef start) {
+  fill(Uniform{a, b}, self, {as_key(seed, offset)}, whole, start);
+}
+void uniform_key(Tensor& self, double a, double b, const Tensor& key, IntArrayRef whole,
+                 IntArrayRef start) {
+  fill(Uniform{a, b}, self, {{}, &key}, whole, start);
+}
+void normal(Tensor& self, double mean, double std, int64_t seed, int64_t offset, IntArrayRef whole,
+            IntArrayRef start) {
+  fill(Normal{mean, std}, self, {as_key(seed, offset)}, whole, start);
+}
+void normal_key(Tensor& self, double mean, double std, const Tensor& key, IntArrayRef whole,
+                IntArrayRef start) {
+  fill(Normal{mean, std}, self, {{}, &key}, whole, start);
+}
+void trunc_normal(Tensor& self, double mean, double std, double a, double b, int64_t seed,
+                  int64_t offset, IntArrayRef whole, IntArrayRef start) {
+  fill(TruncNormal{mean, std, a, b}, self, {as_key(seed, offset)}, whole, start);
+}
+void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor& key,
+                      IntArrayRef whole, IntArrayRef start) {
+  fill(TruncNormal{mean, std, a, b}, self, {{}, &key}, whole, start);
+}
+void words(Tensor& self, int64_t seed, int64_t offset, IntArrayRef whole, IntArrayRef start) {
+  fill_words(self, {as_key(seed, offset)}, whole, start);
+}
+void words_key(Tensor& self, const Tensor& key, IntArrayRef whole, IntArrayRef start) {
+  fill_words(self, {{}, &key}, whole, start);
+}
+
+Tensor draw_key(at::Device device) {
+  const Tensor key = at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
+#ifdef PARAMINIT_WITH_CUDA
+  if (device.is_cuda()) {
+    draw_key_cuda(key.mutable_data_ptr<uint64_t>(), key.device());
+    return key;
+  }
+#endif
+  TORCH_CHECK_NOT_IMPLEMENTED(device.is_cpu(), "paraminit_ext.draw_key: expected a device with kernels "
+                              "here, got ", device, ". Build with CUDA, or pass a Key.");
+  const Key drawn = draw(at::detail::getDefaultCPUGenerator());
+  key.mutable_data_ptr<uint64_t>()[0] = drawn.seed;
+  key.mutable_data_ptr<uint64_t>()[1] = drawn.offset;
+  return key;
+}
+
+Tensor fold_in_tensor(const Tensor& key, int64_t data) {
+  check_key("fold_in", key, key);
+  const Tensor folded = at::empty_like(key);
+#ifdef PARAMINIT_WITH_CUDA
+  if (key.is_cuda()) {
+    fold_in_cuda(key.const_data_ptr<uint64_t>(), static_cast<uint64_t>(data),
+                 folded.mutable_data_ptr<uint64_t>(), key.device());
+    return folded;
+  }
+#endif
+  const uint64_t* from = key.const_data_ptr<uint64_t>();
+  const Key to = fold_in({from[0], from[1]}, static_cast<uint64_t>(data));
+  folded.mutable_data_ptr<uint64_t>()[0] = to.seed;
+  folded.mutable_data_ptr<uint64_t>()[1] = to.offset;
+  return folded;
+}
+
+// A meta tensor may have symbolic sizes: what does not depend on them is checked.
+namespace meta {
+
+using c10::SymIntArrayRef;
+
+void uniform(Tensor& self, double a, double b, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Uniform{a, b}, self);
+}
+void uniform_key(Tensor& self, double a, double b, const Tensor&, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Uniform{a, b}, self);
+}
+void normal(Tensor& self, double mean, double std, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Normal{mean, std}, self);
+}
+void normal_key(Tensor& self, double mean, double std, const Tensor&, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Normal{mean, std}, self);
+}
+void trunc_normal(Tensor& self, double mean, double std, double a, double b, int64_t, int64_t,
+                  SymIntArrayRef, SymIntArrayRef) {
+  check_fill(TruncNormal{mean, std, a, b}, self);
+}
+void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor&,
+                      SymIntArrayRef, SymIntArrayRef) {
+  check_fill(TruncNormal{mean, std, a, b}, self);
+}
+void words(Tensor& self, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) { check_words(self); }
+void words_key(Tensor& self, const Tensor&, SymIntArrayRef, SymIntArrayRef) { check_words(self); }
+Tensor fold_in_tensor(const Tensor& key, int64_t) { return at::empty_like(key); }
+
+}  // namespace meta
+
+constexpr const char* kFills[] = {"uniform_",      "uniform_.key",      "normal_", "normal_.key",
+                                  "trunc_normal_", "trunc_normal_.key", "words_",  "words_.key"};
+
+void register_fills(torch::Library& m) {
+  m.impl("uniform_", uniform);
+  m.impl("uniform_.key", uniform_key);
+  m.impl("normal_", normal);
+  m.impl("normal_.key", normal_key);
+  m.impl("trunc_normal_", trunc_normal);
+  m.impl("trunc_normal_.key", trunc_normal_key);
+  m.impl("words_", words);
+  m.impl("words_.key", words_key);
+  m.impl("fold_in", fold_in_tensor);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(paraminit_ext, m) {
+  m.def("uniform_(Tensor(a!) self, float a, float b, int seed, int offset, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("uniform_.key(Tensor(a!) self, float a, float b, Tensor key, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("normal_(Tensor(a!) self, float mean, float std, int seed, int offset, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("normal_.key(Tensor(a!) self, float mean, float std, Tensor key, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("trunc_normal_(Tensor(a!) self, float mean, float std, float a, float b, int seed, int offset, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("trunc_normal_.key(Tensor(a!) self, float mean, float std, float a, float b, Tensor key, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("words_(Tensor(a!) self, int seed, int offset, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("words_.key(Tensor(a!) self, Tensor key, "
+        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("draw_key(Device device) -> Tensor", {at::Tag::nondeterministic_seeded});
+  m.def("fold_in(Tensor key, int data) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, CPU, m) { register_fills(m); }
+
+#ifdef PARAMINIT_WITH_CUDA
+TORCH_LIBRARY_IMPL(paraminit_ext, CUDA, m) { register_fills(m); }
+#endif
+
+TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
+  m.impl("uniform_", meta::uniform);
+  m.impl("uniform_.key", meta::uniform_key);
+  m.impl("normal_", meta::normal);
+  m.impl("normal_.key", meta::normal_key);
+  m.impl("trunc_normal_", meta::trunc_normal);
+  m.impl("trunc_normal_.key", meta::trunc_normal_key);
+  m.impl("words_", meta::words);
+  m.impl("words_.key", meta::words_key);
+  m.impl("fold_in", meta::fold_in_tensor);
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, CompositeExplicitAutograd, m) { m.impl("draw_key", draw_key); }
+
+// What torch's own in-place functions do before and after their kernels: a tensor that requires
+// grad is refused under grad mode (a fill has no gradient), an inference tensor outside inference
+// mode; the version counter moves. torch's fallbacks look for what an operator returns, and these
+// return nothing.
+void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
+  const std::string& name = op.schema().name();
+  TORCH_CHECK(!at::GradMode::is_enabled() || !self.requires_grad(), name,
+              ": expected a tensor that does not require grad, got one that does while grad mode is on. "
+              "Fill it under torch.no_grad().");
+  TORCH_CHECK(!self.is_inference(), name,
+              ": expected a normal tensor outside inference mode, got an inference tensor. "
+              "Fill it under torch.inference_mode(), or fill a clone.");
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  }
+  self.unsafeGetTensorImpl()->bump_version();
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, ADInplaceOrView, m) {
+  for (const char* name : kFills) m.impl(name, torch::CppFunction::makeFromBoxedFunction<&inplace>());
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, Autograd, m) {
+  for (const char* name : kFills) m.impl(name, torch::CppFunction::makeFallthrough());
+  m.impl("fold_in", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace paraminit

@@ -1,0 +1,76 @@
+// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") over any lane.
+// A lane's U64 holds one 32-bit word in the low half of each 64-bit element; high halves are
+// garbage between rounds, because the multiply reads low halves only. Knows no floats.
+#pragma once
+
+#include "request.h"
+
+namespace paraminit::PARAMINIT_ISA {
+
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u;
+constexpr uint32_t kPhiloxM1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxW0 = 0x9E3779B9u;
+constexpr uint32_t kPhiloxW1 = 0xBB67AE85u;
+
+PARAMINIT_FN KeySchedule key_schedule(Key key) {
+  KeySchedule schedule{};
+  uint32_t k0 = static_cast<uint32_t>(key.seed);
+  uint32_t k1 = static_cast<uint32_t>(key.seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    schedule.k0[round] = k0;
+    schedule.k1[round] = k1;
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+  }
+  schedule.offset = key.offset;
+  return schedule;
+}
+
+// One round on `count` independent counters, which a superscalar core overlaps.
+template <class L, int count>
+PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint32_t k1) {
+  for (int n = 0; n < count; ++n) {
+    const typename L::U64 p = L::mul_low32(x[n][0], kPhiloxM0);
+    const typename L::U64 q = L::mul_low32(x[n][2], kPhiloxM1);
+    x[n][0] = L::xor3(L::high32(q), x[n][1], L::splat_word(k0));
+    x[n][1] = q;
+    x[n][2] = L::xor3(L::high32(p), x[n][3], L::splat_word(k1));
+    x[n][3] = p;
+  }
+}
+
+// x[n][0] holds 64-bit counters on entry; the four words stand in the low halves on return.
+template <class L, int count>
+PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
+  // Counter words 2 and 3 are zero, so the first round needs one multiply and the second one xor less.
+  for (int n = 0; n < count; ++n) {
+    const typename L::U64 p = L::mul_low32(x[n][0], kPhiloxM0);
+    const typename L::U64 y0 = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));
+    const typename L::U64 y2 = L::xor2(L::high32(p), L::splat_word(keys.k1[0]));
+    const typename L::U64 p1 = L::mul_low32(y0, kPhiloxM0);
+    const typename L::U64 q1 = L::mul_low32(y2, kPhiloxM1);
+    x[n][0] = L::xor2(L::high32(q1), L::splat_word(keys.k0[1]));
+    x[n][1] = q1;
+    x[n][2] = L::xor3(L::high32(p1), p, L::splat_word(keys.k1[1]));
+    x[n][3] = p1;
+  }
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+    philox_round<L, count>(x, keys.k0[round], keys.k1[round]);
+  }
+}
+
+// Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.
+template <class L>
+PARAMINIT_FN void philox_any(const KeySchedule& keys, const uint32_t (&counter)[4],
+                             uint32_t (&words)[4]) {
+  typename L::U64 x[1][4] = {{counter[0], counter[1], counter[2], counter[3]}};
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    philox_round<L, 1>(x, keys.k0[round], keys.k1[round]);
+  }
+  for (int n = 0; n < 4; ++n) words[n] = static_cast<uint32_t>(x[0][n]);
+}
+
+}  // namespace paraminit::PARAMINIT_ISA

@@ -1,0 +1,94 @@
+// What Python needs that is not a tensor operator: facts of the build, instruction sets, raw words,
+// and the host's draw from a generator.
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <array>
+#include <map>
+#include <string>
+
+#include "constants.h"
+#include "cpu/fill.h"
+#include "generator.h"
+#ifdef PARAMINIT_WITH_CUDA
+#include "cuda/fill.h"
+#endif
+
+#define PARAMINIT_ISA baseline
+#define PARAMINIT_FN static inline __attribute__((always_inline))
+#include "cpu/lane_scalar.h"
+#include "philox.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// Two's complement, as the operators take it.
+std::pair<int64_t, int64_t> as_signed(paraminit::Key key) {
+  return {static_cast<int64_t>(key.seed), static_cast<int64_t>(key.offset)};
+}
+
+std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+  const uint32_t words_in[4] = {counter[0], counter[1], counter[2], counter[3]};
+  uint32_t words[4];
+  const paraminit::KeySchedule keys =
+      paraminit::make_key_schedule({key[0] | uint64_t(key[1]) << 32, 0});
+  paraminit::baseline::philox_any<paraminit::baseline::Lane>(keys, words_in, words);
+  return {words[0], words[1], words[2], words[3]};
+}
+
+std::map<std::string, std::string> build_info() {
+  return {{"torch", TORCH_VERSION},
+#ifdef PARAMINIT_WITH_CUDA
+          {"cuda", paraminit::cuda_toolkit_version()},
+#else
+          {"cuda", ""},
+#endif
+#if defined(__clang__)
+          {"compiler", "clang " __clang_version__},
+#else
+          {"compiler", "gcc " __VERSION__},
+#endif
+          {"stream_version", std::to_string(paraminit::kStreamVersion)}};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // An unknown name in PARAMINIT_CPU_CAPABILITY fails here, at import, rather than in a fill.
+  try {
+    paraminit::cpu_capability();
+  } catch (const std::invalid_argument& error) {
+    throw py::import_error(std::string("PARAMINIT_CPU_CAPABILITY: ") + error.what());
+  }
+  m.def("build_info", build_info);
+  m.def("cpu_capability", paraminit::cpu_capability);
+  m.def("set_cpu_capability", paraminit::set_cpu_capability, py::arg("name"));
+  m.def("available_cpu_capabilities", paraminit::available_cpu_capabilities);
+  m.def("philox", philox, py::arg("counter"), py::arg("key"));
+  m.def("draw", [](const at::Generator& generator) { return as_signed(paraminit::draw(generator)); },
+        py::arg("generator"));
+  m.def(
+      "draw_default",
+      [](const std::string& device_type, int64_t device_index) {
+        if (device_type == "cpu") return as_signed(paraminit::draw(at::detail::getDefaultCPUGenerator()));
+#ifdef PARAMINIT_WITH_CUDA
+        if (device_type == "cuda") {
+          return as_signed(paraminit::draw(paraminit::default_cuda_generator(device_index)));
+        }
+#endif
+        throw py::value_error("paraminit_ext._C.draw_default: expected a device type with kernels, got '" +
+                              device_type + "' " + std::to_string(device_index) + ".");
+      },
+      py::arg("device_type"), py::arg("device_index"));
+  m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
+  m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));
+  m.def("has_cuda", [] {
+#ifdef PARAMINIT_WITH_CUDA
+    return true;
+#else
+    return false;
+#endif
+  });
+}
