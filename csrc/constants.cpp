@@ -185,8 +185,9 @@ double working(ElementType type, double x) {
 void fit_tail(double middle, double half, double (&tail)[kTailDegree + 1]) {
   constexpr int n = kTailDegree + 1;
   // cos(pi (2 j + 1) / 24) for j = 0..5; the other six are their negatives.
-  constexpr double cosines[n / 2] = {0x1.fb9ea92ec689bp-1, 0x1.d906bcf328d46p-1, 0x1.963268b572492p-1,
-                                     0x1.37af93f9513eap-1, 0x1.87de2a6aea964p-2, 0x1.0b5150f6da2d5p-3};
+  constexpr double cosines[n / 2] = {0x1.fb9ea92ec689bp-1, 0x1.d906bcf328d46p-1,
+                                     0x1.963268b572492p-1, 0x1.37af93f9513eap-1,
+                                     0x1.87de2a6aea964p-2, 0x1.0b5150f6da2d5p-3};
   double node[n], value[n], previous[n], current[n];
   for (int j = 0; j < n; ++j) {
     node[j] = j < n / 2 ? cosines[j] : -cosines[n - 1 - j];
@@ -233,8 +234,7 @@ Distribution plan_one_sided(ElementType type, double alpha, double beta, Constan
   const double farther = mirrored ? -alpha : beta;
   c.log_tail = minus_two_log_upper_tail(nearer);
   // Share of the nearer bound's tail mass that lies beyond the farther one.
-  const double distance =
-      farther > 100.0 ? 1400.0 : minus_two_log_upper_tail(farther) - c.log_tail;
+  const double distance = farther > 100.0 ? 1400.0 : minus_two_log_upper_tail(farther) - c.log_tail;
   const double beyond = distance >= 1400.0 ? 0.0 : exp_minus(0.5 * distance);
   const double within = 1.0 - beyond;
   c.slope = within * (wide ? 0x1p-53 : 0x1p-32);

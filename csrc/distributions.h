@@ -1,7 +1,8 @@
-// The distributions: each a functor that turns a pair of words into a pair of values, and nothing else.
-// `even` and `odd` belong to elements 2n and 2n + 1 of the stream; constants come from constants.h.
-// A value is clamped to [low, high] before it is rounded to 16 bits: the bounds are values of the
-// element type and rounding is monotone, so that is the same as clamping after. Knows no tensors.
+// The distributions: each a functor that turns a pair of words into a pair of values, and nothing
+// else. `even` and `odd` belong to elements 2n and 2n + 1 of the stream; constants come from
+// constants.h. A value is clamped to [low, high] before it is rounded to 16 bits: the bounds are
+// values of the element type and rounding is monotone, so that is the same as clamping after. Knows
+// no tensors.
 #pragma once
 
 #include "request.h"
@@ -166,8 +167,7 @@ struct TruncOneSidedD : Elementwise<TruncOneSidedD> {
   using Real = double;
   template <class L>
   PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
-    const typename L::F64 m =
-        L::add(L::from_high53(L::flip_bits64(x, c.flip)), L::splat(0.5));
+    const typename L::F64 m = L::add(L::from_high53(L::flip_bits64(x, c.flip)), L::splat(0.5));
     const typename L::F64 y = L::fma(m, L::splat(c.slope), L::splat(c.lower));
     const typename L::F64 s = L::sqrt(L::add(minus_two_log<L>(y), L::splat(c.log_tail)));
     const typename L::F64 z = quantile_tail64<L>(s);

@@ -1,5 +1,5 @@
-// Where the elements of a (part of a) tensor lie in memory, and which elements of the whole they are.
-// Dimensions are merged as far as both agree; the inner ones form runs of consecutive indices.
+// Where the elements of a (part of a) tensor lie in memory, and which elements of the whole they
+// are. Dimensions are merged as far as both agree; the inner ones form runs of consecutive indices.
 // Pure integer arithmetic for host and device, 64 bits throughout. Knows no torch.
 #pragma once
 
@@ -11,8 +11,8 @@ constexpr int kMaxDims = 64;  // as torch
 
 struct Geometry {
   int dims;
-  int run_begin;         // dimensions from here on form a run
-  int64_t run_length;    // elements of one run
+  int run_begin;       // dimensions from here on form a run
+  int64_t run_length;  // elements of one run
   int64_t run_count;
   uint64_t first_index;  // of the first element here, in the whole
   int64_t sizes[kMaxDims];

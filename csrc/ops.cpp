@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/MemoryOverlap.h>
+#include <c10/core/TensorOptions.h>
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
@@ -43,8 +44,8 @@ ElementType element_type(const char* op, at::ScalarType type) {
 }
 
 // Do two elements share memory? Exact where torch's own test gives up: looks for steps d, not all
-// zero, |d[i]| < size[i], with sum d[i] stride[i] = 0, widest stride first, so that each step leaves
-// only what the narrower ones can make up for.
+// zero, |d[i]| < size[i], with sum d[i] stride[i] = 0, widest stride first, so that each step
+// leaves only what the narrower ones can make up for.
 class OverlapSearch {
  public:
   explicit OverlapSearch(const Tensor& t) {
@@ -116,17 +117,17 @@ void check_shard(const char* op, const Tensor& self, IntArrayRef whole, IntArray
     TORCH_CHECK_VALUE(inside, "paraminit_ext.", op, ": expected a shard inside ", whole,
                       ", got shape ", self.sizes(), " at offset ", start, ".");
     TORCH_CHECK_VALUE(whole[d] == 0 || numel <= std::numeric_limits<int64_t>::max() / whole[d],
-                      "paraminit_ext.", op, ": expected a global_shape of less than 2^63 elements, got ",
-                      whole, ".");
+                      "paraminit_ext.", op,
+                      ": expected a global_shape of less than 2^63 elements, got ", whole, ".");
     numel *= whole[d];
   }
 }
 
 void check_key(const char* op, const Tensor& key, const Tensor& self) {
-  TORCH_CHECK_VALUE(key.scalar_type() == at::kUInt64 && key.dim() == 1 && key.size(0) == 2 &&
-                        key.is_contiguous(),
-                    "paraminit_ext.", op, ": expected a contiguous key of two uint64, got ",
-                    key.scalar_type(), " of shape ", key.sizes(), ". Use Key.to_tensor().");
+  TORCH_CHECK_VALUE(
+      key.scalar_type() == at::kUInt64 && key.dim() == 1 && key.size(0) == 2 && key.is_contiguous(),
+      "paraminit_ext.", op, ": expected a contiguous key of two uint64, got ", key.scalar_type(),
+      " of shape ", key.sizes(), ". Use Key.to_tensor().");
   TORCH_CHECK_VALUE(key.device() == self.device(), "paraminit_ext.", op, ": expected a key on ",
                     self.device(), ", got one on ", key.device(), ". Use key.to(tensor.device).");
 }
@@ -154,7 +155,8 @@ struct Uniform {
   void check(ElementType type) const {
     const double most = largest(type);
     TORCH_CHECK(std::abs(a) <= most && std::abs(b) <= most, "paraminit_ext.", name,
-                ": expected bounds within +-", most, " (the dtype's range), got a=", a, ", b=", b, ".");
+                ": expected bounds within +-", most, " (the dtype's range), got a=", a, ", b=", b,
+                ".");
     TORCH_CHECK(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, " > b=", b, ".");
     TORCH_CHECK(b - a <= most, "paraminit_ext.", name, ": expected b - a <= ", most,
                 " (the dtype's range), got a=", a, ", b=", b, ".");
@@ -169,8 +171,8 @@ struct Normal {
 
   void check(ElementType type) const {
     const double most = largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
-    TORCH_CHECK(std::abs(mean) <= most, "paraminit_ext.", name, ": expected a finite mean, got mean=",
-                mean, ".");
+    TORCH_CHECK(std::abs(mean) <= most, "paraminit_ext.", name,
+                ": expected a finite mean, got mean=", mean, ".");
     TORCH_CHECK(std >= 0 && std <= most, "paraminit_ext.", name,
                 ": expected a finite std >= 0, got std=", std, ".");
   }
@@ -191,7 +193,8 @@ struct TruncNormal {
                       ": expected a finite mean, got mean=", mean, ".");
     TORCH_CHECK_VALUE(std > 0 && std <= most && (type == ElementType::kFloat64 || float(std) > 0),
                       "paraminit_ext.", name, ": expected a finite std > 0, got std=", std, ".");
-    TORCH_CHECK_VALUE(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, ", b=", b, ".");
+    TORCH_CHECK_VALUE(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, ", b=", b,
+                      ".");
     TORCH_CHECK_VALUE(a <= most && b >= -most, "paraminit_ext.", name,
                       ": expected bounds that leave a finite value, got a=", a, ", b=", b, ".");
     const double nearest = std::max((a - mean) / std, (mean - b) / std);
@@ -239,7 +242,8 @@ void launch(FillRequest request, const Geometry& geometry, const Tensor& self, K
 
 Geometry geometry_of(const Tensor& self, IntArrayRef whole, IntArrayRef start) {
   return make_geometry(static_cast<int>(self.dim()), self.sizes().data(), self.strides().data(),
-                       whole.empty() ? nullptr : whole.data(), start.empty() ? nullptr : start.data());
+                       whole.empty() ? nullptr : whole.data(),
+                       start.empty() ? nullptr : start.data());
 }
 
 template <class Dist>
@@ -329,17 +333,15 @@ void words_key(Tensor& self, const Tensor& key, IntArrayRef whole, IntArrayRef s
   fill_words(self, {{}, &key}, whole, start);
 }
 
-Tensor draw_key(at::Device device) {
+Tensor draw_key(at::Device device, std::optional<at::Generator> generator) {
   const Tensor key = at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
 #ifdef PARAMINIT_WITH_CUDA
   if (device.is_cuda()) {
-    draw_key_cuda(key.mutable_data_ptr<uint64_t>(), key.device());
+    draw_key_cuda(key.mutable_data_ptr<uint64_t>(), key.device(), generator);
     return key;
   }
 #endif
-  TORCH_CHECK_NOT_IMPLEMENTED(device.is_cpu(), "paraminit_ext.draw_key: expected a device with kernels "
-                              "here, got ", device, ". Build with CUDA, or pass a Key.");
-  const Key drawn = draw(at::detail::getDefaultCPUGenerator());
+  const Key drawn = draw(generator.value_or(at::detail::getDefaultCPUGenerator()));
   key.mutable_data_ptr<uint64_t>()[0] = drawn.seed;
   key.mutable_data_ptr<uint64_t>()[1] = drawn.offset;
   return key;
@@ -362,6 +364,15 @@ Tensor fold_in_tensor(const Tensor& key, int64_t data) {
   return folded;
 }
 
+// An operator without a tensor argument has no device to be dispatched on but the one it names.
+Tensor select_draw_key(at::Device device, std::optional<at::Generator> generator) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("paraminit_ext::draw_key", "")
+                             .typed<decltype(select_draw_key)>();
+  const c10::DispatchKey key = c10::computeDispatchKey(at::kUInt64, at::kStrided, device);
+  return op.redispatch(c10::DispatchKeySet(key), device, std::move(generator));
+}
+
 // A meta tensor may have symbolic sizes: what does not depend on them is checked.
 namespace meta {
 
@@ -370,25 +381,37 @@ using c10::SymIntArrayRef;
 void uniform(Tensor& self, double a, double b, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
   check_fill(Uniform{a, b}, self);
 }
-void uniform_key(Tensor& self, double a, double b, const Tensor&, SymIntArrayRef, SymIntArrayRef) {
+void uniform_key(Tensor& self, double a, double b, const Tensor& key, SymIntArrayRef,
+                 SymIntArrayRef) {
   check_fill(Uniform{a, b}, self);
+  check_key(Uniform::name, key, self);
 }
-void normal(Tensor& self, double mean, double std, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
+void normal(Tensor& self, double mean, double std, int64_t, int64_t, SymIntArrayRef,
+            SymIntArrayRef) {
   check_fill(Normal{mean, std}, self);
 }
-void normal_key(Tensor& self, double mean, double std, const Tensor&, SymIntArrayRef, SymIntArrayRef) {
+void normal_key(Tensor& self, double mean, double std, const Tensor& key, SymIntArrayRef,
+                SymIntArrayRef) {
   check_fill(Normal{mean, std}, self);
+  check_key(Normal::name, key, self);
 }
 void trunc_normal(Tensor& self, double mean, double std, double a, double b, int64_t, int64_t,
                   SymIntArrayRef, SymIntArrayRef) {
   check_fill(TruncNormal{mean, std, a, b}, self);
 }
-void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor&,
+void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor& key,
                       SymIntArrayRef, SymIntArrayRef) {
   check_fill(TruncNormal{mean, std, a, b}, self);
+  check_key(TruncNormal::name, key, self);
 }
 void words(Tensor& self, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) { check_words(self); }
-void words_key(Tensor& self, const Tensor&, SymIntArrayRef, SymIntArrayRef) { check_words(self); }
+void words_key(Tensor& self, const Tensor& key, SymIntArrayRef, SymIntArrayRef) {
+  check_words(self);
+  check_key(RawWords::name, key, self);
+}
+Tensor draw_key(at::Device device, std::optional<at::Generator>) {
+  return at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
+}
 Tensor fold_in_tensor(const Tensor& key, int64_t) { return at::empty_like(key); }
 
 }  // namespace meta
@@ -406,28 +429,39 @@ void register_fills(torch::Library& m) {
   m.impl("words_", words);
   m.impl("words_.key", words_key);
   m.impl("fold_in", fold_in_tensor);
+  m.impl("draw_key", draw_key);
 }
 
 }  // namespace
 
 TORCH_LIBRARY(paraminit_ext, m) {
-  m.def("uniform_(Tensor(a!) self, float a, float b, int seed, int offset, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("uniform_.key(Tensor(a!) self, float a, float b, Tensor key, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("normal_(Tensor(a!) self, float mean, float std, int seed, int offset, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("normal_.key(Tensor(a!) self, float mean, float std, Tensor key, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("trunc_normal_(Tensor(a!) self, float mean, float std, float a, float b, int seed, int offset, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("trunc_normal_.key(Tensor(a!) self, float mean, float std, float a, float b, Tensor key, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("words_(Tensor(a!) self, int seed, int offset, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("words_.key(Tensor(a!) self, Tensor key, "
-        "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
-  m.def("draw_key(Device device) -> Tensor", {at::Tag::nondeterministic_seeded});
+  m.def(
+      "uniform_(Tensor(a!) self, float a, float b, int seed, int offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "uniform_.key(Tensor(a!) self, float a, float b, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "normal_(Tensor(a!) self, float mean, float std, int seed, int offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "normal_.key(Tensor(a!) self, float mean, float std, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "trunc_normal_(Tensor(a!) self, float mean, float std, float a, float b, int seed, int "
+      "offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "trunc_normal_.key(Tensor(a!) self, float mean, float std, float a, float b, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "words_(Tensor(a!) self, int seed, int offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "words_.key(Tensor(a!) self, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def("draw_key(Device device, Generator? generator=None) -> Tensor",
+        {at::Tag::nondeterministic_seeded});
   m.def("fold_in(Tensor key, int data) -> Tensor");
 }
 
@@ -447,9 +481,10 @@ TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
   m.impl("words_", meta::words);
   m.impl("words_.key", meta::words_key);
   m.impl("fold_in", meta::fold_in_tensor);
+  m.impl("draw_key", meta::draw_key);
 }
 
-TORCH_LIBRARY_IMPL(paraminit_ext, CompositeExplicitAutograd, m) { m.impl("draw_key", draw_key); }
+TORCH_LIBRARY_IMPL(paraminit_ext, BackendSelect, m) { m.impl("draw_key", select_draw_key); }
 
 // What torch's own in-place functions do before and after their kernels: a tensor that requires
 // grad is refused under grad mode (a fill has no gradient), an inference tensor outside inference
@@ -457,10 +492,12 @@ TORCH_LIBRARY_IMPL(paraminit_ext, CompositeExplicitAutograd, m) { m.impl("draw_k
 // return nothing.
 void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
-  const std::string& name = op.schema().name();
-  TORCH_CHECK(!at::GradMode::is_enabled() || !self.requires_grad(), name,
-              ": expected a tensor that does not require grad, got one that does while grad mode is on. "
-              "Fill it under torch.no_grad().");
+  const std::string name =
+      "paraminit_ext." + op.schema().name().substr(sizeof("paraminit_ext::") - 1);
+  TORCH_CHECK(
+      !at::GradMode::is_enabled() || !self.requires_grad(), name,
+      ": expected a tensor that does not require grad, got one that does while grad mode is on. "
+      "Fill it under torch.no_grad().");
   TORCH_CHECK(!self.is_inference(), name,
               ": expected a normal tensor outside inference mode, got an inference tensor. "
               "Fill it under torch.inference_mode(), or fill a clone.");
@@ -472,7 +509,8 @@ void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
 }
 
 TORCH_LIBRARY_IMPL(paraminit_ext, ADInplaceOrView, m) {
-  for (const char* name : kFills) m.impl(name, torch::CppFunction::makeFromBoxedFunction<&inplace>());
+  for (const char* name : kFills)
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&inplace>());
 }
 
 TORCH_LIBRARY_IMPL(paraminit_ext, Autograd, m) {

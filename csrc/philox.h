@@ -42,7 +42,8 @@ PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint
 // x[n][0] holds 64-bit counters on entry; the four words stand in the low halves on return.
 template <class L, int count>
 PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
-  // Counter words 2 and 3 are zero, so the first round needs one multiply and the second one xor less.
+  // Counter words 2 and 3 are zero, so the first round needs one multiply and the second one xor
+  // less.
   for (int n = 0; n < count; ++n) {
     const typename L::U64 p = L::mul_low32(x[n][0], kPhiloxM0);
     const typename L::U64 y0 = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));

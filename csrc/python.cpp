@@ -1,5 +1,6 @@
 // What Python needs that is not a tensor operator: facts of the build, instruction sets, raw words,
 // and the host's draw from a generator.
+#include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
@@ -7,6 +8,7 @@
 #include <array>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "constants.h"
 #include "cpu/fill.h"
@@ -38,6 +40,33 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
   return {words[0], words[1], words[2], words[3]};
 }
 
+// What the distribution makes of these words (int32, four a group), for tests of the numbers.
+at::Tensor apply_distribution(const std::string& name, const std::vector<double>& p,
+                              const at::Tensor& words, at::ScalarType dtype) {
+  using paraminit::ElementType;
+  const bool wide = dtype == at::kDouble;
+  TORCH_CHECK_VALUE(
+      words.is_contiguous() && words.scalar_type() == at::kInt && words.dim() == 2 &&
+          words.size(1) == 4,
+      "paraminit_ext._C.apply_distribution: expected int32 words of shape (groups, 4).");
+  const ElementType type = wide                     ? ElementType::kFloat64
+                           : dtype == at::kHalf     ? ElementType::kFloat16
+                           : dtype == at::kBFloat16 ? ElementType::kBFloat16
+                                                    : ElementType::kFloat32;
+  const paraminit::DefaultFloatMode mode;
+  const paraminit::Plan plan =
+      name == "uniform_"  ? paraminit::plan_uniform(type, p.at(0), p.at(1))
+      : name == "normal_" ? paraminit::plan_normal(type, p.at(0), p.at(1))
+                          : paraminit::plan_trunc_normal(type, p.at(0), p.at(1), p.at(2), p.at(3));
+  TORCH_CHECK_VALUE(!plan.is_constant,
+                    "paraminit_ext._C.apply_distribution: one value takes no words.");
+  const at::Tensor out = at::empty({words.size(0) * (wide ? 2 : 4)}, dtype);
+  paraminit::apply_cpu(plan.request,
+                       reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()),
+                       words.size(0), out.mutable_data_ptr());
+  return out;
+}
+
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
 #ifdef PARAMINIT_WITH_CUDA
@@ -67,21 +96,26 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_capability", paraminit::set_cpu_capability, py::arg("name"));
   m.def("available_cpu_capabilities", paraminit::available_cpu_capabilities);
   m.def("philox", philox, py::arg("counter"), py::arg("key"));
-  m.def("draw", [](const at::Generator& generator) { return as_signed(paraminit::draw(generator)); },
-        py::arg("generator"));
+  m.def(
+      "draw", [](const at::Generator& generator) { return as_signed(paraminit::draw(generator)); },
+      py::arg("generator"));
   m.def(
       "draw_default",
       [](const std::string& device_type, int64_t device_index) {
-        if (device_type == "cpu") return as_signed(paraminit::draw(at::detail::getDefaultCPUGenerator()));
+        if (device_type == "cpu")
+          return as_signed(paraminit::draw(at::detail::getDefaultCPUGenerator()));
 #ifdef PARAMINIT_WITH_CUDA
         if (device_type == "cuda") {
           return as_signed(paraminit::draw(paraminit::default_cuda_generator(device_index)));
         }
 #endif
-        throw py::value_error("paraminit_ext._C.draw_default: expected a device type with kernels, got '" +
-                              device_type + "' " + std::to_string(device_index) + ".");
+        throw py::value_error(
+            "paraminit_ext._C.draw_default: expected a device type with kernels, got '" +
+            device_type + "' " + std::to_string(device_index) + ".");
       },
       py::arg("device_type"), py::arg("device_index"));
+  m.def("apply_distribution", apply_distribution, py::arg("name"), py::arg("parameters"),
+        py::arg("words"), py::arg("dtype"), py::call_guard<py::gil_scoped_release>());
   m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
   m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));
   m.def("has_cuda", [] {

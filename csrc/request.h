@@ -1,6 +1,7 @@
 // What a fill is, as plain data: key, distribution with its constants, element type.
 // Every layer from ops.cpp down to the kernels passes these structs by value or by const reference.
-// Depends on nothing but <cstdint>, so that host, device and every instruction set read the same bytes.
+// Depends on nothing but <cstdint>, so that host, device and every instruction set read the same
+// bytes.
 #pragma once
 
 #include <cstdint>
@@ -40,14 +41,14 @@ struct BFloat16 {
 enum class ElementType : int { kFloat32, kFloat64, kFloat16, kBFloat16, kWord };
 
 enum class Distribution : int {
-  kUniform,         // start + u * range
-  kUniformTiny,     // the same where range * 2^-24 (2^-53) would lose bits to underflow
-  kNormal,          // mean + z * std
-  kNormalClamped,   // truncated normal whose bounds cannot bind before the last rounding
-  kTruncInterior,   // float32 only: both bounds within 2.125 standard deviations
-  kTruncTwoSided,   // bounds on both sides of 0, or near it
-  kTruncOneSided,   // both bounds well on one side of 0
-  kWords,           // raw 32-bit words
+  kUniform,        // start + u * range
+  kUniformTiny,    // the same where range * 2^-24 (2^-53) would lose bits to underflow
+  kNormal,         // mean + z * std
+  kNormalClamped,  // truncated normal whose bounds cannot bind before the last rounding
+  kTruncInterior,  // float32 only: both bounds within 2.125 standard deviations
+  kTruncTwoSided,  // bounds on both sides of 0, or near it
+  kTruncOneSided,  // both bounds well on one side of 0
+  kWords,          // raw 32-bit words
 };
 
 // Degree of the polynomial that a fill of a one-sided truncated normal fits for itself.

@@ -1,7 +1,8 @@
 // Integer words to reals: uniforms, logarithm, Box-Muller's radius and angle, the normal quantile.
 // Every function is one fixed sequence of IEEE add, mul, fma, sqrt, div and exact integer or
 // conversion steps, so that all lanes agree to the bit. No libm, no tables, no distribution.
-// Polynomials are minimax fits of this project; bounds beside them are held by tests/test_numbers.py.
+// Polynomials are minimax fits of this project; bounds beside them are held by
+// tests/test_numbers.py.
 #pragma once
 
 #include "request.h"
@@ -27,9 +28,9 @@ constexpr float kTwoLn2F = 0x1.62e43p+0f;  // 2 ln 2, off by 2^-28 of itself
 // -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3.
 template <class L>
 PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
-  constexpr float c[] = {-0x1p+1f,          0x1.fffecp-1f,     -0x1.55a384p-1f,
-                         0x1.f313e4p-2f,    -0x1.0df6dep-1f,   -0x1.722976p-2f,
-                         -0x1.355066p+1f,   -0x1.a399d8p+1f,   -0x1.6a0fa8p+1f};
+  constexpr float c[] = {-0x1p+1f,        0x1.fffecp-1f,   -0x1.55a384p-1f,
+                         0x1.f313e4p-2f,  -0x1.0df6dep-1f, -0x1.722976p-2f,
+                         -0x1.355066p+1f, -0x1.a399d8p+1f, -0x1.6a0fa8p+1f};
   return polynomial<L>(f, c);
 }
 
@@ -70,8 +71,7 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
   constexpr float c[] = {-0x1.b7812ap-3f, 0x1.921fa4p-3f, 0x1.1d925cp-6f, 0x1.a2c208p-11f,
                          0x1.8f0eb4p-16f};
   constexpr float s[] = {0x1.fffff6p-2f, 0x1.10b28ep-4f, 0x1.0aad94p-8f, 0x1.3c18cap-13f};
-  const typename L::F32 x =
-      L::mul(L::from_int32(L::twice_plus_odd_half(w)), L::splat(-0x1p-31f));
+  const typename L::F32 x = L::mul(L::from_int32(L::twice_plus_odd_half(w)), L::splat(-0x1p-31f));
   const typename L::F32 h = L::fma(L::negate(x), x, L::splat(1.0f));
   const typename L::F32 signed_r = L::flip_sign(r, w);
   const typename L::F32 cos_x = L::fma(h, polynomial<L>(h, c), h);
@@ -86,7 +86,7 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
 // r = 5.45 (|z| = 2.128), absolute error of z 2^-25.3.
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
-  constexpr float c[] = {0x1.40d92ep+0f,  0x1.4ffeecp-3f,  0x1.0b4938p-8f, -0x1.ab661cp-12f,
+  constexpr float c[] = {0x1.40d92ep+0f,   0x1.4ffeecp-3f,  0x1.0b4938p-8f,  -0x1.ab661cp-12f,
                          -0x1.dd66a0p-17f, 0x1.8e221ap-19f, -0x1.d10630p-24f};
   return polynomial<L>(r, c);
 }
@@ -101,13 +101,13 @@ PARAMINIT_FN typename L::F32 quantile_central(typename L::F32 r) {
   return polynomial<L>(r, c);
 }
 
-// z itself as a polynomial in sqrt(r) - 4.75, from r = 10 to 46.2 (z = 6.6), within 2^-22.4.
+// z itself as a polynomial in sqrt(r) - 5, from r = 10 to 49 (z = 6.8), within 2^-22.2.
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_tail(typename L::F32 root_r) {
-  constexpr float c[] = {0x1.210534p+2f,   0x1.01a5b0p+0f,  0x1.6a8784p-9f,
-                         -0x1.12bc5cp-10f, 0x1.148cf2p-12f, -0x1.bc1e60p-15f,
-                         0x1.2e196ep-18f,  0x1.2185d4p-19f, -0x1.4bf77ep-21f};
-  return polynomial<L>(L::sub(root_r, L::splat(4.75f)), c);
+  constexpr float c[] = {0x1.312224p+2f,   0x1.01f46cp+0f,  0x1.0f4e44p-9f,
+                         -0x1.ab0582p-11f, 0x1.ac3f54p-13f, -0x1.76abc8p-15f,
+                         0x1.b15cf4p-18f,  0x1.1b7f64p-20f, -0x1.0bf6b4p-21f};
+  return polynomial<L>(L::sub(root_r, L::splat(5.0f)), c);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -118,13 +118,13 @@ constexpr double kTwoLn2 = 0x1.62e42fefa39efp+0;
 // -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-57.
 template <class L>
 PARAMINIT_FN typename L::F64 log_quotient64(typename L::F64 f) {
-  constexpr double c[] = {
-      -0x1.0000000000000p+1, 0x1.fffffffffff30p-1,  -0x1.5555555564030p-1, 0x1.fffffff2d9e6ep-2,
-      -0x1.99999cb6c7e58p-2, 0x1.5554e1f961420p-2,  -0x1.249d673f8bd48p-2, 0x1.fe7d98ed5e5f0p-3,
-      -0x1.da4edca5b105cp-3, 0x1.c424b9f69e6cdp-4,  -0x1.acf8c8590df3cp-1, -0x1.c71b7b1837302p+1,
-      -0x1.0a23b47bfab7fp+4, -0x1.c71ba49be8f7bp+5, -0x1.33aed00f612c3p+7, -0x1.3f4b404bbafa8p+8,
-      -0x1.f67e28000ffa6p+8, -0x1.219098c9e5d45p+9, -0x1.cf370ba4b4ffbp+8, -0x1.ccbf4e7b02002p+7,
-      -0x1.b3343953cb7d2p+5};
+  constexpr double c[] = {-0x1.0000000000000p+1, 0x1.fffffffffff30p-1,  -0x1.5555555564030p-1,
+                          0x1.fffffff2d9e6ep-2,  -0x1.99999cb6c7e58p-2, 0x1.5554e1f961420p-2,
+                          -0x1.249d673f8bd48p-2, 0x1.fe7d98ed5e5f0p-3,  -0x1.da4edca5b105cp-3,
+                          0x1.c424b9f69e6cdp-4,  -0x1.acf8c8590df3cp-1, -0x1.c71b7b1837302p+1,
+                          -0x1.0a23b47bfab7fp+4, -0x1.c71ba49be8f7bp+5, -0x1.33aed00f612c3p+7,
+                          -0x1.3f4b404bbafa8p+8, -0x1.f67e28000ffa6p+8, -0x1.219098c9e5d45p+9,
+                          -0x1.cf370ba4b4ffbp+8, -0x1.ccbf4e7b02002p+7, -0x1.b3343953cb7d2p+5};
   return polynomial<L>(f, c);
 }
 
@@ -197,8 +197,8 @@ PARAMINIT_FN typename L::F64 quantile_tail64(typename L::F64 s) {
   constexpr double near_p[] = {0x1.e3a7b68d6f79cp-1, 0x1.64f84fe752df0p+1,  0x1.760d411b90232p+1,
                                0x1.82f0ddb88cc3ap+0, 0x1.be2525541ce84p-2,  0x1.2c5a86a0b4ac3p-4,
                                0x1.cf341fb4410f3p-8, 0x1.66852ff326512p-12, 0x1.7f5dac9311177p-18};
-  constexpr double near_d[] = {0x1.0000000000000p+0, 0x1.9cad0b54d7108p+0, 0x1.07da0b658bfe9p+0,
-                               0x1.5b4aa2bd5dbb0p-2, 0x1.00444ec0497a1p-4, 0x1.a8a9a7f41532cp-8,
+  constexpr double near_d[] = {0x1.0000000000000p+0,  0x1.9cad0b54d7108p+0, 0x1.07da0b658bfe9p+0,
+                               0x1.5b4aa2bd5dbb0p-2,  0x1.00444ec0497a1p-4, 0x1.a8a9a7f41532cp-8,
                                0x1.5b5968ebb6027p-12, 0x1.7f59988e63fc3p-18};
   constexpr double far_p[] = {0x1.e7b15a9b9d30ep+2,  0x1.068107795faa5p+2,  0x1.c9ea1fed0c5bap-1,
                               0x1.a06178a80c7c7p-4,  0x1.a7135ec0e5fc1p-8,  0x1.de784d0cb6adfp-13,

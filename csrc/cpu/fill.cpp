@@ -13,16 +13,28 @@
 #include "run_function.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
+#endif
+#if defined(__clang__) && defined(_OPENMP)
+#include <omp.h>
 #endif
 
 namespace paraminit {
 namespace {
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know the name.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 struct Capability {
   const char* name;
   bool (*runs_here)();
-  RunFunction (*run_function)(Distribution, ElementType);
+  RunFunctions (*run_functions)(Distribution, ElementType);
 };
 
 // __builtin_cpu_supports asks the operating system as well (XGETBV), so a kernel that does not save
@@ -34,15 +46,15 @@ const Capability kCapabilities[] = {
        return bool(__builtin_cpu_supports("avx512f")) && bool(__builtin_cpu_supports("avx512dq")) &&
               bool(__builtin_cpu_supports("avx512bw")) && bool(__builtin_cpu_supports("avx512vl"));
      },
-     avx512::run_function},
+     avx512::run_functions},
     {"avx2",
      [] {
        return bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma")) &&
-              bool(__builtin_cpu_supports("f16c"));
+              has_f16c();
      },
-     avx2::run_function},
+     avx2::run_functions},
 #endif
-    {"baseline", [] { return true; }, baseline::run_function},
+    {"baseline", [] { return true; }, baseline::run_functions},
 };
 
 const Capability* find_capability(const std::string& name) {
@@ -124,7 +136,7 @@ Units cut(const Geometry& g) {
 }
 
 void fill_units(const FillRequest& request, const Geometry& g, const Units& units, int64_t begin,
-                int64_t end, RunFunction run, char* data) {
+                int64_t end, decltype(RunFunctions::fill) run, char* data) {
   const int64_t size = element_size(request.type);
   const bool dense = g.dense_runs();
   while (begin < end) {
@@ -172,15 +184,28 @@ void set_cpu_capability(const std::string& name) { chosen().store(find_capabilit
 
 void fill_cpu(const FillRequest& request, const Geometry& g, void* data) {
   // A vector's worth of work for a handful of elements: the scalar lane writes the same bits.
-  const RunFunction run = g.run_length < kShortRun
-                              ? baseline::run_function(request.distribution, request.type)
-                              : chosen().load()->run_function(request.distribution, request.type);
+  const auto functions =
+      g.run_length < kShortRun ? baseline::run_functions : chosen().load()->run_functions;
+  const auto run = functions(request.distribution, request.type).fill;
   const Units units = cut(g);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::min(units.length, g.run_length));
+#if defined(__clang__) && defined(_OPENMP)
+  // Clang's OpenMP runtime is not the one that torch's wheels bring, and has a thread count of its
+  // own.
+  omp_set_num_threads(at::get_num_threads());
+#endif
   at::parallel_for(0, units.parts * g.run_count, grain, [&](int64_t begin, int64_t end) {
     const DefaultFloatMode mode;
     fill_units(request, g, units, begin, end, run, static_cast<char*>(data));
   });
+}
+
+void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out) {
+  const DefaultFloatMode mode;
+  chosen()
+      .load()
+      ->run_functions(request.distribution, request.type)
+      .apply(request, words, groups, out);
 }
 
 #if defined(__x86_64__)

@@ -17,6 +17,9 @@ void set_cpu_capability(const std::string& name);
 
 void fill_cpu(const FillRequest& request, const Geometry& geometry, void* data);
 
+// The distribution of the request applied to given words, four a group: for tests.
+void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out);
+
 // Rounding to nearest, no flushing of subnormals, for as long as it lives: torch lets users and
 // other libraries change both for the thread, and values may not follow.
 class DefaultFloatMode {

@@ -5,11 +5,14 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "run_function.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 // GCC 12's own header starts _mm512_undefined_epi32() from itself.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

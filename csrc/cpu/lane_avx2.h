@@ -49,7 +49,8 @@ struct Lane {
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm256_and_si256(w, _mm256_set1_epi32(0xFFFFFF)); }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
-    return _mm256_add_epi32(_mm256_add_epi32(w, w), _mm256_set1_epi32(static_cast<int>(0x80000001u)));
+    return _mm256_add_epi32(_mm256_add_epi32(w, w),
+                            _mm256_set1_epi32(static_cast<int>(0x80000001u)));
   }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return xor2(w, splat_word(mask)); }
   PARAMINIT_FN U32 fold31(U32 w) {
@@ -88,7 +89,8 @@ struct Lane {
     const U32 mantissa = _mm256_or_si256(_mm256_and_si256(b, _mm256_set1_epi32(0x7FFFFF)),
                                          _mm256_set1_epi32(0x3F000000));
     f = _mm256_sub_ps(_mm256_castsi256_ps(mantissa), splat(1.0f));
-    exponent = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(b, 23), _mm256_set1_epi32(126)));
+    exponent =
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(b, 23), _mm256_set1_epi32(126)));
   }
   PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
     F32 positive_f, positive_exponent;
@@ -147,8 +149,8 @@ struct Lane {
   }
   PARAMINIT_FN void split(F64 s, F64& f, F64& exponent) {
     const U64 b = _mm256_castpd_si256(s);
-    const U64 mantissa = _mm256_or_si256(_mm256_and_si256(b, splat64(0xFFFFFFFFFFFFF)),
-                                         splat64(0x3FE0000000000000));
+    const U64 mantissa =
+        _mm256_or_si256(_mm256_and_si256(b, splat64(0xFFFFFFFFFFFFF)), splat64(0x3FE0000000000000));
     f = _mm256_sub_pd(_mm256_castsi256_pd(mantissa), splat(1.0));
     // The biased exponent in the fraction of 2^52.
     const U64 biased = _mm256_or_si256(_mm256_srli_epi64(b, 52), splat64(0x4330000000000000));

@@ -52,12 +52,14 @@ struct Lane {
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm512_and_si512(w, _mm512_set1_epi32(0xFFFFFF)); }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
-    return _mm512_add_epi32(_mm512_add_epi32(w, w), _mm512_set1_epi32(static_cast<int>(0x80000001u)));
+    return _mm512_add_epi32(_mm512_add_epi32(w, w),
+                            _mm512_set1_epi32(static_cast<int>(0x80000001u)));
   }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return _mm512_xor_si512(w, splat_word(mask)); }
   PARAMINIT_FN U32 fold31(U32 w) {
     // (w ^ ~(w >> 31)) & 0x7FFFFFFF
-    return _mm512_ternarylogic_epi32(w, _mm512_srai_epi32(w, 31), _mm512_set1_epi32(0x7FFFFFFF), 0x82);
+    return _mm512_ternarylogic_epi32(w, _mm512_srai_epi32(w, 31), _mm512_set1_epi32(0x7FFFFFFF),
+                                     0x82);
   }
   PARAMINIT_FN F32 from_int32(U32 w) { return _mm512_cvtepi32_ps(w); }
   PARAMINIT_FN F32 from_uint32(U32 w) { return _mm512_cvtepu32_ps(w); }
@@ -89,8 +91,8 @@ struct Lane {
   }
   PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
     const M32 positive = _mm512_knot(_mm512_movepi32_mask(_mm512_castps_si512(v)));
-    f = _mm512_mask_sub_ps(v, positive,
-                           _mm512_getmant_ps(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0f));
+    f = _mm512_mask_sub_ps(v, positive, _mm512_getmant_ps(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src),
+                           splat(1.0f));
     exponent = _mm512_maskz_add_ps(positive, _mm512_getexp_ps(v), splat(1.0f));
   }
 
@@ -125,9 +127,9 @@ struct Lane {
   }
   PARAMINIT_FN F64 fraction52(U64 x) {
     // ((x >> 11) & fraction) | exponent of 1
-    return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
-        _mm512_srli_epi64(x, 11), _mm512_set1_epi64(0xFFFFFFFFFFFFF),
-        _mm512_set1_epi64(0x3FF0000000000000), 0xEA));
+    return _mm512_castsi512_pd(
+        _mm512_ternarylogic_epi64(_mm512_srli_epi64(x, 11), _mm512_set1_epi64(0xFFFFFFFFFFFFF),
+                                  _mm512_set1_epi64(0x3FF0000000000000), 0xEA));
   }
   PARAMINIT_FN F64 flip_sign64(F64 a, U64 x) {
     return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
@@ -143,8 +145,8 @@ struct Lane {
   }
   PARAMINIT_FN void split_signed(F64 v, F64& f, F64& exponent) {
     const M64 positive = static_cast<M64>(~_mm512_movepi64_mask(_mm512_castpd_si512(v)));
-    f = _mm512_mask_sub_pd(v, positive,
-                           _mm512_getmant_pd(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src), splat(1.0));
+    f = _mm512_mask_sub_pd(v, positive, _mm512_getmant_pd(v, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src),
+                           splat(1.0));
     exponent = _mm512_maskz_add_pd(positive, _mm512_getexp_pd(v), splat(1.0));
   }
 
@@ -171,9 +173,9 @@ struct Lane {
   }
   PARAMINIT_FN void store(BFloat16* out, F32 even, F32 odd) {
     // (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000)
-    const U32 pair = _mm512_ternarylogic_epi32(_mm512_srli_epi32(rounded_bfloat16(even), 16),
-                                               rounded_bfloat16(odd),
-                                               _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)), 0xF8);
+    const U32 pair = _mm512_ternarylogic_epi32(
+        _mm512_srli_epi32(rounded_bfloat16(even), 16), rounded_bfloat16(odd),
+        _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)), 0xF8);
     _mm512_storeu_si512(out, pair);
   }
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {

@@ -1,10 +1,11 @@
 // One run of consecutive elements into consecutive memory, in blocks of whole vectors.
-// The value of an element depends on its index alone: where a run starts or ends inside a group, the
-// whole vector is computed into a buffer on the stack and the part asked for is copied.
+// The value of an element depends on its index alone: where a run starts or ends inside a group,
+// the whole vector is computed into a buffer on the stack and the part asked for is copied.
 // Included once by each instruction set's translation unit, inside its region. Knows no tensors.
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "../distributions.h"
 #include "../philox.h"
@@ -25,40 +26,38 @@ PARAMINIT_FN const Constants<typename Dist::Real>& constants_of(const FillReques
 template <class Dist>
 constexpr int kVector = Lane::kGroups * (sizeof(typename Dist::Real) == 4 ? 4 : 2);
 
+// The values of one vector of groups from its words.
+template <class Dist, class T>
+PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T* out) {
+  using L = Lane;
+  const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
+  if constexpr (sizeof(typename Dist::Real) == 8) {
+    L::U64 even, odd;
+    L::F64 u, v;
+    L::pair64(x, even, odd);
+    Dist::template pair<L>(c, even, odd, u, v);
+    L::store(out, u, v);
+  } else {
+    using V = std::conditional_t<sizeof(T) == 8, L::U32, L::F32>;  // 64 bits: raw words
+    L::U32 even[L::kCalls], odd[L::kCalls];
+    L::pairs(x, even, odd);
+    for (int i = 0; i < L::kCalls; ++i) {
+      V u, v;
+      Dist::template pair<L>(c, even[i], odd[i], u, v);
+      L::store(out + 2 * i, u, v);
+    }
+  }
+}
+
 // `vectors` vectors of values, the first group's counter being `counter`.
 template <class Dist, int vectors, class T>
 PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
-  using L = Lane;
-  L::U64 x[vectors][4];
+  Lane::U64 x[vectors][4];
   for (int n = 0; n < vectors; ++n) {
-    x[n][0] = L::counters(counter + static_cast<uint64_t>(n) * L::kGroups, out);
+    x[n][0] = Lane::counters(counter + static_cast<uint64_t>(n) * Lane::kGroups, out);
   }
-  philox<L, vectors>(request.keys, x);
-  const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
-  for (int n = 0; n < vectors; ++n) {
-    T* const to = out + n * kVector<Dist>;
-    if constexpr (sizeof(typename Dist::Real) == 8) {
-      L::U64 even, odd;
-      L::F64 u, v;
-      L::pair64(x[n], even, odd);
-      Dist::template pair<L>(c, even, odd, u, v);
-      L::store(to, u, v);
-    } else {
-      L::U32 even[L::kCalls], odd[L::kCalls];
-      L::pairs(x[n], even, odd);
-      for (int i = 0; i < L::kCalls; ++i) {
-        if constexpr (sizeof(T) == 8) {
-          L::U32 u, v;
-          Dist::template pair<L>(c, even[i], odd[i], u, v);
-          L::store(to + 2 * i, u, v);
-        } else {
-          L::F32 u, v;
-          Dist::template pair<L>(c, even[i], odd[i], u, v);
-          L::store(to + 2 * i, u, v);
-        }
-      }
-    }
-  }
+  philox<Lane, vectors>(request.keys, x);
+  for (int n = 0; n < vectors; ++n) values<Dist>(request, x[n], out + n * kVector<Dist>);
 }
 
 template <class Dist, class T>
@@ -88,21 +87,53 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
   }
 }
 
-template <class Dist32, class Dist64>
-static RunFunction choose_type(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return fill_run<Dist32, float>;
-    case ElementType::kFloat16:
-      return fill_run<Dist32, Half>;
-    case ElementType::kBFloat16:
-      return fill_run<Dist32, BFloat16>;
-    default:
-      return fill_run<Dist64, double>;
+// The distribution applied to given words, four a group, instead of to Philox's: how tests reach
+// the words that no short stream contains.
+template <class Dist, class T>
+static void apply_words(const FillRequest& request, const uint32_t* words, int64_t groups,
+                        void* data) {
+  T* out = static_cast<T*>(data);
+  constexpr int group = kVector<Dist> / Lane::kGroups;
+  const Lane::U64 lanes = Lane::counters(0, out);
+  uint64_t order[Lane::kGroups];
+  std::memcpy(order, &lanes, sizeof(order));
+  for (int64_t g = 0; g < groups; g += Lane::kGroups) {
+    const int64_t count = groups - g < Lane::kGroups ? groups - g : Lane::kGroups;
+    Lane::U64 x[4];
+    for (int n = 0; n < 4; ++n) {
+      uint64_t column[Lane::kGroups];
+      for (int i = 0; i < Lane::kGroups; ++i) {
+        const int64_t from = static_cast<int64_t>(order[i]);
+        column[i] = from < count ? words[(g + from) * 4 + n] : 0;
+      }
+      std::memcpy(&x[n], column, sizeof(column));
+    }
+    alignas(64) T buffer[kVector<Dist>];
+    values<Dist>(request, x, buffer);
+    std::memcpy(out + g * group, buffer, static_cast<size_t>(count * group) * sizeof(T));
   }
 }
 
-RunFunction run_function(Distribution distribution, ElementType type) {
+template <class Dist, class T>
+static RunFunctions functions() {
+  return {fill_run<Dist, T>, apply_words<Dist, T>};
+}
+
+template <class Dist32, class Dist64>
+static RunFunctions choose_type(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat32:
+      return functions<Dist32, float>();
+    case ElementType::kFloat16:
+      return functions<Dist32, Half>();
+    case ElementType::kBFloat16:
+      return functions<Dist32, BFloat16>();
+    default:
+      return functions<Dist64, double>();
+  }
+}
+
+RunFunctions run_functions(Distribution distribution, ElementType type) {
   switch (distribution) {
     case Distribution::kUniform:
       return choose_type<UniformF, UniformD>(type);
@@ -120,7 +151,7 @@ RunFunction run_function(Distribution distribution, ElementType type) {
     case Distribution::kTruncOneSided:
       return choose_type<TruncOneSidedF, TruncOneSidedD>(type);
     default:
-      return fill_run<Words, int64_t>;
+      return functions<Words, int64_t>();
   }
 }
 

@@ -1,21 +1,25 @@
-// How one instruction set's fill of a run is called: the only thing its translation unit exports.
+// How one instruction set's fill of a run is called: all that its translation unit exports.
 #pragma once
 
 #include "../request.h"
 
 namespace paraminit {
 
-// Writes the values of elements index .. index + count - 1 to consecutive memory.
-using RunFunction = void (*)(const FillRequest& request, uint64_t index, int64_t count, void* out);
+struct RunFunctions {
+  // Writes the values of elements index .. index + count - 1 to consecutive memory.
+  void (*fill)(const FillRequest& request, uint64_t index, int64_t count, void* out);
+  // The same from given words, four a group.
+  void (*apply)(const FillRequest& request, const uint32_t* words, int64_t groups, void* out);
+};
 
 namespace baseline {
-RunFunction run_function(Distribution distribution, ElementType type);
+RunFunctions run_functions(Distribution distribution, ElementType type);
 }
 namespace avx2 {
-RunFunction run_function(Distribution distribution, ElementType type);
+RunFunctions run_functions(Distribution distribution, ElementType type);
 }
 namespace avx512 {
-RunFunction run_function(Distribution distribution, ElementType type);
+RunFunctions run_functions(Distribution distribution, ElementType type);
 }
 
 }  // namespace paraminit

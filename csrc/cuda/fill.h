@@ -5,6 +5,7 @@
 #include <ATen/core/Generator.h>
 #include <c10/core/Device.h>
 
+#include <optional>
 #include <string>
 
 #include "../geometry.h"
@@ -20,8 +21,9 @@ void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data,
 Key draw_cuda(at::Generator generator);
 at::Generator default_cuda_generator(int64_t device_index);
 
-// The same on the device, from the default generator: under graph capture every replay draws anew.
-void draw_key_cuda(uint64_t* key, c10::Device device);
+// The same on the device: under graph capture every replay draws anew.
+void draw_key_cuda(uint64_t* key, c10::Device device,
+                   const std::optional<at::Generator>& generator);
 void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device);
 
 std::string cuda_toolkit_version();

@@ -1,0 +1,110 @@
+// Where torch's streams and generators meet the kernels. See fill.h.
+#include "fill.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <ATen/cuda/CUDAGraphsUtils.cuh>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <mutex>
+
+#include "../constants.h"
+#include "launch.h"
+
+#define PARAMINIT_ISA cuda
+#define PARAMINIT_FN static __device__ __forceinline__
+#include "lane_cuda.cuh"
+#include "../philox.h"
+
+namespace paraminit {
+namespace {
+
+__device__ __forceinline__ void write_folded(Key key, uint64_t data, uint64_t* folded) {
+  uint64_t x[1][4] = {{key.offset + data}};
+  cuda::philox<cuda::Lane, 1>(cuda::key_schedule(key), x);
+  uint32_t w[4];
+  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
+  folded[0] = w[0] | static_cast<uint64_t>(w[1]) << 32;
+  folded[1] = w[2] | static_cast<uint64_t>(w[3]) << 32;
+}
+
+__global__ void fold_in_kernel(const uint64_t* key, uint64_t data, uint64_t* folded) {
+  write_folded({key[0], key[1]}, data, folded);
+}
+
+__global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
+  const auto [seed, philox_offset] = at::cuda::philox::unpack(state);
+  write_folded({seed, philox_offset / 4}, 0, key);
+}
+
+cudaError_t dispatch(const Launch& launch) {
+  switch (launch.request.distribution) {
+    case Distribution::kUniform:
+    case Distribution::kUniformTiny:
+      return launch_uniform(launch);
+    case Distribution::kNormal:
+    case Distribution::kNormalClamped:
+      return launch_normal(launch);
+    case Distribution::kWords:
+      return launch_words(launch);
+    default:
+      return launch_trunc_normal(launch);
+  }
+}
+
+}  // namespace
+
+void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
+               const uint64_t* device_key, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  Launch launch{request,
+                geometry,
+                data,
+                device_key,
+                at::cuda::getCurrentCUDAStream(),
+                device.index(),
+                at::cuda::getCurrentDeviceProperties()->multiProcessorCount};
+  launch.request.keys = make_key_schedule(key);
+  C10_CUDA_CHECK(dispatch(launch));
+}
+
+Key draw_cuda(at::Generator generator) {
+  auto* cuda_generator = at::check_generator<at::CUDAGeneratorImpl>(generator);
+  uint64_t seed, philox_offset;
+  {
+    const std::lock_guard<std::mutex> lock(cuda_generator->mutex_);
+    std::tie(seed, philox_offset) = cuda_generator->philox_engine_inputs(4);
+  }
+  return fold_in({seed, philox_offset / 4}, 0);
+}
+
+at::Generator default_cuda_generator(int64_t device_index) {
+  return at::cuda::detail::getDefaultCUDAGenerator(static_cast<c10::DeviceIndex>(device_index));
+}
+
+void draw_key_cuda(uint64_t* key, c10::Device device,
+                   const std::optional<at::Generator>& generator) {
+  const c10::cuda::CUDAGuard guard(device);
+  auto* cuda_generator = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+      generator, default_cuda_generator(device.index()));
+  at::PhiloxCudaState state;
+  {
+    const std::lock_guard<std::mutex> lock(cuda_generator->mutex_);
+    state = cuda_generator->philox_cuda_state(4);
+  }
+  draw_key_kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(state, key);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  fold_in_kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(key, data, folded);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+std::string cuda_toolkit_version() {
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
+}  // namespace paraminit

@@ -1,0 +1,133 @@
+// The lane of one CUDA thread. Intrinsics with an explicit rounding, so that no flag can fuse or
+// flush; none of them is a MUFU approximation. Names and meanings as in cpu/lane_scalar.h.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../request.h"
+
+namespace paraminit::PARAMINIT_ISA {
+
+struct Lane {
+  static constexpr int kGroups = 1;
+  static constexpr int kCalls = 2;
+
+  using U32 = uint32_t;
+  using U64 = uint64_t;
+  using F32 = float;
+  using F64 = double;
+  using M32 = bool;
+  using M64 = bool;
+
+  // --- words
+  // One wide multiply gives both halves of a product.
+  PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) {
+    return static_cast<uint64_t>(static_cast<uint32_t>(a)) * b;
+  }
+  PARAMINIT_FN U64 splat_word(uint32_t w) { return w; }
+  PARAMINIT_FN U64 high32(U64 a) { return a >> 32; }
+  // Only low halves are read, so that 32-bit instructions do.
+  PARAMINIT_FN U64 xor2(U64 a, U64 b) {
+    return static_cast<uint32_t>(a) ^ static_cast<uint32_t>(b);
+  }
+  PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) {
+    return static_cast<uint32_t>(a) ^ static_cast<uint32_t>(b) ^ static_cast<uint32_t>(c);
+  }
+  PARAMINIT_FN void pairs(const U64 (&x)[4], U32 (&even)[kCalls], U32 (&odd)[kCalls]) {
+    even[0] = static_cast<U32>(x[0]);
+    odd[0] = static_cast<U32>(x[1]);
+    even[1] = static_cast<U32>(x[2]);
+    odd[1] = static_cast<U32>(x[3]);
+  }
+  PARAMINIT_FN void pair64(const U64 (&x)[4], U64& even, U64& odd) {
+    even = x[0] << 32 | static_cast<uint32_t>(x[1]);
+    odd = x[2] << 32 | static_cast<uint32_t>(x[3]);
+  }
+
+  // --- 32-bit integers to float
+  PARAMINIT_FN U32 low24(U32 w) { return w & 0xFFFFFFu; }
+  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) { return (w << 1) + 0x80000001u; }
+  PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return w ^ mask; }
+  PARAMINIT_FN U32 fold31(U32 w) {
+    return (w ^ ~static_cast<uint32_t>(static_cast<int32_t>(w) >> 31)) & 0x7FFFFFFFu;
+  }
+  PARAMINIT_FN F32 from_int32(U32 w) { return __int2float_rn(static_cast<int>(w)); }
+  PARAMINIT_FN F32 from_uint32(U32 w) { return __uint2float_rn(w); }
+
+  // --- float32
+  PARAMINIT_FN F32 splat(float v) { return v; }
+  PARAMINIT_FN F32 add(F32 a, F32 b) { return __fadd_rn(a, b); }
+  PARAMINIT_FN F32 sub(F32 a, F32 b) { return __fsub_rn(a, b); }
+  PARAMINIT_FN F32 mul(F32 a, F32 b) { return __fmul_rn(a, b); }
+  PARAMINIT_FN F32 fma(F32 a, F32 b, F32 c) { return __fmaf_rn(a, b, c); }
+  PARAMINIT_FN F32 sqrt(F32 a) { return __fsqrt_rn(a); }
+  PARAMINIT_FN F32 negate(F32 a) { return -a; }
+  PARAMINIT_FN F32 minimum(F32 a, F32 bound) { return fminf(a, bound); }
+  PARAMINIT_FN F32 maximum(F32 a, F32 bound) { return fmaxf(a, bound); }
+  PARAMINIT_FN M32 greater(F32 a, F32 b) { return a > b; }
+  PARAMINIT_FN F32 select(M32 m, F32 a, F32 b) { return m ? a : b; }
+  PARAMINIT_FN bool any(bool m) { return m; }
+  PARAMINIT_FN F32 flip_sign(F32 a, U32 w) {
+    return __uint_as_float(__float_as_uint(a) ^ (w & 0x80000000u));
+  }
+  PARAMINIT_FN F32 select_sign(U32 w, F32 set, F32 clear) {
+    return static_cast<int32_t>(w) < 0 ? set : clear;
+  }
+  PARAMINIT_FN void split(F32 s, F32& f, F32& exponent) {
+    const uint32_t b = __float_as_uint(s);
+    f = __fsub_rn(__uint_as_float((b & 0x7FFFFFu) | 0x3F000000u), 1.0f);
+    exponent = __int2float_rn(static_cast<int>(b >> 23) - 126);
+  }
+  PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
+    split(v, f, exponent);
+    f = v < 0 ? v : f;
+    exponent = v < 0 ? 0.0f : exponent;
+  }
+
+  // --- float64
+  PARAMINIT_FN F64 splat(double v) { return v; }
+  PARAMINIT_FN F64 add(F64 a, F64 b) { return __dadd_rn(a, b); }
+  PARAMINIT_FN F64 sub(F64 a, F64 b) { return __dsub_rn(a, b); }
+  PARAMINIT_FN F64 mul(F64 a, F64 b) { return __dmul_rn(a, b); }
+  PARAMINIT_FN F64 div(F64 a, F64 b) { return __ddiv_rn(a, b); }
+  PARAMINIT_FN F64 fma(F64 a, F64 b, F64 c) { return __fma_rn(a, b, c); }
+  PARAMINIT_FN F64 sqrt(F64 a) { return __dsqrt_rn(a); }
+  PARAMINIT_FN F64 negate(F64 a) { return -a; }
+  PARAMINIT_FN F64 minimum(F64 a, F64 bound) { return ::fmin(a, bound); }
+  PARAMINIT_FN F64 maximum(F64 a, F64 bound) { return ::fmax(a, bound); }
+  PARAMINIT_FN M64 greater(F64 a, F64 b) { return a > b; }
+  PARAMINIT_FN F64 select(M64 m, F64 a, F64 b) { return m ? a : b; }
+  PARAMINIT_FN U64 bits(F64 a) { return static_cast<uint64_t>(__double_as_longlong(a)); }
+  PARAMINIT_FN F64 from_bits64(U64 b) { return __longlong_as_double(static_cast<long long>(b)); }
+  PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) { return x ^ mask; }
+  PARAMINIT_FN U64 fold63(U64 x) {
+    return (x ^ static_cast<uint64_t>(static_cast<int64_t>(x) >> 63)) & 0x7FFFFFFFFFFFFFFFu;
+  }
+  PARAMINIT_FN F64 from_low53(U64 x) { return __ull2double_rn(x & 0x1FFFFFFFFFFFFFu); }
+  PARAMINIT_FN F64 from_high53(U64 x) { return __ull2double_rn(x >> 11); }
+  PARAMINIT_FN F64 from_high53_signed(U64 x) {
+    return __ll2double_rn(static_cast<long long>(x) >> 11);
+  }
+  PARAMINIT_FN F64 fraction52(U64 x) {
+    return from_bits64((x >> 11 & 0xFFFFFFFFFFFFFu) | 0x3FF0000000000000u);
+  }
+  PARAMINIT_FN F64 flip_sign64(F64 a, U64 x) {
+    return from_bits64(bits(a) ^ (x & 0x8000000000000000u));
+  }
+  PARAMINIT_FN F64 select_sign64(U64 x, F64 set, F64 clear) {
+    return static_cast<int64_t>(x) < 0 ? set : clear;
+  }
+  PARAMINIT_FN void split(F64 s, F64& f, F64& exponent) {
+    const uint64_t b = bits(s);
+    f = __dsub_rn(from_bits64((b & 0xFFFFFFFFFFFFFu) | 0x3FE0000000000000u), 1.0);
+    exponent = __int2double_rn(static_cast<int>(b >> 52) - 1022);
+  }
+  PARAMINIT_FN void split_signed(F64 v, F64& f, F64& exponent) {
+    split(v, f, exponent);
+    f = v < 0 ? v : f;
+    exponent = v < 0 ? 0.0 : exponent;
+  }
+};
+
+}  // namespace paraminit::PARAMINIT_ISA

@@ -1,0 +1,315 @@
+"""The stream contract: which numbers a fill writes, and what may not change them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import paraminit_ext
+from paraminit_ext import Key, init, shard
+
+GOLDEN = Path(__file__).with_name("golden.json")
+KEY = Key(0x1234567890ABCDEF, 2**64 - 1000)  # counters wrap inside every tensor of more than 4000 elements
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+Fill = Callable[[Tensor, Key], Tensor]
+FILLS: dict[str, Fill] = {
+    "uniform": lambda t, k: init.uniform_(t, -0.3, 0.55, generator=k),
+    "uniform_narrow": lambda t, k: init.uniform_(t, 1.0, 1.0078125, generator=k),
+    "normal": lambda t, k: init.normal_(t, 0.0, 0.02, generator=k),
+    "normal_shifted": lambda t, k: init.normal_(t, 3.0, 2.0, generator=k),
+    "trunc_normal": lambda t, k: init.trunc_normal_(t, generator=k),
+    "trunc_normal_wide": lambda t, k: init.trunc_normal_(t, 0.1, 1.0, -3.0, 4.0, generator=k),
+    "trunc_normal_above": lambda t, k: init.trunc_normal_(t, 0.0, 1.0, 1.75, math.inf, generator=k),
+    "trunc_normal_below": lambda t, k: init.trunc_normal_(t, 1.0, 0.5, -9.0, -1.0, generator=k),
+    "trunc_normal_far": lambda t, k: init.trunc_normal_(t, 0.0, 0.02, -2.0, 2.0, generator=k),
+}
+filled = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS.keys())
+typed = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of the values, in logical order, so that equality is exact and tells -0 from +0."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(integers[tensor.element_size()])
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(bits(a), bits(b))
+
+
+# --- known answers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_random123s_known_answers(counter: str, key: str, words: str) -> None:
+    c, k, w = ([int(word, 16) for word in text.split()] for text in (counter, key, words))
+    assert list(paraminit_ext._C.philox((c[0], c[1], c[2], c[3]), (k[0], k[1]))) == w
+
+
+@typed
+@filled
+def test_values_are_the_golden_ones(fill: Fill, dtype: torch.dtype, cpu_capability: str) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    name = next(n for n, f in FILLS.items() if f is fill)
+    for shape, expected in golden["sha256"][f"{name}/{str(dtype)[6:]}"].items():
+        tensor = fill(torch.empty([int(n) for n in shape.split("x")], dtype=dtype), KEY)
+        assert hashlib.sha256(bits(tensor).numpy().tobytes()).hexdigest() == expected, (
+            "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/request.h, "
+            "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run "
+            "`python tests/test_stream.py` to write the new golden values"
+        )
+
+
+def test_the_stream_version_is_that_of_the_golden_values() -> None:
+    assert json.loads(GOLDEN.read_text())["stream_version"] == paraminit_ext.STREAM_VERSION
+    assert paraminit_ext._C.build_info()["stream_version"] == str(paraminit_ext.STREAM_VERSION)
+
+
+# --- what may not change a value -------------------------------------------------------------
+
+
+@pytest.fixture
+def thread_count() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@filled
+@pytest.mark.usefixtures("thread_count")
+def test_values_do_not_depend_on_the_thread_count(fill: Fill, cpu_capability: str) -> None:
+    values = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        values.append(fill(torch.empty(300_001), KEY))
+    assert all(same(values[0], other) for other in values[1:])
+
+
+@typed
+@filled
+def test_values_do_not_depend_on_length_or_alignment(
+    fill: Fill, dtype: torch.dtype, cpu_capability: str
+) -> None:
+    whole = fill(torch.empty(1000, dtype=dtype), KEY)
+    for length in (*range(70), 127, 128, 129, 255, 256, 257, 511, 513):
+        backing = torch.full((length + 8,), -7.0, dtype=dtype)
+        for place in (0, 1, 3):
+            assert same(fill(backing[place : place + length], KEY), whole[:length])
+        assert (backing[3 + length :] == -7.0).all()
+
+
+LAYOUTS: dict[str, Callable[[torch.dtype], Tensor]] = {
+    "transposed": lambda d: torch.empty(67, 130, dtype=d).t(),
+    "column of a wider matrix": lambda d: torch.empty(130, 200, dtype=d)[:, 5:72],
+    "every third": lambda d: torch.empty(130, 201, dtype=d)[:, ::3],
+    "flipped dimensions": lambda d: torch.empty(5, 13, 2, 67, dtype=d).permute(2, 1, 0, 3).reshape(130, 67),
+    "padded rows": lambda d: torch.empty(130, 72, dtype=d)[:, :67],
+}
+
+
+@typed
+@filled
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_values_do_not_depend_on_strides(
+    fill: Fill, dtype: torch.dtype, layout: Callable[[torch.dtype], Tensor], cpu_capability: str
+) -> None:
+    assert same(fill(layout(dtype), KEY), fill(torch.empty(130, 67, dtype=dtype), KEY))
+
+
+@filled
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_values_do_not_depend_on_the_memory_format(fill: Fill, memory_format: torch.memory_format) -> None:
+    shape = (9, 21, 3, 5)
+    expected = fill(torch.empty(shape), KEY)
+    assert same(fill(torch.empty(shape, memory_format=memory_format), KEY), expected)
+
+
+def test_a_large_transposed_matrix_is_the_contiguous_one() -> None:
+    # Larger than a unit of work in both directions, and cut over threads.
+    expected = init.normal_(torch.empty(700, 1030), generator=KEY)
+    assert same(init.normal_(torch.empty(1030, 700).t(), generator=KEY), expected)
+
+
+@filled
+def test_shards_are_the_parts_of_the_whole(fill: Fill, cpu_capability: str) -> None:
+    rows, columns = 37, 131
+    for dtype in DTYPES:
+        whole = fill(torch.empty(rows, columns, dtype=dtype), KEY)
+        for (r0, r1), (c0, c1) in (
+            ((0, 5), (0, columns)),
+            ((5, rows), (0, columns)),
+            ((0, rows), (0, 1)),
+            ((0, rows), (1, 64)),
+            ((3, 4), (7, 9)),
+            ((2, 36), (130, 131)),
+        ):
+            part = torch.empty(r1 - r0, c1 - c0, dtype=dtype)
+            fill(shard(part, (rows, columns), (r0, c0)), KEY)  # type: ignore[arg-type]
+            assert same(part, whole[r0:r1, c0:c1])
+
+
+@pytest.mark.parametrize("place", [2**31, 2**32, 2**33 + 1, 2**40 + 3, 2**62])
+@typed
+def test_an_element_far_out_is_that_of_its_own_counter(
+    place: int, dtype: torch.dtype, cpu_capability: str
+) -> None:
+    size = 4 if dtype != torch.float64 else 2
+    part = torch.empty(40, dtype=dtype)
+    init.normal_(shard(part, (2**63 - 1,), (place,)), generator=KEY)
+    # The same values from a key that stands that many counters further on.
+    moved = Key(KEY.seed, (KEY.offset + place // size) % 2**64)
+    assert same(part, init.normal_(torch.empty(44, dtype=dtype), generator=moved)[place % size :][:40])
+
+
+@filled
+def test_flushing_of_subnormals_changes_no_value(fill: Fill, cpu_capability: str) -> None:
+    def tiny() -> Tensor:
+        return torch.cat(
+            [fill(torch.empty(5000, dtype=d), KEY).double() for d in DTYPES]
+            + [
+                init.normal_(torch.empty(5000, dtype=d), 0.0, 1e-39, generator=KEY).double()
+                for d in (torch.float32, torch.bfloat16)
+            ]
+        )
+
+    expected = tiny()
+    try:
+        torch.set_flush_denormal(True)
+        with torch.no_grad():
+            got = [fill(torch.empty(5000, dtype=d), KEY) for d in DTYPES]
+            got += [
+                init.normal_(torch.empty(5000, dtype=d), 0.0, 1e-39, generator=KEY)
+                for d in (torch.float32, torch.bfloat16)
+            ]
+    finally:
+        torch.set_flush_denormal(False)
+    assert same(torch.cat([t.double() for t in got]), expected)
+    # The mode would have changed them: these fills do make subnormal values.
+    assert (got[-2].abs() < 2.0**-126).all()
+    assert got[-2].any()
+
+
+def test_two_fills_in_a_row_differ_and_share_no_value() -> None:
+    torch.manual_seed(0)
+    a, b = (
+        init.uniform_(torch.empty(4096, dtype=torch.float64)),
+        init.uniform_(torch.empty(4096, dtype=torch.float64)),
+    )
+    # 53-bit values: two of 2^24 pairs agree by chance with probability 2^-29.
+    assert not set(a.tolist()) & set(b.tolist())
+
+
+# --- relations between fills -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_a_16_bit_normal_is_the_float32_one_rounded_once(dtype: torch.dtype, cpu_capability: str) -> None:
+    for mean, std in ((0.0, 0.02), (0.0, 1e-6), (1.0, 3.0), (0.0, 1e-40)):
+        wide = init.normal_(torch.empty(100_003), mean, std, generator=KEY)
+        assert same(init.normal_(torch.empty(100_003, dtype=dtype), mean, std, generator=KEY), wide.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_std_scales_the_standard_normal(dtype: torch.dtype, cpu_capability: str) -> None:
+    z = init.normal_(torch.empty(10_001, dtype=dtype), generator=KEY)
+    std = torch.tensor(0.0237, dtype=dtype).item()
+    assert same(init.normal_(torch.empty(10_001, dtype=dtype), 0.0, std, generator=KEY), z * std)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=lambda d: str(d)[6:])
+def test_a_complex_fill_is_that_of_its_parts(dtype: torch.dtype, cpu_capability: str) -> None:
+    z = init.normal_(torch.empty(33, 5, dtype=dtype), 0.25, 2.0, generator=KEY)
+    parts = torch.empty(33, 5, 2, dtype=z.real.dtype)
+    init.normal_(parts, 0.25, 2.0 / math.sqrt(2.0), generator=KEY)
+    assert same(torch.view_as_real(z), parts)
+    u = init.uniform_(torch.empty(5, 33, dtype=dtype).t(), -2.0, 3.0, generator=KEY)
+    assert same(torch.view_as_real(u.resolve_conj()), init.uniform_(parts, -2.0, 3.0, generator=KEY))
+    part = torch.empty(4, 2, dtype=dtype)
+    init.uniform_(shard(part, (33, 5), (7, 3)), -2.0, 3.0, generator=KEY)
+    assert torch.equal(part, u[7:11, 3:5])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "dtype"),
+    [
+        (0.0, 1.0, torch.float32), (1.0, 1.0 + 2**-22, torch.float32), (-1e-3, 2e-3, torch.float32),
+        (16777216.0, 16777220.0, torch.float32), (0.0, 1e-44, torch.float32), (-3e-45, 3e-45, torch.float32),
+        (0.0, 1.0, torch.float64), (1.0, 1.0 + 2**-50, torch.float64), (0.0, 2e-323, torch.float64),
+        (0.0, 1.0, torch.bfloat16), (1.0, 1.0 + 2**-7, torch.bfloat16), (0.999, 1.001, torch.bfloat16),
+        (1.001, 1.003, torch.bfloat16), (0.0, 1.0, torch.float16), (0.1, 0.3, torch.float16),
+        (-6e-8, 6e-8, torch.float16), (-65504.0, 0.0, torch.float16),
+    ],
+)  # fmt: skip
+def test_a_uniform_stays_below_its_upper_bound(
+    a: float, b: float, dtype: torch.dtype, cpu_capability: str
+) -> None:
+    values = init.uniform_(torch.empty(1 << 20, dtype=dtype), a, b, generator=KEY).double()
+    start, end = (x if dtype == torch.float64 else float(np.float32(x)) for x in (a, b))
+    representable = torch.tensor([start], dtype=torch.float64).to(dtype).double()
+    if not bool(((values >= start) & (values < end)).all()):
+        # Only where the dtype has no value in [a, b): then the bound itself, rounded.
+        assert bool((values == representable).all())
+        nearest = torch.nextafter(representable.to(dtype), torch.tensor([math.inf], dtype=dtype)).double()
+        assert not (start <= representable.item() < end)
+        assert not (start <= nearest.item() < end)
+
+
+# --- generators ------------------------------------------------------------------------------
+
+
+def test_what_a_fill_takes_from_a_generator_does_not_depend_on_its_size() -> None:
+    states = []
+    for shape in ((1,), (64, 64), (1 << 20,)):
+        generator = torch.Generator().manual_seed(7)
+        init.normal_(torch.empty(shape), generator=generator)
+        states.append(generator.get_state())
+    assert all(torch.equal(states[0], state) for state in states)
+
+
+def test_the_draw_is_two_integers_over_their_whole_range() -> None:
+    generator = torch.Generator().manual_seed(7)
+    seed, offset = torch.empty(2, dtype=torch.int64).random_(-(2**63), None, generator=generator).tolist()
+    expected = init.normal_(torch.empty(100), generator=Key(seed % 2**64, offset % 2**64))
+    assert same(init.normal_(torch.empty(100), generator=generator.manual_seed(7)), expected)
+    torch.manual_seed(7)
+    assert same(init.normal_(torch.empty(100)), expected)
+
+
+def write_golden() -> None:
+    """Writes the hashes of today's values, after a change of the stream that was meant."""
+    shapes = ("5", "1001x7", "64x65")
+    hashes = {
+        f"{name}/{str(dtype)[6:]}": {
+            shape: hashlib.sha256(
+                bits(fill(torch.empty([int(n) for n in shape.split("x")], dtype=dtype), KEY))
+                .numpy()
+                .tobytes()
+            ).hexdigest()
+            for shape in shapes
+        }
+        for name, fill in FILLS.items()
+        for dtype in DTYPES
+    }
+    text = json.dumps({"stream_version": paraminit_ext.STREAM_VERSION, "sha256": hashes}, indent=1)
+    GOLDEN.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    write_golden()
