@@ -1,0 +1,143 @@
+# `make help` lists the targets. Everything is installed into .venv (CPU) and .venv-cuda, nothing outside this folder.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+CUDA_TORCH ?= 2.11.0
+CUDA_ARCHITECTURES ?= 9.0
+OUT ?= benchmarks/results
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CUDA_VENV := .venv-cuda
+CUDA_PY := $(CUDA_VENV)/bin/python
+PIP := -m pip --disable-pip-version-check -qq install
+BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps
+
+# Compiled sources; the Python files of the package are used in place.
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.h csrc/cuda/*.cuh)
+FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*.pyi paraminit_ext/py.typed)
+REQUIREMENTS := $(wildcard requirements/*.txt)
+# ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
+SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
+
+.PHONY: build demo test lint bench clean cuda-build gpu help
+
+help:
+	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
+
+# Stamps name the torch that they stand for: another TORCH= installs it and builds anew.
+TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
+TOOLS_STAMP := $(VENV)/stamp-tools-$(TORCH)
+BUILD_STAMP := build/stamp-$(TORCH)
+
+$(TORCH_STAMP):
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/stamp-* build/stamp-*
+	echo "installing torch $(TORCH) into $(VENV)"
+	# In a call of its own and first: what is installed later then finds a torch and brings no other.
+	$(PY) $(PIP) torch==$(TORCH)
+	touch $@
+
+$(TOOLS_STAMP): $(TORCH_STAMP) $(REQUIREMENTS)
+	@echo "installing the pinned requirements into $(VENV)"
+	$(PY) $(PIP) -r requirements/dev.txt
+	touch $@
+
+$(BUILD_STAMP): $(TOOLS_STAMP) $(SOURCES)
+	@echo "building in place (the whole output is in build/build.log)"
+	mkdir -p build
+	$(PY) $(BUILD) -e . 2>&1 | tee build/build.log | $(SHORTEN) || {
+	    tail -n 40 build/build.log; exit 1; }
+	touch $@
+
+# make build      : .venv with torch (TORCH=2.13.0), the pinned tools and the package, built in place
+build: $(BUILD_STAMP)
+
+# make demo       : initialise a model of 1.1 billion parameters with stock and with this package (ARGS="--preset small")
+demo: build
+	@$(PY) -m benchmarks.demo $(ARGS)
+
+# make test       : the whole suite on the CPU, every instruction set (ARGS="-k shard")
+test: build
+	@$(PY) -m pytest --doctest-modules tests paraminit_ext $(ARGS)
+
+# make lint       : ruff, mypy, clang-format; needs no compiled package
+lint: $(TOOLS_STAMP)
+	@$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	echo "lint: clean"
+
+# make bench      : what a fill costs against stock and against a plain fill (ARGS="--quick --filter normal")
+bench: build
+	@$(PY) -m benchmarks $(ARGS)
+
+# make cuda-build : compile the CUDA kernels (no GPU needed), refuse spills, run the stream tests with that torch
+CUDA_TOOLS_STAMP := $(CUDA_VENV)/stamp-tools-$(CUDA_TORCH)
+CUDA_BUILD_STAMP := $(CUDA_VENV)/stamp-build-$(CUDA_TORCH)
+CUDA_FACE_STAMP := $(CUDA_VENV)/stamp-face-$(CUDA_TORCH)
+CUDA_BUILD := FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" PARAMINIT_PTXAS_VERBOSE=1 $(CUDA_PY) $(BUILD) --force-reinstall .
+
+$(CUDA_TOOLS_STAMP): requirements/build.txt requirements/test.txt requirements/cuda-toolkit.txt
+	@test -x $(CUDA_PY) || $(PYTHON) -m venv $(CUDA_VENV)
+	rm -f $(CUDA_VENV)/stamp-*
+	echo "installing torch $(CUDA_TORCH) and the pinned requirements into $(CUDA_VENV)"
+	$(CUDA_PY) $(PIP) torch==$(CUDA_TORCH)
+	$(CUDA_PY) $(PIP) -r requirements/test.txt
+	if [ -z "$${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+	    echo "no CUDA toolkit on this machine: installing its compiler and headers into $(CUDA_VENV)"
+	    $(CUDA_PY) $(PIP) -r requirements/cuda-toolkit.txt
+	fi
+	touch $@
+
+# A regular install, built in a folder of its own: the in-place CPU build stays as it is.
+$(CUDA_BUILD_STAMP): $(CUDA_TOOLS_STAMP) $(SOURCES)
+	@echo "building for CUDA $(CUDA_ARCHITECTURES) (the whole output is in build/cuda-build.log)"
+	mkdir -p build
+	rm -rf build/cuda* build/lib* build/bdist*
+	$(CUDA_BUILD) 2>&1 | tee build/cuda-build.log | $(SHORTEN) || {
+	    tail -n 40 build/cuda-build.log; exit 1; }
+	kernels=$$(grep -c 'bytes stack frame' build/cuda-build.log || true)
+	if [ "$$kernels" -eq 0 ]; then echo "cuda-build: ptxas reported no kernel at all"; exit 1; fi
+	if grep -B2 -E '[1-9][0-9]* bytes (stack frame|spill)' build/cuda-build.log; then
+	    echo "cuda-build: a kernel uses local memory (above)"; exit 1
+	fi
+	echo "cuda-build: $$kernels device functions, no stack frame, no spill"
+	touch $@
+
+# Only Python changed: the objects are there, and ninja compiles none of them again.
+$(CUDA_FACE_STAMP): $(CUDA_BUILD_STAMP) $(FACE)
+	@$(CUDA_BUILD) >build/cuda-install.log 2>&1 || { tail -n 40 build/cuda-install.log; exit 1; }
+	touch $@
+
+cuda-build: $(CUDA_FACE_STAMP)
+	@here=$$PWD
+	cd $(CUDA_VENV)  # so that the installed package is imported, not the sources
+	"$$here/$(CUDA_PY)" -m paraminit_ext info
+	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py"
+
+# make gpu        : on a machine with a GPU and its own torch, no network: build in place, GPU tests, first benchmark
+gpu:
+	@mkdir -p build "$(OUT)"
+	rm -f build/stamp-*  # the binary in place will be this torch's
+	export FORCE_CUDA=1 PYTHONPATH="$(CURDIR)"
+	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee build/gpu-build.log | $(SHORTEN) || {
+	    tail -n 60 build/gpu-build.log; exit 1; }
+	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
+	failed=0
+	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
+	$(PYTHON) -m benchmarks --device cuda --numel 28 --json "$(OUT)/gpu-fill.jsonl" --markdown "$(OUT)/gpu-fill.md" || failed=1
+	exit $$failed
+
+# make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
+clean:
+	@rm -rf build dist *.egg-info paraminit_ext/*.so paraminit_ext/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(CUDA_VENV)/stamp-build-* $(CUDA_VENV)/stamp-face-*
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +

@@ -1,0 +1,72 @@
+"""What a result must carry for anyone to judge it: machine, compiler, torch, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from paraminit_ext import _C, cpu_capability
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the sources, with a plus where tracked files differ from it; "" outside a repository."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            "+" if git("status", "--porcelain", "-uno").strip() else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device; on the CPU no more than the control group allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        free = int(found.group(1)) * 1024 if found else free
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except OSError:
+        pass  # no /proc or no control groups: what the system says of its pages stands
+    return free
+
+
+def facts(device: torch.device) -> dict[str, str | int]:
+    """The part of a result that is the same for all its rows."""
+    build = _C.build_info()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "machine": gpu or cpu_name(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": cpu_capability(),
+        "torch": torch.__version__,
+        "cuda": build["cuda"],
+        "compiler": build["compiler"],
+        "python": platform.python_version(),
+        "commit": commit(),
+    }

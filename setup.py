@@ -1,0 +1,238 @@
+"""Builds `paraminit_ext._C`: the CPU kernels always, the CUDA kernels where they can be built.
+
+Whether CUDA is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
+
+Environment: FORCE_CUDA=1 makes a missing toolkit an error; PARAMINIT_CUDA=0 leaves CUDA out;
+TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; PARAMINIT_PTXAS_VERBOSE=1 has ptxas print the
+registers and spills of each kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import setuptools
+from setuptools import Extension, setup
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"paraminit_ext: setuptools {setuptools.__version__} cannot read pyproject.toml; run "
+        '`pip install "setuptools>=77.0.3,<82"`'
+    )
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    raise SystemExit(
+        "paraminit_ext: torch is not importable here (pip isolates builds); install torch, then run "
+        "`pip install --no-build-isolation .`"
+    ) from None
+
+ROOT = Path(__file__).resolve().parent
+# An environment's own ninja is found also where the environment is not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+DEFAULT_ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
+# What torch's own headers need from 2.13 on; those of 2.11 and 2.12 compile under it too.
+STANDARD = "-std=c++20"
+# No contraction and no fast-math anywhere: the bits of each value are part of the contract (docs/stream.md).
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-fopenmp",
+    "-ffp-contract=off",
+    STANDARD,
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+
+
+def printed(command: Sequence[str | Path]) -> str:
+    """What a tool prints, or "" where it cannot run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def site_nvidia_folders(*parts: str) -> list[Path]:
+    """Folders that NVIDIA's wheels put beside torch: site-packages/nvidia/*/<parts>."""
+    return sorted(Path(torch.__file__).parents[1].glob("/".join(("nvidia", "*", *parts))))
+
+
+def find_toolkit() -> Path | None:
+    """The toolkit's root: a folder with both nvcc and the runtime's headers.
+
+    An `nvcc` on PATH may be a wrapper script far from its toolkit; torch's guess then has no headers.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    guesses: list[Path] = []
+    if named:
+        guesses = [Path(named)]  # said outright, so no other one is taken in its place
+    else:
+        if cpp_extension.CUDA_HOME:
+            guesses.append(Path(cpp_extension.CUDA_HOME))
+        nvcc = shutil.which("nvcc")
+        if nvcc:
+            guesses.append(Path(nvcc).resolve().parents[1])
+        guesses.append(Path("/usr/local/cuda"))
+        guesses.extend(folder.parent for folder in site_nvidia_folders("bin"))
+    for guess in guesses:
+        if (guess / "bin" / "nvcc").exists() and (guess / "include" / "cuda_runtime.h").exists():
+            return guess
+    return None
+
+
+def toolkit_version(toolkit: Path) -> str:
+    found = re.search(r"release (\d+\.\d+)", printed([toolkit / "bin" / "nvcc", "--version"]))
+    return found.group(1) if found else ""
+
+
+def choose_cuda() -> tuple[Path | None, str]:
+    """The toolkit to build the CUDA kernels with, or None, and the reason for either."""
+    forced = os.environ.get("FORCE_CUDA", "0") == "1"
+    toolkit: Path | None = None
+    if os.environ.get("PARAMINIT_CUDA", "1") == "0":
+        reason = "PARAMINIT_CUDA=0"
+    elif torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is not a CUDA build"
+    elif (toolkit := find_toolkit()) is None:
+        reason = "no CUDA toolkit was found (CUDA_HOME: a folder with bin/nvcc and include/cuda_runtime.h)"
+    else:
+        version = toolkit_version(toolkit)
+        reason = f"toolkit {version} in {toolkit}, torch {torch.__version__} for CUDA {torch.version.cuda}"
+        if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+            reason += ": the major versions differ"
+            toolkit = None
+    if forced and toolkit is None:
+        raise SystemExit(f"paraminit_ext: FORCE_CUDA=1, but the CUDA kernels cannot be built: {reason}")
+    return toolkit, reason
+
+
+def choose_architectures(toolkit: Path) -> str:
+    """TORCH_CUDA_ARCH_LIST as given, else the GPUs present, else the defaults known here and PTX."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if given and given != "native":
+        return given
+    listed = printed([toolkit / "bin" / "nvcc", "--list-gpu-arch"])
+    known = {(int(digits[:-1]), int(digits[-1])) for digits in re.findall(r"compute_(\d+)\b", listed)}
+    try:
+        present = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    except RuntimeError:  # a GPU is listed, but no driver answers for it
+        present = set()
+    if present and present <= known:
+        return " ".join(f"{major}.{minor}" for major, minor in sorted(present))
+    chosen = [architecture for architecture in DEFAULT_ARCHITECTURES if architecture in known] or [max(known)]
+    return " ".join(f"{major}.{minor}" for major, minor in chosen) + "+PTX"
+
+
+def system_includes(toolkit: Path | None) -> list[str]:
+    """The headers of torch and CUDA, as system headers, so that warnings are about our own code."""
+    folders = [Path(folder) for folder in cpp_extension.include_paths()]
+    if toolkit is not None:
+        folders.append(toolkit / "include")
+        # A toolkit from wheels has no cuBLAS or cuSPARSE headers, which torch's own headers include.
+        folders.extend(site_nvidia_folders("include"))
+    # GCC finds its C headers no more when /usr/include is named outright.
+    return [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+
+
+def cuda_runtime_link(toolkit: Path) -> list[str]:
+    """How to link libcudart, which NVIDIA's wheels ship without the plain name that -lcudart looks for."""
+    folders = [toolkit / "lib64", toolkit / "lib", *site_nvidia_folders("lib")]
+    for folder in folders:
+        if (folder / "libcudart.so").exists():
+            return [f"-L{folder}", "-lcudart"]
+    for folder in folders:
+        for library in sorted(folder.glob("libcudart.so.*")):
+            return [f"-L{folder}", f"-l:{library.name}"]
+    raise SystemExit(f"paraminit_ext: no libcudart.so in {toolkit} nor among the nvidia wheels beside torch")
+
+
+def make_extension(toolkit: Path | None, architectures: str) -> Extension:
+    """The one extension module, with the CUDA sources where there is a toolkit."""
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    libraries = ["c10", "torch", "torch_cpu", "torch_python"]
+    link = ["-fopenmp"]
+    nvcc: list[str] = []
+    macros: list[tuple[str, str | None]] = []
+    if toolkit is not None:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
+        sources += ROOT.glob("csrc/cuda/*.cu")
+        macros.append(("PARAMINIT_WITH_CUDA", None))
+        libraries += ["c10_cuda", "torch_cuda"]
+        link += cuda_runtime_link(toolkit)
+        nvcc = ["-O3", "-fmad=false", STANDARD, "--expt-relaxed-constexpr"]
+        nvcc += ["-Xcompiler", "-fopenmp,-ffp-contract=off,-fvisibility=hidden,-Wall"]
+        nvcc += system_includes(toolkit)
+        if os.environ.get("PARAMINIT_PTXAS_VERBOSE", "0") == "1":
+            nvcc += ["-Xptxas", "-v"]
+    return Extension(
+        "paraminit_ext._C",
+        sources=sorted(str(source.relative_to(ROOT)) for source in sources),
+        depends=sorted(str(header.relative_to(ROOT)) for header in ROOT.glob("csrc/**/*.h")),
+        include_dirs=[str(ROOT / "csrc")],
+        library_dirs=cpp_extension.library_paths(),
+        libraries=libraries,
+        define_macros=macros,
+        extra_compile_args={"cxx": CXX_FLAGS + system_includes(toolkit), "nvcc": nvcc},
+        extra_link_args=link,
+        language="c++",
+    )
+
+
+TOOLKIT, REASON = choose_cuda()
+ARCHITECTURES = choose_architectures(TOOLKIT) if TOOLKIT is not None else ""
+CUDA_VERSION = toolkit_version(TOOLKIT) if TOOLKIT is not None else ""
+EXTENSION = make_extension(TOOLKIT, ARCHITECTURES)
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """The build step of torch, with objects apart per configuration and the facts beside the binary."""
+
+    def finalize_options(self) -> None:
+        if getattr(self, "build_temp", None) is None:
+            # Objects for another torch, Python or device must not be linked by mistake; and `pip install -e`
+            # would build in a temporary folder, and compile everything anew each time.
+            kind = f"cuda{CUDA_VERSION}" if CUDA_VERSION else "cpu"
+            python = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
+            self.build_temp = str(ROOT / "build" / f"{kind}-torch{torch.__version__.split('+')[0]}-{python}")
+        super().finalize_options()
+
+    def build_extensions(self) -> None:
+        what = f"CPU and CUDA kernels for {ARCHITECTURES}" if CUDA_VERSION else "CPU kernels, no CUDA kernels"
+        print(f"paraminit_ext: building {what}: {REASON}", flush=True)
+        super().build_extensions()
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT if self.inplace else Path(self.build_lib)
+        self.write_build_info(package / "paraminit_ext" / "_build_info.py")
+
+    def write_build_info(self, path: Path) -> None:
+        cxx = os.environ.get("CXX") or self.compiler.compiler_cxx[0]
+        facts = {
+            "TORCH_VERSION": torch.__version__,
+            "CUDA": CUDA_VERSION,
+            "ARCH": ARCHITECTURES,
+            "COMPILER": printed([*cxx.split(), "--version"]).partition("\n")[0],
+            "CXX_FLAGS": " ".join(CXX_FLAGS),
+        }
+        lines = [f"{name}: str = {str(value)!r}" for name, value in facts.items()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "\n".join(
+                ['"""Written by setup.py: what the binary beside this was built with."""', "", *lines, ""]
+            )
+        )
+
+
+setup(ext_modules=[EXTENSION], cmdclass={"build_ext": BuildExtension})
