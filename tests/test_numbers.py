@@ -31,7 +31,8 @@ def apply(name: str, parameters: list[float], words: npt.NDArray[np.uint32], dty
     padded = np.zeros(-(-words.size // 4) * 4, np.uint32)
     padded[: words.size] = words
     tensor = torch.from_numpy(padded.view(np.int32)).reshape(-1, 4)
-    return _C.apply_distribution(name, parameters, tensor, dtype).double().numpy().astype(np.float64)
+    values: Array = _C.apply_distribution(name, parameters, tensor, dtype).double().numpy()
+    return values
 
 
 def pairs(radius: npt.ArrayLike, angle: npt.ArrayLike) -> npt.NDArray[np.uint32]:
@@ -41,7 +42,8 @@ def pairs(radius: npt.ArrayLike, angle: npt.ArrayLike) -> npt.NDArray[np.uint32]
 
 def ulp32(exact: Array) -> Array:
     """The unit in the last place of a float32 in the binade of the exact value."""
-    return np.exp2(np.floor(np.log2(np.abs(exact))) - 23)
+    ulp: Array = np.exp2(np.floor(np.log2(np.abs(exact))) - 23)
+    return ulp
 
 
 def unit_radius_word() -> int:

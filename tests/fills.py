@@ -1,0 +1,49 @@
+"""The fills that every device and instruction set must agree on, and what "agree" means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from paraminit_ext import Key, Shard, init
+
+KEY = Key(0x1234567890ABCDEF, 2**64 - 1000)  # counters wrap inside every tensor of more than 4000 elements
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+Fill = Callable[[Tensor | Shard, Key], Tensor]
+FILLS: dict[str, Fill] = {
+    "uniform": lambda t, k: init.uniform_(t, -0.3, 0.55, generator=k),
+    "uniform_narrow": lambda t, k: init.uniform_(t, 1.0, 1.0078125, generator=k),
+    "normal": lambda t, k: init.normal_(t, 0.0, 0.02, generator=k),
+    "normal_shifted": lambda t, k: init.normal_(t, 3.0, 2.0, generator=k),
+    "trunc_normal": lambda t, k: init.trunc_normal_(t, generator=k),
+    "trunc_normal_wide": lambda t, k: init.trunc_normal_(t, 0.1, 1.0, -3.0, 4.0, generator=k),
+    "trunc_normal_above": lambda t, k: init.trunc_normal_(t, 0.0, 1.0, 1.75, math.inf, generator=k),
+    "trunc_normal_below": lambda t, k: init.trunc_normal_(t, 1.0, 0.5, -9.0, -1.0, generator=k),
+    "trunc_normal_far": lambda t, k: init.trunc_normal_(t, 0.0, 0.02, -2.0, 2.0, generator=k),
+}
+filled = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS.keys())
+typed = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of the values, in logical order, so that equality is exact and tells -0 from +0."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(integers[tensor.element_size()])
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(bits(a), bits(b))
+
+
+LAYOUTS: dict[str, Callable[[torch.dtype], Tensor]] = {
+    "transposed": lambda d: torch.empty(67, 130, dtype=d).t(),
+    "column of a wider matrix": lambda d: torch.empty(130, 200, dtype=d)[:, 5:72],
+    "every third": lambda d: torch.empty(130, 201, dtype=d)[:, ::3],
+    "flipped dimensions": lambda d: torch.empty(5, 13, 2, 67, dtype=d).permute(2, 1, 0, 3).reshape(130, 67),
+    "padded rows": lambda d: torch.empty(130, 72, dtype=d)[:, :67],
+}
