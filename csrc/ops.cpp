@@ -2,7 +2,6 @@
 // Every check comes before the first write, so that an error leaves the tensor as it was.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/MemoryOverlap.h>
 #include <c10/core/TensorOptions.h>
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
@@ -14,6 +13,7 @@
 #include "constants.h"
 #include "cpu/fill.h"
 #include "generator.h"
+#include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
 #endif
@@ -40,58 +40,6 @@ ElementType element_type(const char* op, at::ScalarType type) {
       TORCH_CHECK_NOT_IMPLEMENTED(false, "paraminit_ext.", op,
                                   ": expected a float32, float64, float16 or bfloat16 tensor, got ",
                                   type, ". Fill one of these and convert it.");
-  }
-}
-
-// Do two elements share memory? Exact where torch's own test gives up: looks for steps d, not all
-// zero, |d[i]| < size[i], with sum d[i] stride[i] = 0, widest stride first, so that each step
-// leaves only what the narrower ones can make up for.
-class OverlapSearch {
- public:
-  explicit OverlapSearch(const Tensor& t) {
-    for (int64_t d = 0; d < t.dim(); ++d) {
-      if (t.size(d) > 1) dims_.push_back({t.stride(d), t.size(d) - 1});
-    }
-    std::sort(dims_.begin(), dims_.end(), [](auto& a, auto& b) { return a.stride > b.stride; });
-    reach_.resize(dims_.size() + 1, 0);
-    for (size_t i = dims_.size(); i-- > 0;) {
-      reach_[i] = reach_[i + 1] + dims_[i].stride * dims_[i].most;
-    }
-  }
-  // An undecided search counts as an overlap.
-  bool found() { return search(0, 0, false); }
-
- private:
-  struct Dim {
-    int64_t stride, most;
-  };
-  bool search(size_t i, int64_t sum, bool moved) {
-    if (--budget_ < 0) return true;
-    if (i == dims_.size()) return moved && sum == 0;
-    const auto [stride, most] = dims_[i];
-    if (stride == 0) return true;
-    const int64_t rest = reach_[i + 1];
-    // By symmetry the first step that is not zero is positive.
-    const int64_t first = std::max(moved ? -most : 0, -((rest + sum) / stride));
-    const int64_t last = std::min(most, (rest - sum) / stride);
-    for (int64_t d = first; d <= last; ++d) {
-      if (search(i + 1, sum + d * stride, moved || d != 0)) return true;
-    }
-    return false;
-  }
-  c10::SmallVector<Dim, 8> dims_;
-  c10::SmallVector<int64_t, 9> reach_;
-  int64_t budget_ = 1 << 16;
-};
-
-bool overlaps_itself(const Tensor& t) {
-  switch (at::has_internal_overlap(t)) {
-    case at::MemOverlap::No:
-      return false;
-    case at::MemOverlap::Yes:
-      return true;
-    default:
-      return OverlapSearch(t).found();
   }
 }
 

@@ -13,6 +13,7 @@
 #include "constants.h"
 #include "cpu/fill.h"
 #include "generator.h"
+#include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
 #endif
@@ -116,6 +117,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("device_type"), py::arg("device_index"));
   m.def("apply_distribution", apply_distribution, py::arg("name"), py::arg("parameters"),
         py::arg("words"), py::arg("dtype"), py::call_guard<py::gil_scoped_release>());
+  m.def("overlaps_itself", paraminit::overlaps_itself, py::arg("tensor"));
   m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
   m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));
   m.def("has_cuda", [] {

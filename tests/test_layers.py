@@ -17,7 +17,16 @@ KERNELS = [name for name in FILES if name.endswith((".cu", ".cuh"))]
 CUDA = [name for name in FILES if name.startswith("cuda/")]
 
 # The only ones that may include torch's headers.
-TORCH_AWARE = {"ops.cpp", "python.cpp", "generator.h", "generator.cpp", "cpu/fill.cpp", *CUDA}
+TORCH_AWARE = {
+    "ops.cpp",
+    "python.cpp",
+    "generator.h",
+    "generator.cpp",
+    "overlap.h",
+    "overlap.cpp",
+    "cpu/fill.cpp",
+    *CUDA,
+}
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h)\b")
 INTRINSICS = re.compile(r"^(\w+intrin|x86intrin|arm_neon|arm_sve|cpuid)\.h$")
 # The headers from integers up to values; each may include only what stands before it.

@@ -111,6 +111,19 @@ def test_a_large_transposed_matrix_is_the_contiguous_one() -> None:
     assert same(init.normal_(torch.empty(1030, 700).t(), generator=KEY), expected)
 
 
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (2, 0, 3, 1), (1, 2, 3, 0), (3, 2, 1, 0)])
+def test_values_do_not_depend_on_the_order_of_dimensions(order: tuple[int, ...], cpu_capability: str) -> None:
+    shape = (3, 40, 37, 70)
+    expected = init.normal_(torch.empty(shape), generator=KEY)
+    inverse = [order.index(d) for d in range(4)]
+    permuted = torch.empty([shape[d] for d in order]).permute(inverse)
+    assert permuted.shape == expected.shape
+    assert same(init.normal_(permuted, generator=KEY), expected)
+    part = torch.empty([(2, 33, 20, 41)[d] for d in order]).permute(inverse)
+    init.normal_(shard(part, shape, (1, 5, 17, 29)), generator=KEY)
+    assert same(part, expected[1:3, 5:38, 17:37, 29:70])
+
+
 @filled
 def test_shards_are_the_parts_of_the_whole(fill: Fill, cpu_capability: str) -> None:
     rows, columns = 37, 131

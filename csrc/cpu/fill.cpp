@@ -83,8 +83,10 @@ constexpr int64_t kGrain = 32768;
 constexpr int64_t kDenseUnit = 4096;
 // Units of a scattered run pass through a buffer on the stack.
 constexpr int64_t kScatteredUnit = 1024;
-// Where neighbouring runs share cache lines (a transposed matrix), few elements of many runs.
-constexpr int64_t kTransposedUnit = 64;
+// Tiles of a transposed matrix: whole blocks of consecutive indices one way, whole cache lines of
+// memory the other.
+constexpr int64_t kTileRows = 32;
+constexpr int64_t kTileColumns = 128;
 // Shorter runs leave most of a vector unused.
 constexpr int64_t kShortRun = 8;
 
@@ -116,56 +118,140 @@ void scatter(const Geometry& g, int64_t position, int64_t count, const void* val
   }
 }
 
-// The units of a fill are numbered run by run, or, for a transposed matrix, part by part.
-struct Units {
-  int64_t length;  // elements of a unit
-  int64_t parts;   // units of a run
-  bool by_part;
-};
-
-Units cut(const Geometry& g) {
-  Units units{};
-  if (g.dense_runs()) {
-    units.length = std::min(kDenseUnit, g.run_length);
+// Calls f with a zero of the unsigned integer of an element's size: moves need only the bits.
+template <class F>
+void with_bits(int64_t size, F&& f) {
+  if (size == 4) {
+    f(uint32_t{});
+  } else if (size == 2) {
+    f(uint16_t{});
   } else {
-    units.by_part = g.run_count > 1 && g.run_begin + 1 == g.dims;
-    units.length = units.by_part ? kTransposedUnit : kScatteredUnit;
+    f(uint64_t{});
   }
-  units.parts = (g.run_length + units.length - 1) / units.length;
-  return units;
 }
 
-void fill_units(const FillRequest& request, const Geometry& g, const Units& units, int64_t begin,
-                int64_t end, decltype(RunFunctions::fill) run, char* data) {
-  const int64_t size = element_size(request.type);
-  const bool dense = g.dense_runs();
-  while (begin < end) {
-    const int64_t which = units.by_part ? begin % g.run_count : begin / units.parts;
-    const int64_t part = units.by_part ? begin / g.run_count : begin % units.parts;
-    // Neighbouring units of a dense run are one call.
-    const int64_t together = dense ? std::min(end - begin, units.parts - part) : 1;
-    const int64_t position = part * units.length;
-    const int64_t count = std::min(together * units.length, g.run_length - position);
-    int64_t offset;
-    uint64_t index;
-    locate_run(g, which, offset, index);
-    index += static_cast<uint64_t>(position);
-    if (dense) {
-      run(request, index, count, data + (offset + position) * size);
-    } else {
-      alignas(64) char buffer[kScatteredUnit * 8];
-      run(request, index, count, buffer);
-      char* base = data + offset * size;
-      if (size == 4) {
-        scatter<uint32_t>(g, position, count, buffer, base);
-      } else if (size == 2) {
-        scatter<uint16_t>(g, position, count, buffer, base);
+// A run in units of `length` elements, straight into memory or by way of a buffer.
+struct Runs {
+  const FillRequest& request;
+  const Geometry& g;
+  decltype(RunFunctions::fill) fill;
+  char* data;
+
+  bool dense() const { return g.dense_runs(); }
+  int64_t length() const { return std::min(dense() ? kDenseUnit : kScatteredUnit, g.run_length); }
+  int64_t parts() const { return (g.run_length + length() - 1) / length(); }
+  int64_t units() const { return parts() * g.run_count; }
+  int64_t unit_elements() const { return length(); }
+
+  void operator()(int64_t begin, int64_t end) const {
+    const int64_t size = element_size(request.type), of_a_run = parts();
+    while (begin < end) {
+      const int64_t part = begin % of_a_run;
+      // Neighbouring units of a dense run are one call.
+      const int64_t together = dense() ? std::min(end - begin, of_a_run - part) : 1;
+      const int64_t position = part * length();
+      const int64_t count = std::min(together * length(), g.run_length - position);
+      int64_t offset;
+      uint64_t index;
+      locate_run(g, begin / of_a_run, offset, index);
+      index += static_cast<uint64_t>(position);
+      if (dense()) {
+        fill(request, index, count, data + (offset + position) * size);
       } else {
-        scatter<uint64_t>(g, position, count, buffer, base);
+        alignas(64) char buffer[kScatteredUnit * 8];
+        fill(request, index, count, buffer);
+        with_bits(size, [&](auto bits) {
+          scatter<decltype(bits)>(g, position, count, buffer, data + offset * size);
+        });
+      }
+      begin += together;
+    }
+  }
+};
+
+// The innermost dimension, where indices are consecutive, strides over memory that another one (the
+// rows) walks through: in tiles, every cache line is written once and whole.
+struct Tiles {
+  const FillRequest& request;
+  const Geometry& g;
+  decltype(RunFunctions::fill) fill;
+  char* data;
+  int row_dim;
+
+  // The dimension of the rows, or -1 where the geometry does not call for tiles.
+  static int find_rows(const Geometry& g) {
+    const int inner = g.dims - 1;
+    if (g.dims < 2 || g.index_strides[inner] != 1 || g.sizes[inner] < 16) return -1;
+    int row_dim = -1;
+    int64_t least = g.strides[inner];
+    for (int d = 0; d < inner; ++d) {
+      if (g.sizes[d] > 1 && g.strides[d] < least) {
+        least = g.strides[d];
+        row_dim = d;
       }
     }
-    begin += together;
+    return row_dim;
   }
+  int64_t rows() const { return g.sizes[row_dim]; }
+  int64_t columns() const { return g.sizes[g.dims - 1]; }
+  int64_t row_blocks() const { return (rows() + kTileRows - 1) / kTileRows; }
+  int64_t column_blocks() const { return (columns() + kTileColumns - 1) / kTileColumns; }
+  int64_t units() const {
+    return g.numel() / (rows() * columns()) * row_blocks() * column_blocks();
+  }
+  int64_t unit_elements() const { return kTileRows * kTileColumns; }
+
+  void operator()(int64_t begin, int64_t end) const {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      // Row blocks fastest: they are next to each other in memory.
+      const int64_t row = unit % row_blocks() * kTileRows;
+      const int64_t column = unit / row_blocks() % column_blocks() * kTileColumns;
+      int64_t rest = unit / row_blocks() / column_blocks();
+      int64_t offset = row * g.strides[row_dim] + column * g.strides[g.dims - 1];
+      uint64_t index = g.first_index + static_cast<uint64_t>(row) * g.index_strides[row_dim] +
+                       static_cast<uint64_t>(column);
+      for (int d = g.dims - 2; d >= 0; --d) {
+        if (d == row_dim) continue;
+        offset += rest % g.sizes[d] * g.strides[d];
+        index += static_cast<uint64_t>(rest % g.sizes[d]) * g.index_strides[d];
+        rest /= g.sizes[d];
+      }
+      tile(offset, index, std::min(kTileRows, rows() - row),
+           std::min(kTileColumns, columns() - column));
+    }
+  }
+
+  void tile(int64_t offset, uint64_t index, int64_t height, int64_t width) const {
+    const int64_t size = element_size(request.type);
+    alignas(64) char buffer[kTileRows * kTileColumns * 8];
+    for (int64_t r = 0; r < height; ++r) {
+      fill(request, index + static_cast<uint64_t>(r) * g.index_strides[row_dim], width,
+           buffer + r * kTileColumns * size);
+    }
+    with_bits(size, [&](auto bits) {
+      using T = decltype(bits);
+      const T* from = reinterpret_cast<const T*>(buffer);
+      T* to = reinterpret_cast<T*>(data) + offset;
+      for (int64_t c = 0; c < width; ++c) {
+        for (int64_t r = 0; r < height; ++r) {
+          to[c * g.strides[g.dims - 1] + r * g.strides[row_dim]] = from[r * kTileColumns + c];
+        }
+      }
+    });
+  }
+};
+
+template <class Work>
+void run_on_threads(const Work& work) {
+#if defined(__clang__) && defined(_OPENMP)
+  // Clang's OpenMP runtime is not the one that torch's wheels bring: it has its own thread count.
+  omp_set_num_threads(at::get_num_threads());
+#endif
+  const int64_t grain = std::max<int64_t>(1, kGrain / work.unit_elements());
+  at::parallel_for(0, work.units(), grain, [&](int64_t begin, int64_t end) {
+    const DefaultFloatMode mode;
+    work(begin, end);
+  });
 }
 
 }  // namespace
@@ -187,17 +273,12 @@ void fill_cpu(const FillRequest& request, const Geometry& g, void* data) {
   const auto functions =
       g.run_length < kShortRun ? baseline::run_functions : chosen().load()->run_functions;
   const auto run = functions(request.distribution, request.type).fill;
-  const Units units = cut(g);
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::min(units.length, g.run_length));
-#if defined(__clang__) && defined(_OPENMP)
-  // Clang's OpenMP runtime is not the one that torch's wheels bring, and has a thread count of its
-  // own.
-  omp_set_num_threads(at::get_num_threads());
-#endif
-  at::parallel_for(0, units.parts * g.run_count, grain, [&](int64_t begin, int64_t end) {
-    const DefaultFloatMode mode;
-    fill_units(request, g, units, begin, end, run, static_cast<char*>(data));
-  });
+  const int row_dim = Tiles::find_rows(g);
+  if (row_dim >= 0) {
+    run_on_threads(Tiles{request, g, run, static_cast<char*>(data), row_dim});
+  } else {
+    run_on_threads(Runs{request, g, run, static_cast<char*>(data)});
+  }
 }
 
 void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out) {

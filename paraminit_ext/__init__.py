@@ -1,0 +1,121 @@
+"""Parameter initialisation for PyTorch: ``torch.nn.init`` on compiled fills that draw from one stream.
+
+The names of ``torch.nn.init`` stand here as well as in :mod:`paraminit_ext.init`, so that
+``import paraminit_ext as init`` is a drop-in. The values of a fill depend on its :class:`Key`, its parameters
+and an element's place in the whole tensor, and on nothing else: not on the device, the threads, the
+instruction set, the strides or the sharding.
+"""
+
+import importlib
+
+import torch
+
+__version__ = "0.1.0"
+STREAM_VERSION = 1
+
+_REBUILD = "Rebuild it in this environment: pip install --no-build-isolation -e ."
+
+
+def _refuse_foreign_binary() -> None:
+    """Raise ImportError unless the binary here was built for the torch that runs."""
+    try:
+        from paraminit_ext._build_info import TORCH_VERSION as built_for
+    except ImportError:
+        raise ImportError(
+            f"paraminit_ext {__version__}: expected a compiled extension for torch {torch.__version__}, "
+            f"got none. {_REBUILD}"
+        ) from None
+    if built_for != torch.__version__:
+        raise ImportError(
+            f"paraminit_ext {__version__}: expected an extension built for torch {torch.__version__}, "
+            f"got one built for torch {built_for}. {_REBUILD}"
+        )
+    try:
+        importlib.import_module("paraminit_ext._C")
+    except ModuleNotFoundError:
+        raise ImportError(
+            f"paraminit_ext {__version__}: expected a compiled extension for torch {torch.__version__}, "
+            f"got none (one built for torch {built_for} was here). {_REBUILD}"
+        ) from None
+
+
+_refuse_foreign_binary()
+
+from paraminit_ext import init  # noqa: E402
+from paraminit_ext._C import (  # noqa: E402
+    available_cpu_capabilities,
+    cpu_capability,
+    set_cpu_capability,
+)
+from paraminit_ext.geometry import Shard, shard  # noqa: E402
+from paraminit_ext.init import (  # noqa: E402
+    _calculate_correct_fan,
+    _calculate_fan_in_and_fan_out,
+    calculate_gain,
+    constant,
+    constant_,
+    dirac,
+    dirac_,
+    eye,
+    eye_,
+    kaiming_normal,
+    kaiming_normal_,
+    kaiming_uniform,
+    kaiming_uniform_,
+    normal,
+    normal_,
+    ones_,
+    orthogonal,
+    orthogonal_,
+    sparse,
+    sparse_,
+    trunc_normal_,
+    uniform,
+    uniform_,
+    xavier_normal,
+    xavier_normal_,
+    xavier_uniform,
+    xavier_uniform_,
+    zeros_,
+)
+from paraminit_ext.key import Key  # noqa: E402
+
+__all__ = [
+    "STREAM_VERSION",
+    "Key",
+    "Shard",
+    "__version__",
+    "_calculate_correct_fan",
+    "_calculate_fan_in_and_fan_out",
+    "available_cpu_capabilities",
+    "calculate_gain",
+    "constant",
+    "constant_",
+    "cpu_capability",
+    "dirac",
+    "dirac_",
+    "eye",
+    "eye_",
+    "init",
+    "kaiming_normal",
+    "kaiming_normal_",
+    "kaiming_uniform",
+    "kaiming_uniform_",
+    "normal",
+    "normal_",
+    "ones_",
+    "orthogonal",
+    "orthogonal_",
+    "set_cpu_capability",
+    "shard",
+    "sparse",
+    "sparse_",
+    "trunc_normal_",
+    "uniform",
+    "uniform_",
+    "xavier_normal",
+    "xavier_normal_",
+    "xavier_uniform",
+    "xavier_uniform_",
+    "zeros_",
+]

@@ -1,0 +1,251 @@
+"""Where a tensor stands in the whole that it is part of, and which tensors are refused.
+
+A plain tensor, a :func:`shard` and a DTensor all become a :class:`Part`: the local tensor, the shape of the
+whole and the place of this part in it. Nothing here draws and nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from paraminit_ext import _C
+
+_MAX_NUMEL = (1 << 63) - 1
+_HAS_CUDA = _C.has_cuda()
+
+REAL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+FLOATING_DTYPES = REAL_DTYPES | {torch.complex32, torch.complex64, torch.complex128}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """The part held here of a global tensor: made by :func:`shard`, taken by every function of ``init``."""
+
+    local: Tensor
+    global_shape: tuple[int, ...]
+    shard_offset: tuple[int, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole: what fans are computed from."""
+        return torch.Size(self.global_shape)
+
+
+def shard(local: Tensor, global_shape: Sequence[int], shard_offset: Sequence[int]) -> Shard:
+    """Name ``local`` as the part of a tensor of ``global_shape`` that begins at ``shard_offset``.
+
+    Passed to a function of :mod:`paraminit_ext.init` in place of the tensor, it is filled with its elements
+    of the
+    whole: shards filled under one key, side by side, are the global tensor filled under that key. Fans are
+    those of the whole, and the function returns ``local``.
+
+    Args:
+        local: the tensor that is held here, of the whole's number of dimensions; it may be empty
+        global_shape: the shape of the whole, in elements
+        shard_offset: where ``local`` begins in the whole, in elements, one number a dimension
+
+    Raises:
+        TypeError: ``local`` is not a tensor, or a size or an offset is not an int.
+        ValueError: another number of dimensions, or a part that reaches outside the whole.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import Key, init, shard
+        >>> whole = init.xavier_normal_(torch.empty(6, 4), generator=Key(1))
+        >>> lower = init.xavier_normal_(shard(torch.empty(2, 4), (6, 4), (4, 0)), generator=Key(1))
+        >>> torch.equal(lower, whole[4:])
+        True
+    """
+    if not isinstance(local, Tensor) or _is_dtensor(local):
+        raise TypeError(
+            f"paraminit_ext.shard: expected a plain tensor for local, got {type(local).__name__}. "
+            "Pass the tensor that is held here (a DTensor goes to the function as it is)."
+        )
+    whole, start = _integers("global_shape", global_shape), _integers("shard_offset", shard_offset)
+    if not len(whole) == len(start) == local.dim():
+        raise ValueError(
+            f"paraminit_ext.shard: expected {local.dim()} sizes and {local.dim()} offsets for a local tensor "
+            f"of shape {tuple(local.shape)}, got global_shape {whole} and shard_offset {start}. Give one "
+            "number a dimension."
+        )
+    if not all(o >= 0 and o + n <= g for o, n, g in zip(start, local.shape, whole, strict=True)):
+        raise ValueError(
+            f"paraminit_ext.shard: expected a part inside the whole of shape {whole}, got shape "
+            f"{tuple(local.shape)} at {start}. Offsets are in elements, and offset + size may not pass the "
+            "whole's size."
+        )
+    if math.prod(whole) > _MAX_NUMEL:
+        raise ValueError(
+            f"paraminit_ext.shard: expected a whole of fewer than 2**63 elements, got shape {whole}. "
+            "Indices are 64 bits wide."
+        )
+    return Shard(local, whole, start)
+
+
+class Part(NamedTuple):
+    """A tensor's place; empty tuples for ``global_shape`` and ``shard_offset`` say that it is the whole."""
+
+    local: Tensor
+    given: Tensor
+    global_shape: tuple[int, ...]
+    shard_offset: tuple[int, ...]
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        return self.global_shape or tuple(self.local.shape)
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        return self.shard_offset or (0,) * self.local.dim()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a fill takes a draw: an empty part of a whole with elements does, as its peers do."""
+        if self.local.is_meta:
+            return False
+        return self.local.numel() != 0 or (bool(self.global_shape) and 0 not in self.global_shape)
+
+
+def locate(name: str, tensor: Tensor | Shard) -> Part:
+    """Resolve what the caller passed to the function called ``name`` into its part of the whole.
+
+    Raises:
+        TypeError: not a tensor.
+        RuntimeError: a parameter that another library has partitioned away.
+        NotImplementedError: a DTensor whose local tensor is not one box of the whole, element for element.
+    """
+    if type(tensor) is Shard:
+        _refuse_partitioned(name, tensor.local)
+        return Part(tensor.local, tensor.local, tensor.global_shape, tensor.shard_offset)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"paraminit_ext.{name}: expected a torch.Tensor or a paraminit_ext.shard, got "
+            f"{type(tensor).__name__}. Pass the tensor that is to be filled."
+        )
+    if type(tensor) not in (Tensor, torch.nn.Parameter) and _is_dtensor(tensor):
+        return _locate_dtensor(name, tensor)
+    _refuse_partitioned(name, tensor)
+    return Part(tensor, tensor, (), ())
+
+
+def _refuse_partitioned(name: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0 and hasattr(tensor, "ds_id"):
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected a parameter with its elements, got one that ZeRO has "
+            "partitioned away. Wrap the call in `with deepspeed.zero.GatheredParameters(parameter, "
+            "modifier_rank=0):`."
+        )
+
+
+def refuse_unfillable(
+    name: str, local: Tensor, dtypes: frozenset[torch.dtype] = FLOATING_DTYPES, kernel: bool = True
+) -> None:
+    """Raise unless the function called ``name`` can write every element of ``local`` on its own.
+
+    The ops refuse all this too. It is asked here first so that a refused call has drawn nothing.
+
+    Args:
+        name: the function that was called, for the messages
+        local: the tensor that is to be filled
+        dtypes: the dtypes that the function fills; empty for any
+        kernel: whether it needs a kernel of this package (torch's own fills do not)
+
+    Raises:
+        NotImplementedError: dtype, layout or device has no fill.
+        RuntimeError: elements share memory, or an inference tensor outside inference mode.
+    """
+    if dtypes and local.dtype not in dtypes:
+        kind = "a floating-point tensor" if torch.complex64 in dtypes else "a real floating-point tensor"
+        raise NotImplementedError(
+            f"paraminit_ext.{name}: expected {kind}, got {local.dtype}. "
+            f"Fill a tensor of {_join(dtypes)} and convert it."
+        )
+    if local.layout is not torch.strided:
+        raise NotImplementedError(
+            f"paraminit_ext.{name}: expected a dense tensor, got layout {local.layout}. "
+            "Fill a dense tensor and convert it."
+        )
+    if kernel and not local.is_cpu and not (local.is_cuda and _HAS_CUDA) and not local.is_meta:
+        _refuse_device(name, local.device)
+    # Asking breaks a graph that is being traced; the ops ask again when a compiled one runs.
+    compiling = torch.compiler.is_compiling()
+    if not compiling and local.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected a normal tensor outside inference mode, got an inference "
+            "tensor. Fill it under torch.inference_mode(), or clone it first."
+        )
+    if not compiling and not local.is_contiguous() and _C.overlaps_itself(local):
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected a memory location of its own for each element, got shape "
+            f"{tuple(local.shape)} with strides {local.stride()}, which overlap. Fill a .clone() or the base "
+            "tensor."
+        )
+
+
+def _join(dtypes: Iterable[torch.dtype]) -> str:
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes if not dtype.is_complex)
+    return ", ".join(names[:-1]) + f" or {names[-1]}"
+
+
+def _refuse_device(name: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        raise NotImplementedError(
+            f"paraminit_ext.{name}: expected a tensor on cpu or meta, since no CUDA kernels were built, got "
+            f"one on {device}. Install a CUDA toolkit and run `FORCE_CUDA=1 pip install --no-build-isolation "
+            "-e .`."
+        )
+    raise NotImplementedError(
+        f"paraminit_ext.{name}: expected a tensor on cpu, cuda or meta, got one on {device}, for which there "
+        "is no kernel. Fill it on the CPU and move it there."
+    )
+
+
+def _integers(what: str, values: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(
+            f"paraminit_ext.shard: expected a sequence of ints for {what}, got {values!r}. Give one int a "
+            "dimension."
+        ) from None
+
+
+def _is_dtensor(tensor: object) -> bool:
+    # Nobody holds a DTensor without having imported its module, and importing it takes long.
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _locate_dtensor(name: str, tensor: Any) -> Part:
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Shard as ShardPlacement
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    for placement in tensor.placements:
+        # By exact type: a strided shard may be a subclass, and is several boxes.
+        if type(placement) not in (Replicate, ShardPlacement):
+            raise NotImplementedError(
+                f"paraminit_ext.{name}: expected a DTensor of Shard and Replicate placements, got "
+                f"{placement}. Redistribute it first, or fill its parts through paraminit_ext.shard."
+            )
+    with torch.no_grad():
+        local: Tensor = tensor.to_local()
+    whole = tuple(tensor.shape)
+    if tensor.device_mesh.get_coordinate() is None:
+        # A rank outside the mesh holds nothing, but draws as its peers do.
+        return Part(local.new_empty((0,) * len(whole)), tensor, whole, (0,) * len(whole))
+    shape, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if tuple(shape) != tuple(local.shape):
+        raise NotImplementedError(
+            f"paraminit_ext.{name}: expected a DTensor sharded as torch.chunk would, with a local tensor of "
+            f"shape {tuple(shape)}, got {tuple(local.shape)}. Fill its parts through paraminit_ext.shard."
+        )
+    return Part(local, tensor, whole, tuple(start))

@@ -1,0 +1,295 @@
+"""What is refused: with which exception, in one line that helps, and with nothing written or drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paraminit_ext import Key, init, shard
+
+NAN, INF = math.nan, math.inf
+
+# Every function that draws, with arguments that are right for a 4 x 6 tensor.
+RANDOM: dict[str, tuple[Any, ...]] = {
+    "uniform_": (),
+    "normal_": (),
+    "trunc_normal_": (),
+    "xavier_uniform_": (),
+    "xavier_normal_": (),
+    "kaiming_uniform_": (),
+    "kaiming_normal_": (),
+    "orthogonal_": (),
+    "sparse_": (0.5,),
+}
+every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
+
+
+def refused(
+    name: str,
+    tensor: Any,
+    *arguments: Any,
+    error: type[Exception] | tuple[type[Exception], ...],
+    **keywords: Any,
+) -> str:
+    """The message; one line of the form op, expected, got, and the default generator has not moved."""
+    state = torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        getattr(init, name)(tensor, *arguments, **keywords)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"paraminit_ext.{name}: expected "), message
+    assert ", got " in message
+    assert torch.equal(torch.get_rng_state(), state), "a refused call has drawn"
+    return message
+
+
+@every_random
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_a_dtype_without_fills_is_refused(name: str, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+    tensor = torch.zeros(4, 6).to(dtype)
+    message = refused(name, tensor, *arguments, error=NotImplementedError)
+    assert str(dtype) in message
+    assert not tensor.to(torch.float32).any()
+
+
+@pytest.mark.parametrize("name", ["trunc_normal_", "orthogonal_"])
+def test_complex_is_refused_where_stock_refuses_it(name: str) -> None:
+    tensor = torch.zeros(4, 6, dtype=torch.complex64)
+    refused(name, tensor, error=NotImplementedError)
+    assert not tensor.any()
+
+
+@every_random
+def test_a_sparse_layout_is_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    tensor = torch.eye(4, 6).to_sparse()
+    refused(name, tensor, *arguments, error=NotImplementedError)
+    assert torch.equal(tensor.to_dense(), torch.eye(4, 6))
+
+
+@every_random
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantised_tensor_is_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    tensor = torch.quantize_per_tensor(torch.ones(4, 6), 0.1, 0, torch.qint8)
+    refused(name, tensor, *arguments, error=NotImplementedError)
+    assert torch.equal(tensor.dequantize(), torch.ones(4, 6))
+
+
+@every_random
+def test_a_tensor_that_overlaps_itself_is_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    base = torch.zeros(1, 6)
+    refused(name, base.expand(4, 6), *arguments, error=RuntimeError)
+    assert not base.any()
+
+
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_"])
+def test_a_sliding_window_is_refused(name: str) -> None:
+    base = torch.zeros(9)
+    refused(name, base.unfold(0, 4, 1), error=RuntimeError)
+    assert not base.any()
+
+
+@every_random
+@pytest.mark.parametrize("value", [[1.0], 3.0, None, "w"])
+def test_what_is_no_tensor_is_refused(name: str, arguments: tuple[Any, ...], value: object) -> None:
+    refused(name, value, *arguments, error=TypeError)
+
+
+@every_random
+@pytest.mark.parametrize("generator", [7, "cpu", torch.zeros(2)])
+def test_what_is_no_generator_is_refused(name: str, arguments: tuple[Any, ...], generator: object) -> None:
+    tensor = torch.zeros(4, 6)
+    refused(name, tensor, *arguments, error=TypeError, generator=generator)
+    assert not tensor.any()
+
+
+@every_random
+def test_a_generator_of_another_kind_of_device_is_refused(name: str, arguments: tuple[Any, ...]) -> None:
+    class Elsewhere(torch.Generator):
+        device = torch.device("cuda")
+
+    tensor = torch.zeros(4, 6)
+    refused(name, tensor, *arguments, error=RuntimeError, generator=Elsewhere())
+    assert not tensor.any()
+
+
+@every_random
+def test_an_inference_tensor_is_refused_outside_inference_mode(name: str, arguments: tuple[Any, ...]) -> None:
+    with torch.inference_mode():
+        tensor = torch.zeros(4, 6)
+    refused(name, tensor, *arguments, error=RuntimeError)
+    assert not tensor.any()
+
+
+@every_random
+def test_a_parameter_that_zero_3_has_partitioned_away_is_refused(
+    name: str, arguments: tuple[Any, ...]
+) -> None:
+    parameter = torch.nn.Parameter(torch.empty(0))
+    parameter.ds_id = 3  # type: ignore[attr-defined]
+    assert "GatheredParameters" in refused(name, parameter, *arguments, error=RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("uniform_", (1.0, 0.0), RuntimeError),
+        ("uniform_", (0.0, NAN), RuntimeError),
+        ("uniform_", (NAN, 1.0), RuntimeError),
+        ("uniform_", (-INF, 1.0), RuntimeError),
+        ("uniform_", (0.0, INF), RuntimeError),
+        ("uniform_", (0.0, 1e39), RuntimeError),
+        ("uniform_", (-3e38, 3e38), RuntimeError),
+        ("normal_", (0.0, -1.0), RuntimeError),
+        ("normal_", (0.0, NAN), RuntimeError),
+        ("normal_", (0.0, INF), RuntimeError),
+        ("normal_", (NAN, 1.0), RuntimeError),
+        ("normal_", (INF, 1.0), RuntimeError),
+        ("normal_", (1e39, 1.0), RuntimeError),
+        ("trunc_normal_", (0.0, 1.0, 2.0, -2.0), ValueError),
+        ("trunc_normal_", (0.0, 0.0, -1.0, 1.0), ValueError),
+        ("trunc_normal_", (0.0, -1.0), ValueError),
+        ("trunc_normal_", (0.0, NAN), ValueError),
+        ("trunc_normal_", (0.0, INF), ValueError),
+        ("trunc_normal_", (NAN, 1.0), ValueError),
+        ("trunc_normal_", (INF, 1.0), ValueError),
+        ("trunc_normal_", (0.0, 1.0, NAN, 2.0), ValueError),
+        ("trunc_normal_", (0.0, 1.0, -2.0, NAN), ValueError),
+        ("trunc_normal_", (0.0, 1.0, INF, INF), ValueError),
+        ("trunc_normal_", (0.0, 1.0, -INF, -INF), ValueError),
+        ("trunc_normal_", (0.0, 1.0, 38.0, 39.0), ValueError),
+        ("trunc_normal_", (0.0, 1.0, -INF, -37.5), ValueError),
+        ("trunc_normal_", (0.0, 1e-50, -1.0, 1.0), ValueError),
+        ("xavier_normal_", (-1.0,), RuntimeError),
+        ("xavier_uniform_", (NAN,), RuntimeError),
+        ("kaiming_normal_", (NAN,), (ValueError, RuntimeError)),
+        ("kaiming_uniform_", (0, "sideways"), ValueError),
+        ("orthogonal_", (NAN,), ValueError),
+        ("orthogonal_", (INF,), ValueError),
+        ("sparse_", (1.5,), ValueError),
+        ("sparse_", (-0.5,), ValueError),
+        ("sparse_", (NAN,), ValueError),
+        ("sparse_", (0.5, -1.0), RuntimeError),
+        ("uniform_", ("0", 1.0), TypeError),
+        ("normal_", (0.0, None), TypeError),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
+def test_parameters_out_of_range_are_refused(
+    name: str, arguments: tuple[Any, ...], error: type[Exception] | tuple[type[Exception], ...]
+) -> None:
+    tensor = torch.zeros(4, 6)
+    state = torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        getattr(init, name)(tensor, *arguments)
+    message = str(caught.value)
+    assert message.startswith("paraminit_ext.")
+    assert ": expected " in message
+    assert ", got " in message
+    assert "\n" not in message
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not tensor.any()
+
+
+def test_a_bound_beyond_float16_is_refused_for_float16_alone() -> None:
+    assert init.uniform_(torch.empty(9), 0.0, 1e6).max() > 65504
+    half = torch.zeros(9, dtype=torch.float16)
+    refused("uniform_", half, 0.0, 1e6, error=RuntimeError)
+    assert not half.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [
+        ("xavier_uniform_", (), (3,)),
+        ("xavier_normal_", (), ()),
+        ("kaiming_uniform_", (), (3,)),
+        ("kaiming_normal_", (), (3,)),
+        ("orthogonal_", (), (3,)),
+        ("sparse_", (0.5,), (3,)),
+        ("sparse_", (0.5,), (2, 2, 2)),
+        ("eye_", (), (3,)),
+        ("eye_", (), (2, 2, 2)),
+        ("dirac_", (), (3, 3)),
+        ("dirac_", (), (2, 2, 2, 2, 2, 2)),
+        ("dirac_", (3,), (4, 2, 3)),
+        ("dirac_", (0,), (4, 2, 3)),
+        ("dirac_", (-2,), (4, 2, 3)),
+    ],
+)
+def test_a_shape_that_the_function_has_no_meaning_for_is_refused(
+    name: str, arguments: tuple[Any, ...], shape: tuple[int, ...]
+) -> None:
+    tensor = torch.full(shape, 7.0)
+    refused(name, tensor, *arguments, error=ValueError)
+    assert (tensor == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    ("whole", "start"),
+    [
+        ((4,), (0,)),
+        ((4, 6, 1), (0, 0, 0)),
+        ((4, 6), (0,)),
+        ((3, 6), (0, 0)),
+        ((8, 6), (5, 0)),
+        ((8, 6), (-1, 0)),
+        ((2**40, 2**40), (0, 0)),
+    ],
+)
+def test_a_shard_outside_its_whole_or_of_another_rank_is_refused(
+    whole: tuple[int, ...], start: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"^paraminit_ext\.shard: expected .*, got ") as caught:
+        shard(torch.zeros(4, 6), whole, start)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_of_what_is_no_tensor_or_of_no_integers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^paraminit_ext\.shard: expected "):
+        shard([1.0], (1,), (0,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^paraminit_ext\.shard: expected "):
+        shard(torch.zeros(2), (2.5,), (0,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "error"),
+    [
+        (lambda: Key(-1), ValueError),
+        (lambda: Key(2**64), ValueError),
+        (lambda: Key(0, 2**64), ValueError),
+        (lambda: Key(True), TypeError),
+        (lambda: Key(1.0), TypeError),  # type: ignore[arg-type]
+        (lambda: Key(0).fold_in(-1), ValueError),
+        (lambda: Key(0).fold_in(2**64), ValueError),
+        (lambda: Key(0).fold_in(1.5), TypeError),  # type: ignore[arg-type]
+        (lambda: Key(0).split(-1), ValueError),
+        (lambda: Key.from_tensor(torch.zeros(2)), TypeError),
+        (lambda: Key.from_tensor(Key(1).to_tensor().repeat(2)), ValueError),
+    ],
+)
+def test_a_key_of_wrong_parts_is_refused(build: Callable[[], object], error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^paraminit_ext\.Key[.\w]*: expected .*, got "):
+        build()
+
+
+@every_random
+def test_a_device_without_kernels_is_refused(
+    name: str, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No such device is at hand: a tensor that says it lies on one.
+    class Elsewhere(Tensor):
+        is_cpu = False
+        is_cuda = True
+        device = torch.device("cuda:0")
+        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    monkeypatch.setattr("paraminit_ext.geometry._HAS_CUDA", False)
+    tensor = torch.zeros(4, 6)
+    message = refused(name, tensor.as_subclass(Elsewhere), *arguments, error=NotImplementedError)
+    assert "FORCE_CUDA=1 pip install --no-build-isolation" in message
+    assert not tensor.any()
