@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "../distributions.h"
 #include "../philox.h"
@@ -26,6 +25,16 @@ PARAMINIT_FN const Constants<typename Dist::Real>& constants_of(const FillReques
 template <class Dist>
 constexpr int kVector = Lane::kGroups * (sizeof(typename Dist::Real) == 4 ? 4 : 2);
 
+// What a 32-bit distribution makes: floats, or, for a 64-bit element, raw words.
+template <bool words>
+struct Value32 {
+  using type = Lane::F32;
+};
+template <>
+struct Value32<true> {
+  using type = Lane::U32;
+};
+
 // The values of one vector of groups from its words.
 template <class Dist, class T>
 PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T* out) {
@@ -38,7 +47,7 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T*
     Dist::template pair<L>(c, even, odd, u, v);
     L::store(out, u, v);
   } else {
-    using V = std::conditional_t<sizeof(T) == 8, L::U32, L::F32>;  // 64 bits: raw words
+    using V = typename Value32<sizeof(T) == 8>::type;
     L::U32 even[L::kCalls], odd[L::kCalls];
     L::pairs(x, even, odd);
     for (int i = 0; i < L::kCalls; ++i) {
