@@ -348,7 +348,11 @@ def lower_mass(x: float) -> float:
     return upper_tail(-x) if x <= 0 else 1.0 - upper_tail(x)
 
 
-_NODES = _hex("{} {} {} {} {} {}".format(*(math.cos(math.pi * (2 * j + 1) / 24).hex() for j in range(6))))
+# cos(pi (2 j + 1) / 24) for j = 0..5.
+_NODES = _hex(
+    "0x1.fb9ea92ec689bp-1 0x1.d906bcf328d46p-1 0x1.963268b572492p-1 0x1.37af93f9513eap-1"
+    " 0x1.87de2a6aea964p-2 0x1.0b5150f6da2d5p-3"
+)
 
 
 def fit_tail(middle: float, half: float) -> list[float]:
