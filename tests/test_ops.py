@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,8 @@ def test_a_fill_runs_on_torchs_own_threads() -> None:
         tensor = torch.empty(1 << 27, dtype=torch.bfloat16)
         for count in (2, 1):
             torch.set_num_threads(count)
-            tensor.fill_(1.0)  # torch starts its threads
+            init.normal_(tensor.fill_(1.0))  # threads are there
+            time.sleep(0.3)  # idle ones of some runtimes spin for a while
             before = thread_times()
             init.normal_(tensor)
             after = thread_times()
