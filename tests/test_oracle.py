@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from fills import same
 from torch import Tensor
 
+from fills import same
 from paraminit_ext import Key, init
 
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15):
