@@ -276,9 +276,17 @@ Plan plan_uniform(ElementType type, double a, double b) {
   c.high = largest_below(type, end);
   if (c.low > c.high) return constant_plan(type, start);
   const double range = working(type, end - start);
-  const bool tiny = range < (wide ? 0x1p-960 : 0x1p-100);
-  c.scale = tiny ? range : range * (wide ? 0x1p-53 : 0x1p-24);
-  return make_plan(type, tiny ? Distribution::kUniformTiny : Distribution::kUniform, c);
+  if (range < (wide ? 0x1p-960 : 0x1p-100)) {
+    c.scale = range;
+    return make_plan(type, Distribution::kUniformTiny, c);
+  }
+  c.scale = range * (wide ? 0x1p-53 : 0x1p-24);
+  // Values grow with u, so that the last one tells whether any reaches the upper bound; the first
+  // is the lower bound itself, rounded.
+  const double last =
+      working(type, working(type, range * (wide ? 1 - 0x1p-53 : 1 - 0x1p-24)) + start);
+  const bool inside = nearest(type, last) <= c.high && nearest(type, start) >= c.low;
+  return make_plan(type, inside ? Distribution::kUniform : Distribution::kUniformClamped, c);
 }
 
 Plan plan_normal(ElementType type, double mean, double std) {

@@ -26,12 +26,14 @@ struct Elementwise {
 };
 
 // fl(fl(u * range) + start): with u = k 2^-24, k (range 2^-24) rounds as u * range does.
-struct UniformF : Elementwise<UniformF> {
+template <bool clamped>
+struct UniformF : Elementwise<UniformF<clamped>> {
   using Real = float;
   template <class L>
   PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
     const typename L::F32 k = L::from_int32(L::low24(w));
-    return clamp<L>(L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift)), c);
+    const typename L::F32 x = L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift));
+    return clamped ? clamp<L>(x, c) : x;
   }
 };
 
@@ -44,12 +46,14 @@ struct UniformTinyF : Elementwise<UniformTinyF> {
   }
 };
 
-struct UniformD : Elementwise<UniformD> {
+template <bool clamped>
+struct UniformD : Elementwise<UniformD<clamped>> {
   using Real = double;
   template <class L>
   PARAMINIT_FN typename L::F64 value(const Constants<double>& c, typename L::U64 x) {
     const typename L::F64 k = L::from_low53(x);
-    return clamp<L>(L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift)), c);
+    const typename L::F64 y = L::add(L::mul(k, L::splat(c.scale)), L::splat(c.shift));
+    return clamped ? clamp<L>(y, c) : y;
   }
 };
 

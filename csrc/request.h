@@ -41,14 +41,15 @@ struct BFloat16 {
 enum class ElementType : int { kFloat32, kFloat64, kFloat16, kBFloat16, kWord };
 
 enum class Distribution : int {
-  kUniform,        // start + u * range
-  kUniformTiny,    // the same where range * 2^-24 (2^-53) would lose bits to underflow
-  kNormal,         // mean + z * std
-  kNormalClamped,  // truncated normal whose bounds cannot bind before the last rounding
-  kTruncInterior,  // float32 only: both bounds within 2.125 standard deviations
-  kTruncTwoSided,  // bounds on both sides of 0, or near it
-  kTruncOneSided,  // both bounds well on one side of 0
-  kWords,          // raw 32-bit words
+  kUniform,         // start + u * range, where no rounding can take it to or past a bound
+  kUniformClamped,  // the same, clamped
+  kUniformTiny,     // the same, clamped, where range * 2^-24 (2^-53) would lose bits to underflow
+  kNormal,          // mean + z * std
+  kNormalClamped,   // truncated normal whose bounds cannot bind before the last rounding
+  kTruncInterior,   // float32 only: both bounds within 2.125 standard deviations
+  kTruncTwoSided,   // bounds on both sides of 0, or near it
+  kTruncOneSided,   // both bounds well on one side of 0
+  kWords,           // raw 32-bit words
 };
 
 // Degree of the polynomial that a fill of a one-sided truncated normal fits for itself.
@@ -79,6 +80,7 @@ struct FillRequest {
   KeySchedule keys;
   Constants<float> c32;   // float32, float16, bfloat16
   Constants<double> c64;  // float64
+  bool streaming;         // stores may pass by the caches; says nothing about values
 };
 
 }  // namespace paraminit

@@ -111,6 +111,21 @@ def test_a_large_transposed_matrix_is_the_contiguous_one() -> None:
     assert same(init.normal_(torch.empty(1030, 700).t(), generator=KEY), expected)
 
 
+@typed
+@pytest.mark.parametrize("name", ["uniform", "normal", "trunc_normal"])
+def test_a_large_fill_is_what_small_ones_write(name: str, dtype: torch.dtype, cpu_capability: str) -> None:
+    # Past 8 MiB stores go by the caches and pages are asked for in another size.
+    numel = (9 << 20) // torch.empty((), dtype=dtype).element_size() + 77
+    for place in (0, 1):
+        backing = torch.full((numel + 9,), -7.0, dtype=dtype)
+        large = FILLS[name](backing[place : place + numel], KEY)
+        pieces = torch.empty(numel, dtype=dtype)
+        for begin in range(0, numel, 700_001):
+            FILLS[name](shard(pieces[begin : begin + 700_001], (numel,), (begin,)), KEY)
+        assert same(large, pieces)
+        assert (backing[place + numel :] == -7.0).all()
+
+
 @pytest.mark.parametrize("order", [(0, 3, 1, 2), (2, 0, 3, 1), (1, 2, 3, 0), (3, 2, 1, 0)])
 def test_values_do_not_depend_on_the_order_of_dimensions(order: tuple[int, ...], cpu_capability: str) -> None:
     shape = (3, 40, 37, 70)

@@ -12,6 +12,9 @@
 
 #include "run_function.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <xmmintrin.h>
@@ -87,6 +90,10 @@ constexpr int64_t kScatteredUnit = 1024;
 // memory the other.
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kTileColumns = 128;
+// From here on a fill is not going to be read from a cache. Its stores pass by them, which saves
+// reading each line before it is overwritten; and where its pages are new, they are asked for by
+// the 2 MiB rather than the 4 KiB.
+constexpr int64_t kLargeFill = int64_t(8) << 20;
 // Shorter runs leave most of a vector unused.
 constexpr int64_t kShortRun = 8;
 
@@ -241,6 +248,28 @@ struct Tiles {
   }
 };
 
+// Streaming stores are ordered with nothing else, the end of a parallel region included.
+void finish_streaming_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Silent where the system has no huge pages or gives none: then the pages are small.
+void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  static const bool wanted = [] {
+    const char* choice = std::getenv("PARAMINIT_HUGEPAGES");
+    return choice == nullptr || std::strcmp(choice, "0") != 0;
+  }();
+  if (!wanted) return;
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHugePage - 1);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 template <class Work>
 void run_on_threads(const Work& work) {
 #if defined(__clang__) && defined(_OPENMP)
@@ -251,6 +280,7 @@ void run_on_threads(const Work& work) {
   at::parallel_for(0, work.units(), grain, [&](int64_t begin, int64_t end) {
     const DefaultFloatMode mode;
     work(begin, end);
+    finish_streaming_stores();
   });
 }
 
@@ -268,7 +298,13 @@ std::string cpu_capability() { return chosen().load()->name; }
 
 void set_cpu_capability(const std::string& name) { chosen().store(find_capability(name)); }
 
-void fill_cpu(const FillRequest& request, const Geometry& g, void* data) {
+void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
+  FillRequest request = asked;
+  const int64_t bytes = g.numel() * element_size(request.type);
+  if (g.dense_runs() && g.run_count == 1 && bytes >= kLargeFill) {
+    request.streaming = true;
+    ask_for_huge_pages(data, static_cast<size_t>(bytes));
+  }
   // A vector's worth of work for a handful of elements: the scalar lane writes the same bits.
   const auto functions =
       g.run_length < kShortRun ? baseline::run_functions : chosen().load()->run_functions;

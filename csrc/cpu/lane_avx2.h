@@ -11,6 +11,7 @@ struct Lane {
   static constexpr int kGroups = 4;
   static constexpr int kCalls = 1;
   static constexpr int kUnroll = 2;  // sixteen registers hold no more state
+  static constexpr bool kStreams = true;
 
   using U32 = __m256i;
   using U64 = __m256i;
@@ -163,38 +164,58 @@ struct Lane {
     exponent = _mm256_blendv_pd(positive_exponent, _mm256_setzero_pd(), v);
   }
 
-  // --- stores
+  // --- stores; a streaming one needs its own alignment
+  template <bool streaming, class T>
+  PARAMINIT_FN void put(T* out, __m256i v) {
+    __m256i* to = reinterpret_cast<__m256i*>(out);
+    if constexpr (streaming) {
+      _mm256_stream_si256(to, v);
+    } else {
+      _mm256_storeu_si256(to, v);
+    }
+  }
+  template <bool streaming, class T>
+  PARAMINIT_FN void put(T* out, __m128i v) {
+    __m128i* to = reinterpret_cast<__m128i*>(out);
+    if constexpr (streaming) {
+      _mm_stream_si128(to, v);
+    } else {
+      _mm_storeu_si128(to, v);
+    }
+  }
+  template <bool streaming>
   PARAMINIT_FN void store(float* out, F32 even, F32 odd) {
-    _mm256_storeu_ps(out, _mm256_unpacklo_ps(even, odd));
-    _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(even, odd));
+    put<streaming>(out, _mm256_castps_si256(_mm256_unpacklo_ps(even, odd)));
+    put<streaming>(out + 8, _mm256_castps_si256(_mm256_unpackhi_ps(even, odd)));
   }
+  template <bool streaming>
   PARAMINIT_FN void store(double* out, F64 even, F64 odd) {
-    _mm256_storeu_pd(out, _mm256_unpacklo_pd(even, odd));
-    _mm256_storeu_pd(out + 4, _mm256_unpackhi_pd(even, odd));
+    put<streaming>(out, _mm256_castpd_si256(_mm256_unpacklo_pd(even, odd)));
+    put<streaming>(out + 4, _mm256_castpd_si256(_mm256_unpackhi_pd(even, odd)));
   }
+  template <bool streaming>
   PARAMINIT_FN void store(Half* out, F32 even, F32 odd) {
     constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    __m128i* to = reinterpret_cast<__m128i*>(out);
-    _mm_storeu_si128(to, _mm256_cvtps_ph(_mm256_unpacklo_ps(even, odd), nearest));
-    _mm_storeu_si128(to + 1, _mm256_cvtps_ph(_mm256_unpackhi_ps(even, odd), nearest));
+    put<streaming>(out, _mm256_cvtps_ph(_mm256_unpacklo_ps(even, odd), nearest));
+    put<streaming>(out + 8, _mm256_cvtps_ph(_mm256_unpackhi_ps(even, odd), nearest));
   }
   PARAMINIT_FN U32 rounded_bfloat16(F32 a) {
     const U32 b = _mm256_castps_si256(a);
     const U32 last = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
     return _mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7FFF)), last);
   }
+  template <bool streaming>
   PARAMINIT_FN void store(BFloat16* out, F32 even, F32 odd) {
-    const U32 pair = _mm256_blend_epi16(_mm256_srli_epi32(rounded_bfloat16(even), 16),
-                                        rounded_bfloat16(odd), 0xAA);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), pair);
+    put<streaming>(out, _mm256_blend_epi16(_mm256_srli_epi32(rounded_bfloat16(even), 16),
+                                           rounded_bfloat16(odd), 0xAA));
   }
+  template <bool streaming>
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {
     const U32 low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
-    __m256i* to = reinterpret_cast<__m256i*>(out);
-    _mm256_storeu_si256(to, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(low)));
-    _mm256_storeu_si256(to + 1, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(low, 1)));
-    _mm256_storeu_si256(to + 2, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(high)));
-    _mm256_storeu_si256(to + 3, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(high, 1)));
+    put<streaming>(out, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(low)));
+    put<streaming>(out + 4, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(low, 1)));
+    put<streaming>(out + 8, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(high)));
+    put<streaming>(out + 12, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(high, 1)));
   }
 };
 

@@ -10,6 +10,7 @@ struct Lane {
   static constexpr int kGroups = 1;  // counters in one U64
   static constexpr int kCalls = 2;   // pairs of U32 that the words of kGroups groups fill
   static constexpr int kUnroll = 2;  // U64s in flight
+  static constexpr bool kStreams = false;
 
   using U32 = uint32_t;
   using U64 = uint64_t;
@@ -139,22 +140,27 @@ struct Lane {
   }
 
   // --- stores: elements 2n and 2n + 1 of a run
+  template <bool streaming>
   PARAMINIT_FN void store(float* out, F32 even, F32 odd) {
     out[0] = even;
     out[1] = odd;
   }
+  template <bool streaming>
   PARAMINIT_FN void store(double* out, F64 even, F64 odd) {
     out[0] = even;
     out[1] = odd;
   }
+  template <bool streaming>
   PARAMINIT_FN void store(BFloat16* out, F32 even, F32 odd) {
     out[0].bits = to_bfloat16(even);
     out[1].bits = to_bfloat16(odd);
   }
+  template <bool streaming>
   PARAMINIT_FN void store(Half* out, F32 even, F32 odd) {
     out[0].bits = to_half(even);
     out[1].bits = to_half(odd);
   }
+  template <bool streaming>
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {
     out[0] = even;
     out[1] = odd;

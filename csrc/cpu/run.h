@@ -36,7 +36,7 @@ struct Value32<true> {
 };
 
 // The values of one vector of groups from its words.
-template <class Dist, class T>
+template <class Dist, bool streaming, class T>
 PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T* out) {
   using L = Lane;
   const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
@@ -45,7 +45,7 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T*
     L::F64 u, v;
     L::pair64(x, even, odd);
     Dist::template pair<L>(c, even, odd, u, v);
-    L::store(out, u, v);
+    L::template store<streaming>(out, u, v);
   } else {
     using V = typename Value32<sizeof(T) == 8>::type;
     L::U32 even[L::kCalls], odd[L::kCalls];
@@ -53,20 +53,32 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T*
     for (int i = 0; i < L::kCalls; ++i) {
       V u, v;
       Dist::template pair<L>(c, even[i], odd[i], u, v);
-      L::store(out + 2 * i, u, v);
+      L::template store<streaming>(out + 2 * i, u, v);
     }
   }
 }
 
 // `vectors` vectors of values, the first group's counter being `counter`.
-template <class Dist, int vectors, class T>
+template <class Dist, int vectors, bool streaming, class T>
 PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
   Lane::U64 x[vectors][4];
   for (int n = 0; n < vectors; ++n) {
     x[n][0] = Lane::counters(counter + static_cast<uint64_t>(n) * Lane::kGroups, out);
   }
   philox<Lane, vectors>(request.keys, x);
-  for (int n = 0; n < vectors; ++n) values<Dist>(request, x[n], out + n * kVector<Dist>);
+  for (int n = 0; n < vectors; ++n) values<Dist, streaming>(request, x[n], out + n * kVector<Dist>);
+}
+
+// As many whole blocks as `count` holds; the three arguments move on by them.
+template <class Dist, bool streaming, class T>
+PARAMINIT_FN void whole_blocks(const FillRequest& request, uint64_t& counter, int64_t& count,
+                               T*& out) {
+  constexpr int size = kVector<Dist> * Lane::kUnroll;
+  for (; count >= size; count -= size) {
+    block<Dist, Lane::kUnroll, streaming>(request, counter, out);
+    out += size;
+    counter += static_cast<uint64_t>(Lane::kGroups) * Lane::kUnroll;
+  }
 }
 
 template <class Dist, class T>
@@ -78,15 +90,15 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
   int skip = static_cast<int>(index % group);
   while (count > 0) {
     if (skip == 0) {
-      for (; count >= vector * Lane::kUnroll; count -= vector * Lane::kUnroll) {
-        block<Dist, Lane::kUnroll>(request, counter, out);
-        out += vector * Lane::kUnroll;
-        counter += static_cast<uint64_t>(Lane::kGroups) * Lane::kUnroll;
+      if (request.streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
+        whole_blocks<Dist, Lane::kStreams>(request, counter, count, out);
+      } else {
+        whole_blocks<Dist, false>(request, counter, count, out);
       }
     }
     // The head and the tail of a run, and what is left of it between whole blocks.
     alignas(64) T buffer[vector];
-    block<Dist, 1>(request, counter, buffer);
+    block<Dist, 1, false>(request, counter, buffer);
     const int64_t part = count < vector - skip ? count : vector - skip;
     std::memcpy(out, buffer + skip, static_cast<size_t>(part) * sizeof(T));
     out += part;
@@ -118,7 +130,7 @@ static void apply_words(const FillRequest& request, const uint32_t* words, int64
       std::memcpy(&x[n], column, sizeof(column));
     }
     alignas(64) T buffer[kVector<Dist>];
-    values<Dist>(request, x, buffer);
+    values<Dist, false>(request, x, buffer);
     std::memcpy(out + g * group, buffer, static_cast<size_t>(count * group) * sizeof(T));
   }
 }
@@ -145,7 +157,9 @@ static RunFunctions choose_type(ElementType type) {
 RunFunctions run_functions(Distribution distribution, ElementType type) {
   switch (distribution) {
     case Distribution::kUniform:
-      return choose_type<UniformF, UniformD>(type);
+      return choose_type<UniformF<false>, UniformD<false>>(type);
+    case Distribution::kUniformClamped:
+      return choose_type<UniformF<true>, UniformD<true>>(type);
     case Distribution::kUniformTiny:
       return choose_type<UniformTinyF, UniformTinyD>(type);
     case Distribution::kNormal:

@@ -41,6 +41,7 @@ __global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
 cudaError_t dispatch(const Launch& launch) {
   switch (launch.request.distribution) {
     case Distribution::kUniform:
+    case Distribution::kUniformClamped:
     case Distribution::kUniformTiny:
       return launch_uniform(launch);
     case Distribution::kNormal:
