@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
 
 import pytest
 import torch
@@ -13,27 +16,41 @@ from fills import DTYPES, same, typed
 from paraminit_ext import _C, Key, init, reference, shard
 
 INF = math.inf
-# Wraps after 40 counters: inside every run below.
-KEY = Key(0x1234567890ABCDEF, 2**64 - 40)
-# Where a run begins in a flat whole: aligned, inside a group, past 2^33, near the last index of all.
-PLACES = [0, 1, 6, 2**33 + 3, 2**63 - 300]
+# The counter of this key wraps after five groups: inside every run below that starts near 0.
+KEY = Key(0x1234567890ABCDEF, 2**64 - 5)
+# Where a run begins in a flat whole: aligned, inside a group; where the counter's low half carries into the
+# high one, in float64 and in the other dtypes; near the last index of all.
+PLACES = [0, 1, 6, 2**33 + 3, 2**34 + 11, 2**63 - 300]
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
 
 UNIFORMS = [(-0.3, 0.55), (0.0, 1.0), (1.0, 1.0 + 2**-22), (-1e-3, 2e-3), (0.25, 0.25), (1.001, 1.003),
             (0.0, 1e-44), (1e-36, 3e-36), (-2.0, -1.0), (-6e-8, 6e-8), (6e4, 65504.0),
-            (0.999, 1.001)]  # fmt: skip
-NORMALS = [(0.0, 1.0), (0.0, 0.02), (3.0, 2.0), (1.0, 0.0), (0.0, 1e-40), (0.0, 20000.0), (-1e-3, 1e-7)]
-# (mean, std, a, b)
-TRUNCATED = [
+            (0.999, 1.001), (1.0, 1.0 + 2**-23), (1.0, 1.0 + 2**-52), (-32752.0, 32752.0),
+            # Either side of where u * range would lose bits below the least normal, and far below it.
+            (0.0, 2.0**-100), (0.0, 2.0**-100 * (1 - 2**-24)), (0.0, 2.0**-960), (0.0, 2.0**-960 * (1 - 2**-53)),
+            (0.0, 1e-310), (-1e-310, 3e-310), (0.0, 5e-324)]  # fmt: skip
+NORMALS = [(0.0, 1.0), (0.0, 0.02), (3.0, 2.0), (1.0, 0.0), (0.0, 1e-40), (0.0, 20000.0), (-1e-3, 1e-7),
+           (-0.0, 0.0), (-0.0, 1e-45), (2.0, 1e-50), (6e4, 3e4), (3e38, 3e38), (0.0, 5e-324)]  # fmt: skip
+# (mean, std, a, b), by inversion.
+INVERTED = [
     (0.0, 1.0, -2.0, 2.0), (0.0, 0.02, -0.04, 0.04), (1.0, 2.0, -3.0, 5.0), (0.0, 1.0, -2.125, 2.125),
-    (0.0, 1.0, 0.1, 0.5), (0.0, 1.0, 1.49, 2.1), (0.0, 1.0, 1.0, 1.0 + 2**-8),  # interior
-    (0.0, 1.0, -3.0, 3.0), (0.0, 1.0, -6.7, 6.7), (0.5, 1.0, 0.5, INF), (0.0, 1.0, -INF, 1.0),
-    (0.0, 1.0, -8.0, 2.2), (0.0, 1.0, 0.99, INF), (0.0, 1.0, 1.49, INF), (0.0, 1.0, -INF, -1.25),  # two-sided
-    (0.0, 1.0, 1.5, INF), (0.0, 1.0, 3.0, 4.0), (1.0, 0.5, -9.0, -1.0), (0.0, 1.0, -INF, -5.0),
-    (0.0, 1.0, 3.0, 3.0 + 2**-7), (0.0, 1.0, 13.0, INF), (0.0, 1.0, 36.9, 37.5),
+    (0.0, 1.0, 0.1, 0.5), (0.0, 1.0, 1.49, 2.1), (0.0, 1.0, 1.0, 1.0 + 2**-8),
+    (0.0, 1.0, 0.9, 1.0056), (-1.0, 1.0, -3.0, 0.0),  # interior
+    (0.0, 1.0, -2.0, 2.126), (0.0, 1.0, -2.126, 2.0), (0.0, 1.0, -3.0, 3.0), (0.0, 1.0, -6.7, 6.7),
+    (0.5, 1.0, 0.5, INF), (0.0, 1.0, -INF, 1.0), (0.0, 1.0, -8.0, 2.2), (0.0, 1.0, 0.99, INF),
+    (0.0, 1.0, 1.49, INF), (0.0, 1.0, -INF, -1.25), (0.0, 1.0, -37.3, 2.5), (0.0, 1.0, -40.0, -0.5),
+    (0.0, 1.0, -6.77, 6.77), (0.0, 1.0, -8.66, 8.66), (6e4, 1e4, 0.0, 1e5),  # two-sided
+    (0.0, 1.0, 1.0, INF), (0.0, 1.0, -INF, -1.0), (0.0, 1.0, 1.5, INF), (0.0, 1.0, -INF, -1.5),
+    (0.0, 1.0, 3.0, 4.0), (1.0, 0.5, -9.0, -1.0), (0.0, 1.0, -INF, -5.0), (0.0, 1.0, 7.0, 9.0),
+    (0.0, 1.0, 3.0, 3.0 + 2**-7), (0.0, 1.0, 3.0, 3.05), (0.0, 1.0, 13.0, INF), (0.0, 1.0, 3.0, 101.0),
+    (0.0, 1.0, 36.9, 37.5), (0.0, 1.0, 36.9, 60.0), (0.0, 1.0, -INF, -36.9),
     (5.0, 0.1, 1.5, 2.0),  # one-sided
-    (0.0, 0.02, -2.0, 2.0), (0.0, 1.0, -INF, INF), (0.0, 1.0, 0.3, 0.3), (0.0, 1.0, 1.001, 1.003),
 ]  # fmt: skip
+# Bounds that cannot bind before the last rounding (in float32 at least), and one value for all elements.
+CLAMPED = [(0.0, 0.02, -2.0, 2.0), (0.0, 1.0, -INF, INF), (0.0, 1.0, -6.7700005, 6.7700005), (0.0, 1.0, -8.67, 8.67),
+           (0.0, 2e4, -1.4e5, 1.4e5), (-0.0, 1e-40, -1.0, 1.0)]  # fmt: skip
+CONSTANT = [(0.0, 1.0, 0.3, 0.3), (0.0, 1.0, -0.0, 0.0), (0.0, 1.0, 1.001, 1.003)]
+TRUNCATED = INVERTED + CLAMPED + CONSTANT
 
 
 def from_kernel(fill: Callable[[Tensor], Tensor], place: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -43,25 +60,39 @@ def from_kernel(fill: Callable[[Tensor], Tensor], place: int, count: int, dtype:
     return local
 
 
-def agree(
-    fill: Callable[[Tensor], Tensor], expected: Callable[[range], Tensor], count: int, dtype: torch.dtype
-) -> None:
+@lru_cache(maxsize=None)
+def _computed(name: str, dtype: torch.dtype, parameters: tuple[str, ...], indices: range) -> Tensor:
+    values: Tensor = getattr(reference, name)(KEY, indices, dtype, *map(float.fromhex, parameters))
+    return values
+
+
+def expected(name: str, dtype: torch.dtype, parameters: tuple[float, ...], indices: range) -> Tensor:
+    """The reference's values, computed once for all instruction sets."""
+    # As text, because 0.0 and -0.0 are one key of a cache.
+    return _computed(name, dtype, tuple(float(p).hex() for p in parameters), indices)
+
+
+def agree(name: str, parameters: tuple[float, ...], count: int, dtype: torch.dtype) -> None:
+    fill = getattr(init, name + "_")
     for place in PLACES:
-        assert same(from_kernel(fill, place, count, dtype), expected(range(place, place + count))), place
+        got = from_kernel(lambda t: fill(t, *parameters, generator=KEY), place, count, dtype)
+        assert same(got, expected(name, dtype, parameters, range(place, place + count))), place
 
 
 @typed
-@pytest.mark.parametrize(("a", "b"), UNIFORMS)
-def test_uniforms_are_the_references(a: float, b: float, dtype: torch.dtype, cpu_capability: str) -> None:
-    fill = lambda t: init.uniform_(t, a, b, generator=KEY)  # noqa: E731
-    agree(fill, lambda r: reference.uniform(KEY, r, dtype, a, b), 137, dtype)
+@pytest.mark.parametrize("parameters", UNIFORMS, ids=str)
+def test_uniforms_are_the_references(
+    parameters: tuple[float, float], dtype: torch.dtype, cpu_capability: str
+) -> None:
+    agree("uniform", parameters, 137, dtype)
 
 
 @typed
-@pytest.mark.parametrize(("mean", "std"), NORMALS)
-def test_normals_are_the_references(mean: float, std: float, dtype: torch.dtype, cpu_capability: str) -> None:
-    fill = lambda t: init.normal_(t, mean, std, generator=KEY)  # noqa: E731
-    agree(fill, lambda r: reference.normal(KEY, r, dtype, mean, std), 67, dtype)
+@pytest.mark.parametrize("parameters", NORMALS, ids=str)
+def test_normals_are_the_references(
+    parameters: tuple[float, float], dtype: torch.dtype, cpu_capability: str
+) -> None:
+    agree("normal", parameters, 67, dtype)
 
 
 @typed
@@ -69,28 +100,87 @@ def test_normals_are_the_references(mean: float, std: float, dtype: torch.dtype,
 def test_truncated_normals_are_the_references(
     parameters: tuple[float, float, float, float], dtype: torch.dtype, cpu_capability: str
 ) -> None:
-    fill = lambda t: init.trunc_normal_(t, *parameters, generator=KEY)  # noqa: E731
-    agree(fill, lambda r: reference.trunc_normal(KEY, r, dtype, *parameters), 37, dtype)
+    agree("trunc_normal", parameters, 47, dtype)
 
 
-def test_rare_words_reach_the_branches_that_samples_do_not() -> None:
-    # Words near both ends and the middle, where tails, signs and exponents change.
-    edges = [m + d for m in (0, 2**31, 2**32) for d in (-3, -2, -1, 0, 1, 2) if 0 <= m + d < 2**32]
-    edges += [2**k for k in range(32)] + [2**32 - 2**k for k in range(1, 32)]
-    edges += [0] * (-len(edges) % 4)
-    words = torch.tensor(edges, dtype=torch.int64).to(torch.int32).reshape(-1, 4)
-    for mean, std, a, b in TRUNCATED[:-4]:
-        if (mean, std) != (0.0, 1.0):
-            continue
-        low, high = reference.f32(a), reference.f32(b)
-        quantile, mirrored = reference._truncated(low, high, False)
-        # The value is fma(z, 1, 0), clamped: -0 becomes +0.
-        z = torch.tensor([(-1.0 if mirrored else 1.0) * quantile(w) + 0.0 for w in edges])
-        got = _C.apply_distribution("trunc_normal_", [mean, std, a, b], words, torch.float32)
-        assert same(got, z.clamp(low, high))
+@pytest.mark.parametrize(
+    "dtype", [torch.complex32, torch.complex64, torch.complex128], ids=lambda d: str(d)[6:]
+)
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+def test_a_complex_fill_is_the_references_real_one_at_twice_the_index(
+    dtype: torch.dtype, cpu_capability: str
+) -> None:
+    for place in PLACES:
+        parts = range(2 * place, 2 * (place + 19))
+        got = from_kernel(lambda t: init.uniform_(t, -0.3, 0.55, generator=KEY), place, 19, dtype)
+        assert same(
+            torch.view_as_real(got).flatten(), reference.uniform(KEY, parts, dtype.to_real(), -0.3, 0.55)
+        )
+        got = from_kernel(lambda t: init.normal_(t, 0.5, 2.0, generator=KEY), place, 19, dtype)
+        std = 2.0 / math.sqrt(2.0)
+        assert same(
+            torch.view_as_real(got).flatten(), reference.normal(KEY, parts, dtype.to_real(), 0.5, std)
+        )
 
 
-@pytest.mark.parametrize("x", [0.0, 0.3, 1.0, 2.4999, 2.5, 3.0, 7.5, 25.0, 37.0])
+def test_runs_cross_where_the_counter_wraps_and_where_it_carries() -> None:
+    # What the tests above rely on, for the shortest of their runs.
+    for per_group, carrying in ((2, 2**33 + 3), (4, 2**34 + 11)):
+        for place, bits in ((0, 64), (1, 64), (6, 64), (carrying, 32)):
+            first, last = (KEY.offset + i // per_group for i in (place, place + 46))
+            assert last >> bits == (first >> bits) + 1
+    assert max(PLACES) > 2**63 - 400
+
+
+def rare_words() -> list[tuple[int, int, int, int]]:
+    """Groups of words that a short stream does not contain, for 32-bit and for 64-bit elements."""
+    # The ends and the middle, where signs, tails and exponents change; every octave from either end.
+    near = [m + d for m in (0, 2**31, 2**32) for d in (-3, -2, -1, 0, 1, 2) if 0 <= m + d < 2**32]
+    octaves = [(8 + e) << k >> 3 for k in range(31) for e in (0, 1, 3, 6)]
+    edges = near + octaves + [2**32 - 1 - w for w in octaves] + [2**31 - 1 - w for w in octaves]
+    # Ties of float16 and bfloat16 among the uniforms.
+    edges += [(2 * n + 1) << k for n in (64, 65, 127) for k in range(17)]
+    n = len(edges)
+    groups = [(w, edges[(7 * i + 3) % n], edges[(11 * i + 5) % n], w) for i, w in enumerate(edges)]
+    # The same for 64-bit words, whose 11 lowest bits only uniforms read.
+    wide = [m + (d << 11) for m in (0, 2**63, 2**64) for d in (-2, -1, 0, 1) if 0 <= m + (d << 11) < 2**64]
+    wide += [x for k in range(0, 64, 3) for x in (3 << k >> 1, 2**64 - (3 << k >> 1), 2**63 - (3 << k >> 2))]
+    wide = [x % 2**64 for x in wide]
+    pairs = [(x, wide[(7 * i + 3) % len(wide)]) for i, x in enumerate(wide)]
+    return groups + [(x >> 32, x % 2**32, y >> 32, y % 2**32) for x, y in pairs]
+
+
+@lru_cache(maxsize=None)
+def of_rare_words(name: str, dtype: torch.dtype, parameters: tuple[float, ...]) -> Tensor:
+    """The reference's values where the stream's words are the rare ones."""
+    groups = rare_words()
+    count = len(groups) * (2 if dtype == torch.float64 else 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "words", lambda _, group: groups[group])
+        values: Tensor = getattr(reference, name)(KEY, range(count), dtype, *parameters)
+    return values
+
+
+@typed
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("uniform", (0.0, 1.0)),
+        ("uniform", (-0.3, 0.55)),
+        ("normal", (0.0, 1.0)),
+        *(("trunc_normal", p) for p in (*INVERTED[::4], (0.0, 1.0, 7.0, 9.0), (-1.0, 1.0, -3.0, 0.0))),
+    ],
+    ids=str,
+)
+def test_rare_words_give_the_references_values(
+    name: str, parameters: tuple[float, ...], dtype: torch.dtype, cpu_capability: str
+) -> None:
+    words = torch.tensor(rare_words(), dtype=torch.int64).to(torch.int32)
+    got = _C.apply_distribution(name + "_", list(parameters), words, dtype)
+    assert same(got, of_rare_words(name, dtype, parameters))
+
+
+@pytest.mark.parametrize("x", [k / 16 for k in range(608)] + [2.4999, 37.3, 37.4, math.nextafter(37.4, 38.0)])
 def test_the_tail_of_the_normal_law_is_the_references(x: float) -> None:
     assert _C.upper_tail(x) == reference.upper_tail(x)
     assert _C.minus_two_log_upper_tail(x) == reference.minus_two_log_upper_tail(x)
@@ -98,12 +188,17 @@ def test_the_tail_of_the_normal_law_is_the_references(x: float) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 3), (29, 7), (5, 40)])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_sparse_zeros_are_the_references(shape: tuple[int, int], sparsity: float) -> None:
-    expected = reference.sparse_zeros(KEY, shape, sparsity)
-    for dtype in (*DTYPES, torch.complex64):
-        assert torch.equal(
-            init.sparse_(torch.empty(shape, dtype=dtype), sparsity, generator=KEY) == 0, expected
-        )
+def test_sparse_fills_are_the_references(
+    shape: tuple[int, int], sparsity: float, cpu_capability: str
+) -> None:
+    zeros = reference.sparse_zeros(KEY, shape, sparsity)
+    for dtype in DTYPES:
+        values = expected("normal", dtype, (0.0, 0.01), range(math.prod(shape))).reshape(shape)
+        got = init.sparse_(torch.empty(shape, dtype=dtype), sparsity, generator=KEY)
+        assert same(got, values.masked_fill(zeros, 0.0))
+    assert torch.equal(
+        init.sparse_(torch.empty(shape, dtype=torch.complex64), sparsity, generator=KEY) == 0, zeros
+    )
 
 
 def test_folding_is_the_references() -> None:
@@ -129,6 +224,42 @@ def test_a_fused_multiply_add_in_float32_is_rounded_once() -> None:
     assert reference.SINGLE.fma(1.0 + 2.0**-36, 2.0**-24, 1.0) == 1.0 + 2.0**-23
     assert reference.SINGLE.fma(1.0, 2.0**-24, 1.0) == 1.0
     assert reference.f32(math.fsum([2.0**-24, 2.0**-60, 1.0])) == 1.0, "two roundings would go down"
+
+
+def nearest_even(exact: Fraction, got: float, dtype: torch.dtype) -> bool:
+    """Whether ``got`` is the value of ``dtype`` nearest to ``exact``, by its neighbours' distances alone."""
+    form, error = reference.FORMATS[dtype], abs(Fraction(got) - exact)
+    others = [abs(Fraction(form.neighbour(got, up)) - exact) for up in (False, True)]
+    return error < min(others) or (error == min(others) and form.encode(got) % 2 == 0)
+
+
+def test_every_rounding_of_the_reference_is_to_the_nearest() -> None:
+    draw = random.Random(0)
+
+    def some() -> float:
+        # Few bits make ties, small exponents subnormal results.
+        mantissa = draw.getrandbits(draw.choice([3, 13, 24])) | 1
+        return reference.f32(
+            math.ldexp(draw.choice([-1, 1]) * mantissa, draw.choice([-24, -20, -12, -80, -140]))
+        )
+
+    f32, fma = reference.f32, reference.SINGLE.fma
+    for _ in range(3000):
+        a, b, c = some(), some(), some()
+        x, y, z = Fraction(a), Fraction(b), Fraction(c)
+        assert nearest_even(x + y, f32(a + b), torch.float32)
+        assert nearest_even(x * y, f32(a * b), torch.float32)
+        assert nearest_even(x * y + z, fma(a, b, c), torch.float32)
+        assert nearest_even(x * y + z, reference.DOUBLE.fma(a, b, c), torch.float64)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert nearest_even(x, reference.FORMATS[dtype].nearest(a), dtype)
+        # The root's neighbours on either side of it, halfway: their squares hold the radicand between them.
+        root = f32(math.sqrt(abs(a)))
+        below, above = (
+            (Fraction(root) + Fraction(reference.FORMATS[torch.float32].neighbour(root, up))) / 2
+            for up in (False, True)
+        )
+        assert below**2 < abs(x) < above**2
 
 
 @pytest.mark.parametrize("fault", ["key", "offset", "index"])
