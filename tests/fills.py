@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,21 @@ FILLS: dict[str, Fill] = {
 }
 filled = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS.keys())
 typed = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+
+
+# Every function that draws, with arguments that are right for a matrix of 4 x 6 and more.
+RANDOM: dict[str, tuple[Any, ...]] = {
+    "uniform_": (),
+    "normal_": (),
+    "trunc_normal_": (),
+    "xavier_uniform_": (),
+    "xavier_normal_": (),
+    "kaiming_uniform_": (),
+    "kaiming_normal_": (),
+    "orthogonal_": (),
+    "sparse_": (0.5,),
+}
+every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -10,23 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fills import every_random
 from paraminit_ext import Key, init, shard
 
 NAN, INF = math.nan, math.inf
-
-# Every function that draws, with arguments that are right for a 4 x 6 tensor.
-RANDOM: dict[str, tuple[Any, ...]] = {
-    "uniform_": (),
-    "normal_": (),
-    "trunc_normal_": (),
-    "xavier_uniform_": (),
-    "xavier_normal_": (),
-    "kaiming_uniform_": (),
-    "kaiming_normal_": (),
-    "orthogonal_": (),
-    "sparse_": (0.5,),
-}
-every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
 
 
 def refused(

@@ -11,22 +11,10 @@ import pytest
 import torch
 
 import paraminit_ext
-from fills import same
+from fills import every_random, same
 from paraminit_ext import Key, init, shard
 
 BIG = Key(0x1234567890ABCDEF, 2**64 - 1000)
-RANDOM: dict[str, tuple[Any, ...]] = {
-    "uniform_": (),
-    "normal_": (),
-    "trunc_normal_": (),
-    "xavier_uniform_": (),
-    "xavier_normal_": (),
-    "kaiming_uniform_": (),
-    "kaiming_normal_": (),
-    "orthogonal_": (),
-    "sparse_": (0.5,),
-}
-every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
 
 
 def philox(key: Key, counter: int) -> tuple[int, int, int, int]:
