@@ -125,19 +125,28 @@ double neighbour(ElementType type, double x, bool up) {
   }
 }
 
-// A zero bound gets the sign that makes min and max indifferent to how they order -0 and +0.
 double smallest_not_below(ElementType type, double x) {
   const double v = nearest(type, x);
-  return (v >= x ? v : neighbour(type, v, true)) + 0.0;
+  return v >= x ? v : neighbour(type, v, true);
 }
 double largest_not_above(ElementType type, double x) {
   const double v = nearest(type, x);
-  const double bound = v <= x ? v : neighbour(type, v, false);
-  return bound == 0 ? -0.0 : bound;
+  return v <= x ? v : neighbour(type, v, false);
 }
 double largest_below(ElementType type, double x) {
   const double v = nearest(type, x);
   return v < x ? v : neighbour(type, v, false);
+}
+
+// What values are clamped to before they are rounded to 16 bits: `bound`, the value of the type
+// that the limit leaves, but the limit itself where that is a zero: then values between the two
+// keep their sign. A limit of zero gets the sign that makes min and max indifferent to how they
+// order -0 and +0.
+double lower_clamp(double limit, double bound) {
+  return bound != 0 ? bound : limit < 0 ? limit : 0.0;
+}
+double upper_clamp(double limit, double bound) {
+  return bound != 0 ? bound : limit > 0 ? limit : -0.0;
 }
 
 // --- plans -----------------------------------------------------------------------------------
@@ -270,11 +279,12 @@ Plan plan_uniform(ElementType type, double a, double b) {
   const bool wide = type == ElementType::kFloat64;
   const double start = working(type, a), end = working(type, b);
   if (a == b) return constant_plan(type, start);
+  const double least = smallest_not_below(type, start), most = largest_below(type, end);
+  if (least > most) return constant_plan(type, start);
   Constants<double> c{};
   c.shift = start;
-  c.low = smallest_not_below(type, start);
-  c.high = largest_below(type, end);
-  if (c.low > c.high) return constant_plan(type, start);
+  c.low = lower_clamp(start, least);
+  c.high = most;  // a zero here is +0, and no sum of the fill is -0
   const double range = working(type, end - start);
   if (range < (wide ? 0x1p-960 : 0x1p-100)) {
     c.scale = range;
@@ -285,7 +295,7 @@ Plan plan_uniform(ElementType type, double a, double b) {
   // is the lower bound itself, rounded.
   const double last =
       working(type, working(type, range * (wide ? 1 - 0x1p-53 : 1 - 0x1p-24)) + start);
-  const bool inside = nearest(type, last) <= c.high && nearest(type, start) >= c.low;
+  const bool inside = nearest(type, last) <= most && nearest(type, start) >= least;
   return make_plan(type, inside ? Distribution::kUniform : Distribution::kUniformClamped, c);
 }
 
@@ -300,10 +310,11 @@ Plan plan_normal(ElementType type, double mean, double std) {
 Plan plan_trunc_normal(ElementType type, double mean, double std, double a, double b) {
   const bool wide = type == ElementType::kFloat64;
   const double lower = working(type, a), upper = working(type, b);
+  const double least = smallest_not_below(type, lower), most = largest_not_above(type, upper);
+  if (a == b || least > most) return constant_plan(type, lower);
   Constants<double> c{};
-  c.low = smallest_not_below(type, lower);
-  c.high = largest_not_above(type, upper);
-  if (a == b || c.low > c.high) return constant_plan(type, lower);
+  c.low = lower_clamp(lower, least);
+  c.high = upper_clamp(upper, most);
   c.shift = mean;
   c.std = std;
   const double alpha = (lower - mean) / std, beta = (upper - mean) / std;

@@ -150,12 +150,11 @@ class Format:
 
     def smallest_not_below(self, x: float) -> float:
         v = self.nearest(x)
-        return (v if v >= x else self.neighbour(v, True)) + 0.0
+        return v if v >= x else self.neighbour(v, True)
 
     def largest_not_above(self, x: float) -> float:
         v = self.nearest(x)
-        v = v if v <= x else self.neighbour(v, False)
-        return -0.0 if v == 0 else v
+        return v if v <= x else self.neighbour(v, False)
 
     def largest_below(self, x: float) -> float:
         v = self.nearest(x)
@@ -414,7 +413,15 @@ def uniform(key: Key, indices: Iterable[int], dtype: torch.dtype, a: float, b: f
     return _tensor(map(value, indices), dtype)
 
 
-def _clamped(x: float, low: float, high: float) -> float:
+def _clamped(x: float, lower: float, low: float, upper: float, high: float) -> float:
+    """``x`` before its rounding to a dtype whose values in [lower, upper] go from ``low`` to ``high``.
+
+    Rounding is monotone, so that clamping first is clamping after; where ``low`` or ``high`` is a zero and
+    the bound is not, the bound itself serves, and what lies between the two keeps its sign. A bound of zero
+    makes -0 of +0 above, and +0 of -0 below.
+    """
+    high = high or (upper if upper > 0 else -0.0)
+    low = low or (lower if lower < 0 else 0.0)
     x = x if x < high else high
     return x if x > low else low
 
@@ -530,7 +537,10 @@ def trunc_normal(
 
     std, mean = _working(-std if mirrored else std, dtype), _working(mean, dtype)
     return _tensor(
-        (form.nearest(_clamped(arithmetic.fma(z_of(index), std, mean), low, high)) for index in indices),
+        (
+            form.nearest(_clamped(arithmetic.fma(z_of(index), std, mean), lower, low, upper, high))
+            for index in indices
+        ),
         dtype,
     )
 
