@@ -178,7 +178,9 @@ def make_extension(toolkit: Path | None, architectures: str) -> Extension:
     return Extension(
         "paraminit_ext._C",
         sources=sorted(str(source.relative_to(ROOT)) for source in sources),
-        depends=sorted(str(header.relative_to(ROOT)) for header in ROOT.glob("csrc/**/*.h")),
+        depends=sorted(
+            str(path.relative_to(ROOT)) for end in ("h", "cuh") for path in ROOT.glob(f"csrc/**/*.{end}")
+        ),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=cpp_extension.library_paths(),
         libraries=libraries,
