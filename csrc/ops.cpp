@@ -11,8 +11,11 @@
 #include <limits>
 
 #include "constants.h"
+#include "cpu/capability.h"
 #include "cpu/fill.h"
+#include "cpu/sparse.h"
 #include "generator.h"
+#include "orthogonal.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
@@ -154,6 +157,30 @@ struct TruncNormal {
   Plan plan(ElementType type, bool) const { return plan_trunc_normal(type, mean, std, a, b); }
 };
 
+struct Sparse {
+  static constexpr const char* name = "sparse_";
+  static constexpr bool takes_complex = true;
+  double std;
+
+  void check(ElementType type) const {
+    const double most = largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
+    TORCH_CHECK(std >= 0 && std <= most, "paraminit_ext.", name,
+                ": expected a finite std >= 0, got std=", std, ".");
+  }
+  Plan plan(ElementType type, bool complex) const { return Normal{0.0, std}.plan(type, complex); }
+};
+
+struct Orthogonal {
+  static constexpr const char* name = "orthogonal_";
+  static constexpr bool takes_complex = false;
+  double gain;
+
+  void check(ElementType) const {
+    TORCH_CHECK_VALUE(std::isfinite(gain), "paraminit_ext.", name,
+                      ": expected a finite gain, got gain=", gain, ".");
+  }
+};
+
 struct RawWords {
   static constexpr const char* name = "words_";
 };
@@ -170,21 +197,25 @@ Key as_key(int64_t seed, int64_t offset) {
   return {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)};
 }
 
+// The two words of a key tensor where they lie, or null.
+const uint64_t* words_of(KeySource key) {
+  return key.tensor != nullptr ? key.tensor->const_data_ptr<uint64_t>() : nullptr;
+}
+
+Key host_key(KeySource key) {
+  const uint64_t* words = words_of(key);
+  return words != nullptr ? Key{words[0], words[1]} : key.value;
+}
+
 void launch(FillRequest request, const Geometry& geometry, const Tensor& self, KeySource key) {
   void* data = self.mutable_data_ptr();
 #ifdef PARAMINIT_WITH_CUDA
   if (self.is_cuda()) {
-    const uint64_t* device_key =
-        key.tensor != nullptr ? key.tensor->const_data_ptr<uint64_t>() : nullptr;
-    fill_cuda(request, geometry, data, key.value, device_key, self.device());
+    fill_cuda(request, geometry, data, key.value, words_of(key), self.device());
     return;
   }
 #endif
-  if (key.tensor != nullptr) {
-    const uint64_t* words = key.tensor->const_data_ptr<uint64_t>();
-    key.value = {words[0], words[1]};
-  }
-  request.keys = make_key_schedule(key.value);
+  request.keys = make_key_schedule(host_key(key));
   fill_cpu(request, geometry, data);
 }
 
@@ -204,14 +235,18 @@ ElementType check_fill(const Dist& distribution, const Tensor& self) {
   return element;
 }
 
+void check_disjoint(const char* op, const Tensor& self) {
+  TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", op,
+              ": expected a tensor whose elements do not share memory, got shape ", self.sizes(),
+              " with strides ", self.strides(), ". Use .contiguous() or .clone().");
+}
+
 template <class Dist>
 void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayRef whole,
           IntArrayRef start) {
   const ElementType type = check_fill(distribution, self);
   check_shard(Dist::name, self, whole, start);
-  TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", Dist::name,
-              ": expected a tensor whose elements do not share memory, got shape ", self.sizes(),
-              " with strides ", self.strides(), ". Use .contiguous() or .clone().");
+  check_disjoint(Dist::name, self);
   if (key.tensor != nullptr) check_key(Dist::name, *key.tensor, self);
   if (self.numel() == 0) return;
   const DefaultFloatMode mode;
@@ -240,12 +275,102 @@ void check_words(const Tensor& self) {
 void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRef start) {
   check_words(self);
   check_shard(RawWords::name, self, whole, start);
-  TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", RawWords::name,
-              ": expected a tensor whose elements do not share memory, got strides ",
-              self.strides(), ".");
+  check_disjoint(RawWords::name, self);
   if (key.tensor != nullptr) check_key(RawWords::name, *key.tensor, self);
   if (self.numel() == 0) return;
   launch(plan_words().request, geometry_of(self, whole, start), self, key);
+}
+
+void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySource key,
+                 IntArrayRef whole, IntArrayRef start) {
+  const ElementType type = check_fill(sparse, self);
+  TORCH_CHECK_VALUE(self.dim() == 2, "paraminit_ext.", Sparse::name,
+                    ": expected a tensor of 2 dimensions, got shape ", self.sizes(), ".");
+  check_shard(Sparse::name, self, whole, start);
+  check_disjoint(Sparse::name, self);
+  if (key.tensor != nullptr) check_key(Sparse::name, *key.tensor, self);
+  const int64_t rows = whole.empty() ? self.size(0) : whole[0];
+  TORCH_CHECK_VALUE(zeros >= 0 && zeros <= rows, "paraminit_ext.", Sparse::name, ": expected 0 to ",
+                    rows, " zeros a column, got ", zeros, ".");
+  TORCH_CHECK_NOT_IMPLEMENTED(rows < int64_t(1) << 32, "paraminit_ext.", Sparse::name,
+                              ": expected fewer than 2^32 rows, got ", rows,
+                              ". Fill the transpose of a smaller matrix.");
+  if (zeros == 0) return fill(Normal{0.0, sparse.std}, self, key, whole, start);
+  if (self.numel() == 0) return;
+  const DefaultFloatMode mode;
+  const Plan plan = sparse.plan(type, self.is_complex());
+  if (plan.is_constant || zeros == rows) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    self.zero_();
+    return;
+  }
+  SparseRequest request{};
+  request.values = plan.request;
+  request.parts = self.is_complex() ? 2 : 1;
+  request.rows = rows;
+  request.columns = whole.empty() ? self.size(1) : whole[1];
+  request.held = {start.empty() ? 0 : start[0], start.empty() ? 0 : start[1], self.size(0),
+                  self.size(1)};
+  request.zeros = zeros;
+  request.spread = kWindowSpread;
+  const int64_t strides[] = {self.stride(0) * request.parts, self.stride(1) * request.parts};
+  void* data = self.mutable_data_ptr();
+#ifdef PARAMINIT_WITH_CUDA
+  if (self.is_cuda()) {
+    sparse_cuda(request, strides, data, key.value, words_of(key), self.device());
+    return;
+  }
+#endif
+  const Key value = host_key(key);
+  request.values.keys = make_key_schedule(value);
+  request.word_keys = make_key_schedule(fold_in(value, 1));
+  sparse_cpu(request, strides, data);
+}
+
+// The matrix that `self` is, where the products can work in it: of their precision, its rows or its
+// columns in one piece each.
+std::optional<Tensor> matrix_in_place(const Tensor& self, at::ScalarType type, int64_t rows,
+                                      int64_t columns) {
+  if (self.scalar_type() != type) return std::nullopt;
+  if (self.is_contiguous()) return self.view({rows, columns});
+  if (self.dim() != 2) return std::nullopt;
+  const bool by_rows = self.stride(1) == 1 && self.stride(0) >= columns;
+  const bool by_columns = self.stride(0) == 1 && self.stride(1) >= rows;
+  return by_rows || by_columns ? std::optional<Tensor>(self) : std::nullopt;
+}
+
+void fill_orthogonal(const Orthogonal& orthogonal, const Tensor& self, KeySource key,
+                     IntArrayRef whole, IntArrayRef start) {
+  check_fill(orthogonal, self);
+  TORCH_CHECK_VALUE(self.dim() >= 2, "paraminit_ext.", Orthogonal::name,
+                    ": expected a tensor of 2 or more dimensions, got shape ", self.sizes(), ".");
+  check_shard(Orthogonal::name, self, whole, start);
+  check_disjoint(Orthogonal::name, self);
+  if (key.tensor != nullptr) check_key(Orthogonal::name, *key.tensor, self);
+  if (self.numel() == 0) return;
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+
+  const IntArrayRef shape = whole.empty() ? self.sizes() : whole;
+  const int64_t rows = shape[0], columns = c10::multiply_integers(shape.slice(1));
+  const at::ScalarType type = self.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  std::optional<Tensor> here;
+  if (shape == self.sizes()) here = matrix_in_place(self, type, rows, columns);
+  const Tensor matrix =
+      here.has_value()
+          ? *here
+          : at::empty({rows, columns},
+                      self.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
+  const Tensor tall = rows >= columns ? matrix : matrix.t();
+  fill(Normal{0.0, 1.0}, tall, key, {}, {});
+  make_orthonormal(tall);
+  if (orthogonal.gain != 1.0) matrix.mul_(orthogonal.gain);
+  if (here.has_value()) return;
+  Tensor part = matrix.view(shape);
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    part = part.narrow(d, start.empty() ? 0 : start[d], self.size(d));
+  }
+  self.copy_(part);
 }
 
 // --- kernels ---------------------------------------------------------------------------------
@@ -273,6 +398,22 @@ void trunc_normal(Tensor& self, double mean, double std, double a, double b, int
 void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor& key,
                       IntArrayRef whole, IntArrayRef start) {
   fill(TruncNormal{mean, std, a, b}, self, {{}, &key}, whole, start);
+}
+void sparse(Tensor& self, double std, int64_t zeros, int64_t seed, int64_t offset,
+            IntArrayRef whole, IntArrayRef start) {
+  fill_sparse(Sparse{std}, zeros, self, {as_key(seed, offset)}, whole, start);
+}
+void sparse_key(Tensor& self, double std, int64_t zeros, const Tensor& key, IntArrayRef whole,
+                IntArrayRef start) {
+  fill_sparse(Sparse{std}, zeros, self, {{}, &key}, whole, start);
+}
+void orthogonal(Tensor& self, double gain, int64_t seed, int64_t offset, IntArrayRef whole,
+                IntArrayRef start) {
+  fill_orthogonal(Orthogonal{gain}, self, {as_key(seed, offset)}, whole, start);
+}
+void orthogonal_key(Tensor& self, double gain, const Tensor& key, IntArrayRef whole,
+                    IntArrayRef start) {
+  fill_orthogonal(Orthogonal{gain}, self, {{}, &key}, whole, start);
 }
 void words(Tensor& self, int64_t seed, int64_t offset, IntArrayRef whole, IntArrayRef start) {
   fill_words(self, {as_key(seed, offset)}, whole, start);
@@ -352,6 +493,22 @@ void trunc_normal_key(Tensor& self, double mean, double std, double a, double b,
   check_fill(TruncNormal{mean, std, a, b}, self);
   check_key(TruncNormal::name, key, self);
 }
+void sparse(Tensor& self, double std, c10::SymInt, int64_t, int64_t, SymIntArrayRef,
+            SymIntArrayRef) {
+  check_fill(Sparse{std}, self);
+}
+void sparse_key(Tensor& self, double std, c10::SymInt, const Tensor& key, SymIntArrayRef,
+                SymIntArrayRef) {
+  check_fill(Sparse{std}, self);
+  check_key(Sparse::name, key, self);
+}
+void orthogonal(Tensor& self, double gain, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Orthogonal{gain}, self);
+}
+void orthogonal_key(Tensor& self, double gain, const Tensor& key, SymIntArrayRef, SymIntArrayRef) {
+  check_fill(Orthogonal{gain}, self);
+  check_key(Orthogonal::name, key, self);
+}
 void words(Tensor& self, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) { check_words(self); }
 void words_key(Tensor& self, const Tensor& key, SymIntArrayRef, SymIntArrayRef) {
   check_words(self);
@@ -365,7 +522,8 @@ Tensor fold_in_tensor(const Tensor& key, int64_t) { return at::empty_like(key); 
 }  // namespace meta
 
 constexpr const char* kFills[] = {"uniform_",      "uniform_.key",      "normal_", "normal_.key",
-                                  "trunc_normal_", "trunc_normal_.key", "words_",  "words_.key"};
+                                  "trunc_normal_", "trunc_normal_.key", "sparse_", "sparse_.key",
+                                  "orthogonal_",   "orthogonal_.key",   "words_",  "words_.key"};
 
 void register_fills(torch::Library& m) {
   m.impl("uniform_", uniform);
@@ -374,6 +532,10 @@ void register_fills(torch::Library& m) {
   m.impl("normal_.key", normal_key);
   m.impl("trunc_normal_", trunc_normal);
   m.impl("trunc_normal_.key", trunc_normal_key);
+  m.impl("sparse_", sparse);
+  m.impl("sparse_.key", sparse_key);
+  m.impl("orthogonal_", orthogonal);
+  m.impl("orthogonal_.key", orthogonal_key);
   m.impl("words_", words);
   m.impl("words_.key", words_key);
   m.impl("fold_in", fold_in_tensor);
@@ -403,6 +565,18 @@ TORCH_LIBRARY(paraminit_ext, m) {
       "trunc_normal_.key(Tensor(a!) self, float mean, float std, float a, float b, Tensor key, "
       "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
   m.def(
+      "sparse_(Tensor(a!) self, float std, SymInt zeros, int seed, int offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "sparse_.key(Tensor(a!) self, float std, SymInt zeros, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "orthogonal_(Tensor(a!) self, float gain, int seed, int offset, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
+      "orthogonal_.key(Tensor(a!) self, float gain, Tensor key, "
+      "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
+  m.def(
       "words_(Tensor(a!) self, int seed, int offset, "
       "SymInt[] global_shape, SymInt[] shard_offset) -> ()");
   m.def(
@@ -426,6 +600,10 @@ TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
   m.impl("normal_.key", meta::normal_key);
   m.impl("trunc_normal_", meta::trunc_normal);
   m.impl("trunc_normal_.key", meta::trunc_normal_key);
+  m.impl("sparse_", meta::sparse);
+  m.impl("sparse_.key", meta::sparse_key);
+  m.impl("orthogonal_", meta::orthogonal);
+  m.impl("orthogonal_.key", meta::orthogonal_key);
   m.impl("words_", meta::words);
   m.impl("words_.key", meta::words_key);
   m.impl("fold_in", meta::fold_in_tensor);

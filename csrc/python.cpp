@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "constants.h"
+#include "cpu/capability.h"
 #include "cpu/fill.h"
+#include "cpu/sparse.h"
 #include "generator.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
@@ -68,6 +70,28 @@ at::Tensor apply_distribution(const std::string& name, const std::vector<double>
   return out;
 }
 
+// The zeros of a sparse fill of ones, thresholds being looked for in a window of another width: for
+// tests, since the width may decide nothing.
+void sparse_ones(const at::Tensor& matrix, int64_t zeros, std::pair<uint64_t, uint64_t> key,
+                 double spread) {
+  TORCH_CHECK_VALUE(matrix.dim() == 2 && matrix.scalar_type() == at::kFloat && matrix.numel() > 0 &&
+                        zeros > 0 && zeros <= matrix.size(0),
+                    "paraminit_ext._C.sparse_ones: expected a float32 matrix and 1 to rows zeros.");
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  const paraminit::Key given{key.first, key.second};
+  paraminit::SparseRequest request{};
+  request.values = paraminit::plan_normal(paraminit::ElementType::kFloat32, 1.0, 0x1p-100).request;
+  request.values.keys = paraminit::make_key_schedule(given);
+  request.word_keys = paraminit::make_key_schedule(paraminit::fold_in(given, 1));
+  request.parts = 1;
+  request.rows = rows;
+  request.columns = columns;
+  request.held = {0, 0, rows, columns};
+  request.zeros = zeros;
+  request.spread = spread;
+  paraminit::sparse_cpu(request, {matrix.stride(0), matrix.stride(1)}, matrix.mutable_data_ptr());
+}
+
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
 #ifdef PARAMINIT_WITH_CUDA
@@ -117,6 +141,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("device_type"), py::arg("device_index"));
   m.def("apply_distribution", apply_distribution, py::arg("name"), py::arg("parameters"),
         py::arg("words"), py::arg("dtype"), py::call_guard<py::gil_scoped_release>());
+  m.def("sparse_ones", sparse_ones, py::arg("matrix"), py::arg("zeros"), py::arg("key"),
+        py::arg("spread"), py::call_guard<py::gil_scoped_release>());
   m.def("overlaps_itself", paraminit::overlaps_itself, py::arg("tensor"));
   m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
   m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));

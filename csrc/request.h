@@ -38,7 +38,21 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-enum class ElementType : int { kFloat32, kFloat64, kFloat16, kBFloat16, kWord };
+// kWord is a raw word in an int64, kWord32 the word alone.
+enum class ElementType : int { kFloat32, kFloat64, kFloat16, kBFloat16, kWord, kWord32 };
+
+inline int64_t element_size(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat32:
+    case ElementType::kWord32:
+      return 4;
+    case ElementType::kFloat16:
+    case ElementType::kBFloat16:
+      return 2;
+    default:
+      return 8;
+  }
+}
 
 enum class Distribution : int {
   kUniform,         // start + u * range, where no rounding can take it to or past a bound

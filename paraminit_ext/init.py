@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from paraminit_ext.geometry import FLOATING_DTYPES, REAL_DTYPES, Part, Shard, locate, refuse_unfillable
-from paraminit_ext.key import FillKey, Key, fold_key, refuse_generator, take_key
+from paraminit_ext.key import FillKey, Key, refuse_generator, take_key
 
 __all__ = [
     "calculate_gain",
@@ -66,21 +66,23 @@ _NonlinearityType = Literal[
     "selu",
 ]
 _FanMode = Literal["fan_in", "fan_out"]
-_FillName = Literal["uniform_", "normal_", "trunc_normal_"]
+_FillName = Literal["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_"]
 
 # The overloads, looked up once: a packet's call would try each of them in turn.
 _EAGER = {
     "uniform_": torch.ops.paraminit_ext.uniform_.default,
     "normal_": torch.ops.paraminit_ext.normal_.default,
     "trunc_normal_": torch.ops.paraminit_ext.trunc_normal_.default,
+    "sparse_": torch.ops.paraminit_ext.sparse_.default,
+    "orthogonal_": torch.ops.paraminit_ext.orthogonal_.default,
 }
 _KEYED = {
     "uniform_": torch.ops.paraminit_ext.uniform_.key,
     "normal_": torch.ops.paraminit_ext.normal_.key,
     "trunc_normal_": torch.ops.paraminit_ext.trunc_normal_.key,
+    "sparse_": torch.ops.paraminit_ext.sparse_.key,
+    "orthogonal_": torch.ops.paraminit_ext.orthogonal_.key,
 }
-_words = torch.ops.paraminit_ext.words_.default
-_words_keyed = torch.ops.paraminit_ext.words_.key
 
 _UNIT_GAINS = (
     "linear",
@@ -92,9 +94,6 @@ _UNIT_GAINS = (
     "conv_transpose3d",
     "sigmoid",
 )
-
-# How many words sparse_ looks at at a time: 32 MiB of int64.
-_SPARSE_PANEL = 1 << 22
 
 # A warning names the first frame outside these: the line that called the function, whatever mode was in
 # between.
@@ -871,47 +870,8 @@ def orthogonal_(
             f"paraminit_ext.orthogonal_: expected a finite gain, got {gain}. Pass a finite factor."
         )
     refuse_unfillable("orthogonal_", part.local, REAL_DTYPES)
-    key = _take("orthogonal_", part, generator)
-    if part.local.numel() == 0 or part.local.is_meta:
-        return part.given
-    rows, columns = shape[0], math.prod(shape[1:])
-    tall, wide = max(rows, columns), min(rows, columns)
-    dtype = torch.float64 if part.local.dtype == torch.float64 else torch.float32
-    with torch.no_grad():
-        gaussian = torch.empty((tall, wide), dtype=dtype, device=part.local.device)
-        _apply("normal_", Part(gaussian, gaussian, (), ()), key, (0.0, 1.0))
-        matrix = _haar_from(gaussian).mul_(gain)
-        whole = (matrix if rows >= columns else matrix.t()).reshape(shape)
-        for dimension, (begin, size) in enumerate(zip(part.start, part.local.shape, strict=True)):
-            whole = whole.narrow(dimension, begin, size)
-        part.local.copy_(whole)
+    _apply("orthogonal_", part, _take("orthogonal_", part, generator), (gain,))
     return part.given
-
-
-def _haar_from(gaussian: Tensor) -> Tensor:
-    """The orthonormal columns that the reflectors of a Gaussian matrix's columns make, in double precision.
-
-    Double, whatever the matrix's dtype: products in float32 may be cut to TF32 or bfloat16 by a setting of
-    the process or by autocast, and this result may not depend on either.
-    """
-    # Row k of `reflectors` is v_k, zero before place k, so that its tail is contiguous.
-    reflectors = gaussian.t().to(torch.float64, memory_format=torch.contiguous_format).triu()
-    count = reflectors.size(0)
-    heads = reflectors.diagonal()
-    signs = torch.where(heads < 0, -1.0, 1.0)
-    heads += signs * reflectors.square().sum(1).sqrt()
-    lengths = reflectors.square().sum(1)
-    # A column of zeros has no direction to reflect along: its reflector is the identity.
-    scales = torch.where(lengths > 0, 2.0 / lengths, 0.0)
-    matrix = gaussian.new_zeros(gaussian.shape, dtype=torch.float64)
-    matrix.diagonal().copy_(-signs)
-    for k in reversed(range(count)):
-        # Before this step the columns left of k are zero from row k down, so the reflector does not touch
-        # them.
-        corner = matrix[k:, k:]
-        reflector = reflectors[k, k:]
-        corner.addr_(reflector, (corner.t() @ reflector) * scales[k], alpha=-1)
-    return matrix
 
 
 @_overridable
@@ -965,36 +925,8 @@ def sparse_(
             "smaller matrix."
         )
     _refuse("sparse_", "normal_", part.local, (0.0, std))
-    key = _take("sparse_", part, generator)
-    _apply("normal_", part, key, (0.0, std))
-    zeros = math.ceil(sparsity * rows)
-    if zeros > 0 and part.local.numel() > 0 and not part.local.is_meta:
-        with torch.no_grad():
-            _write_zeros(part, fold_key(key, 1), zeros)
+    _apply("sparse_", part, _take("sparse_", part, generator), (std, math.ceil(sparsity * rows)))
     return part.given
-
-
-def _write_zeros(part: Part, key: FillKey, zeros: int) -> None:
-    """Set to +0, in each column of the whole, the ``zeros`` elements of the smallest (word, row)."""
-    whole, (first_row, first_column) = part.whole_shape, part.start
-    rows, (held_rows, held_columns) = whole[0], part.local.shape
-    device = part.local.device
-    row = torch.arange(rows, dtype=torch.int64, device=device).unsqueeze(1)
-    width = max(1, _SPARSE_PANEL // rows)
-    for begin in range(0, held_columns, width):
-        columns = min(width, held_columns - begin)
-        # Columns one after the other in memory, since each is ranked by itself.
-        rank = torch.empty((columns, rows), dtype=torch.int64, device=device).t()
-        place = (0, first_column + begin)
-        if isinstance(key, Tensor):
-            _words_keyed(rank, key, whole, place)
-        else:
-            _words(rank, key[0], key[1], whole, place)
-        # (word, row) as one signed integer: no two are equal, so the threshold is sharp.
-        rank.sub_(1 << 31).mul_(1 << 32).add_(row)
-        threshold = rank.topk(zeros, dim=0, largest=False, sorted=False).values.amax(0)
-        chosen = rank[first_row : first_row + held_rows] <= threshold
-        part.local[:, begin : begin + columns].masked_fill_(chosen, 0)
 
 
 # ----------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ _TWO_64 = 1 << 64
 _LOW_32 = (1 << 32) - 1
 
 _draw_key = torch.ops.paraminit_ext.draw_key.default
-_fold_in = torch.ops.paraminit_ext.fold_in.default
 
 
 def _checked_u64(what: str, value: object) -> int:
@@ -220,16 +219,6 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
         return _C.draw(generator)
     seed, offset = _draw_two_integers(generator).tolist()
     return seed, offset
-
-
-def fold_key(key: FillKey, data: int) -> FillKey:
-    """Do to the key of a fill, in whichever form it comes, what :meth:`Key.fold_in` does to a key."""
-    if isinstance(key, Tensor):
-        folded: Tensor = _fold_in(key, data)
-        return folded
-    parent = Key(key[0] % _TWO_64, key[1] % _TWO_64)
-    child = parent.fold_in(data)
-    return _to_signed(child.seed), _to_signed(child.offset)
 
 
 def _take_traced_key(name: str, generator: torch.Generator | Key | None, device: torch.device) -> Tensor:

@@ -24,7 +24,9 @@ TORCH_AWARE = {
     "generator.cpp",
     "overlap.h",
     "overlap.cpp",
-    "cpu/fill.cpp",
+    "orthogonal.h",
+    "orthogonal.cpp",
+    "cpu/units.h",
     *CUDA,
 }
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h)\b")

@@ -1,36 +1,23 @@
-// A fill on the CPU, and the choice of the instruction set that runs it.
+// A fill on the CPU.
 #pragma once
 
-#include <string>
-#include <vector>
+#include <cstddef>
 
 #include "../geometry.h"
 #include "../request.h"
 
 namespace paraminit {
 
-// Names of the instruction sets that this machine runs, best first.
-std::vector<std::string> available_cpu_capabilities();
-std::string cpu_capability();
-// Throws std::invalid_argument, which lists those available.
-void set_cpu_capability(const std::string& name);
-
+// From here on a fill is not going to be read from a cache. Its stores pass by them, which saves
+// reading each line before it is overwritten; and where its pages are new, they are asked for by
+// the 2 MiB rather than the 4 KiB.
+constexpr int64_t kLargeFill = int64_t(8) << 20;
 void fill_cpu(const FillRequest& request, const Geometry& geometry, void* data);
+
+// Before new pages are touched.
+void ask_for_huge_pages(void* data, size_t bytes);
 
 // The distribution of the request applied to given words, four a group: for tests.
 void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out);
-
-// Rounding to nearest, no flushing of subnormals, for as long as it lives: torch lets users and
-// other libraries change both for the thread, and values may not follow.
-class DefaultFloatMode {
- public:
-  DefaultFloatMode();
-  ~DefaultFloatMode();
-  DefaultFloatMode(const DefaultFloatMode&) = delete;
-  DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
-
- private:
-  uint64_t saved_;
-};
 
 }  // namespace paraminit

@@ -17,6 +17,7 @@
 #define PARAMINIT_ISA avx2
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #include "lane_avx2.h"
+#include "columns.h"
 #include "run.h"
 
 #if defined(__clang__)

@@ -22,6 +22,7 @@
 #define PARAMINIT_ISA avx512
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #include "lane_avx512.h"
+#include "columns.h"
 #include "run.h"
 
 #if defined(__clang__)

@@ -2,4 +2,5 @@
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #include "lane_scalar.h"
+#include "columns.h"
 #include "run.h"

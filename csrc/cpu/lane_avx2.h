@@ -47,6 +47,28 @@ struct Lane {
     odd = join(x[3], x[2]);
   }
 
+  // --- words in memory, kWords at a time
+  static constexpr int kWords = 8;
+  PARAMINIT_FN U32 load(const uint32_t* from) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  }
+  PARAMINIT_FN void save(uint32_t* to, U32 w) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
+  }
+  PARAMINIT_FN U32 minus(U32 a, U32 b) { return _mm256_sub_epi32(a, b); }
+  // Comparisons are without sign; masks have a bit a word.
+  PARAMINIT_FN U32 at_most(U32 a, U32 b) { return _mm256_cmpeq_epi32(_mm256_min_epu32(a, b), a); }
+  PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(at_most(a, b))));
+  }
+  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) {
+    return _mm256_sub_epi32(sum, at_most(a, b));
+  }
+  // min(least, w) where a <= b, else least.
+  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+    return _mm256_blendv_epi8(least, _mm256_min_epu32(least, w), at_most(a, b));
+  }
+
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm256_and_si256(w, _mm256_set1_epi32(0xFFFFFF)); }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
@@ -208,6 +230,11 @@ struct Lane {
   PARAMINIT_FN void store(BFloat16* out, F32 even, F32 odd) {
     put<streaming>(out, _mm256_blend_epi16(_mm256_srli_epi32(rounded_bfloat16(even), 16),
                                            rounded_bfloat16(odd), 0xAA));
+  }
+  template <bool streaming>
+  PARAMINIT_FN void store(uint32_t* out, U32 even, U32 odd) {
+    put<streaming>(out, _mm256_unpacklo_epi32(even, odd));
+    put<streaming>(out + 8, _mm256_unpackhi_epi32(even, odd));
   }
   template <bool streaming>
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {

@@ -54,6 +54,21 @@ struct Lane {
     odd = join(x[3], x[2]);
   }
 
+  // --- words in memory, kWords at a time
+  static constexpr int kWords = 16;
+  PARAMINIT_FN U32 load(const uint32_t* from) { return _mm512_loadu_si512(from); }
+  PARAMINIT_FN void save(uint32_t* to, U32 w) { _mm512_storeu_si512(to, w); }
+  PARAMINIT_FN U32 minus(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
+  // Comparisons are without sign; masks have a bit a word.
+  PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) { return _mm512_cmple_epu32_mask(a, b); }
+  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) {
+    return _mm512_mask_add_epi32(sum, _mm512_cmple_epu32_mask(a, b), sum, _mm512_set1_epi32(1));
+  }
+  // min(least, w) where a <= b, else least.
+  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+    return _mm512_mask_min_epu32(least, _mm512_cmple_epu32_mask(a, b), least, w);
+  }
+
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm512_and_si512(w, _mm512_set1_epi32(0xFFFFFF)); }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
@@ -202,6 +217,11 @@ struct Lane {
     put<streaming>(out, _mm512_ternarylogic_epi32(
                             _mm512_srli_epi32(rounded_bfloat16(even), 16), rounded_bfloat16(odd),
                             _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)), 0xF8));
+  }
+  template <bool streaming>
+  PARAMINIT_FN void store(uint32_t* out, U32 even, U32 odd) {
+    put<streaming>(out, _mm512_unpacklo_epi32(even, odd));
+    put<streaming>(out + 16, _mm512_unpackhi_epi32(even, odd));
   }
   template <bool streaming>
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {

@@ -40,6 +40,19 @@ struct Lane {
     odd = x[2] << 32 | (x[3] & 0xFFFFFFFFu);
   }
 
+  // --- words in memory, kWords at a time
+  static constexpr int kWords = 1;
+  PARAMINIT_FN U32 load(const uint32_t* from) { return *from; }
+  PARAMINIT_FN void save(uint32_t* to, U32 w) { *to = w; }
+  PARAMINIT_FN U32 minus(U32 a, U32 b) { return a - b; }
+  // Comparisons are without sign; masks have a bit a word.
+  PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) { return a <= b; }
+  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) { return sum + (a <= b); }
+  // min(least, w) where a <= b, else least.
+  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+    return a <= b && w < least ? w : least;
+  }
+
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return w & 0xFFFFFFu; }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) { return (w << 1) + 0x80000001u; }
@@ -159,6 +172,11 @@ struct Lane {
   PARAMINIT_FN void store(Half* out, F32 even, F32 odd) {
     out[0].bits = to_half(even);
     out[1].bits = to_half(odd);
+  }
+  template <bool streaming>
+  PARAMINIT_FN void store(uint32_t* out, U32 even, U32 odd) {
+    out[0] = even;
+    out[1] = odd;
   }
   template <bool streaming>
   PARAMINIT_FN void store(int64_t* out, U32 even, U32 odd) {

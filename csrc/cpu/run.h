@@ -25,13 +25,13 @@ PARAMINIT_FN const Constants<typename Dist::Real>& constants_of(const FillReques
 template <class Dist>
 constexpr int kVector = Lane::kGroups * (sizeof(typename Dist::Real) == 4 ? 4 : 2);
 
-// What a 32-bit distribution makes: floats, or, for a 64-bit element, raw words.
-template <bool words>
+// What a 32-bit distribution makes: floats or raw words.
+template <class Dist>
 struct Value32 {
   using type = Lane::F32;
 };
 template <>
-struct Value32<true> {
+struct Value32<Words> {
   using type = Lane::U32;
 };
 
@@ -47,7 +47,7 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T*
     Dist::template pair<L>(c, even, odd, u, v);
     L::template store<streaming>(out, u, v);
   } else {
-    using V = typename Value32<sizeof(T) == 8>::type;
+    using V = typename Value32<Dist>::type;
     L::U32 even[L::kCalls], odd[L::kCalls];
     L::pairs(x, even, odd);
     for (int i = 0; i < L::kCalls; ++i) {
@@ -174,7 +174,8 @@ RunFunctions run_functions(Distribution distribution, ElementType type) {
     case Distribution::kTruncOneSided:
       return choose_type<TruncOneSidedF, TruncOneSidedD>(type);
     default:
-      return functions<Words, int64_t>();
+      return type == ElementType::kWord32 ? functions<Words, uint32_t>()
+                                          : functions<Words, int64_t>();
   }
 }
 

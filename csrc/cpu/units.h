@@ -1,0 +1,210 @@
+// How a tensor is cut into units of work, and how units are spread over threads.
+// It decides which core writes an element, and in what order, and nothing about its value. What is
+// written comes from `Write`, called with (first index, count, consecutive memory).
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "../geometry.h"
+#include "capability.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+#if defined(__clang__) && defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace paraminit {
+
+// Elements that are worth a thread's while: some 10 microseconds of work.
+constexpr int64_t kGrain = 32768;
+// Units of a dense run. A multiple of every vector block, so that all but the last end on one.
+constexpr int64_t kDenseUnit = 4096;
+// Units of a scattered run pass through a buffer on the stack.
+constexpr int64_t kScatteredUnit = 1024;
+// Tiles of a transposed matrix: whole blocks of consecutive indices one way, whole cache lines of
+// memory the other.
+constexpr int64_t kTileRows = 32;
+constexpr int64_t kTileColumns = 128;
+template <class T>
+void scatter(const Geometry& g, int64_t position, int64_t count, const void* values, void* base) {
+  const T* from = static_cast<const T*>(values);
+  T* to = static_cast<T*>(base);
+  const int inner = g.dims - 1;
+  const int64_t size = g.sizes[inner], stride = g.strides[inner];
+  while (count > 0) {
+    const int64_t part = std::min(count, size - position % size);
+    T* row = to + locate_in_run(g, position);
+    for (int64_t i = 0; i < part; ++i) row[i * stride] = from[i];
+    from += part;
+    position += part;
+    count -= part;
+  }
+}
+
+// Calls f with a zero of the unsigned integer of an element's size: moves need only the bits.
+template <class F>
+void with_bits(int64_t size, F&& f) {
+  if (size == 4) {
+    f(uint32_t{});
+  } else if (size == 2) {
+    f(uint16_t{});
+  } else {
+    f(uint64_t{});
+  }
+}
+
+// A run in units of `length` elements, straight into memory or by way of a buffer.
+template <class Write>
+struct Runs {
+  const Write& write;
+  int64_t size;  // of an element, bytes
+  const Geometry& g;
+  char* data;
+
+  bool dense() const { return g.dense_runs(); }
+  int64_t length() const { return std::min(dense() ? kDenseUnit : kScatteredUnit, g.run_length); }
+  int64_t parts() const { return (g.run_length + length() - 1) / length(); }
+  int64_t units() const { return parts() * g.run_count; }
+  int64_t unit_elements() const { return length(); }
+
+  void operator()(int64_t begin, int64_t end) const {
+    const int64_t of_a_run = parts();
+    while (begin < end) {
+      const int64_t part = begin % of_a_run;
+      // Neighbouring units of a dense run are one call.
+      const int64_t together = dense() ? std::min(end - begin, of_a_run - part) : 1;
+      const int64_t position = part * length();
+      const int64_t count = std::min(together * length(), g.run_length - position);
+      int64_t offset;
+      uint64_t index;
+      locate_run(g, begin / of_a_run, offset, index);
+      index += static_cast<uint64_t>(position);
+      if (dense()) {
+        write(index, count, data + (offset + position) * size);
+      } else {
+        alignas(64) char buffer[kScatteredUnit * 8];
+        write(index, count, buffer);
+        with_bits(size, [&](auto bits) {
+          scatter<decltype(bits)>(g, position, count, buffer, data + offset * size);
+        });
+      }
+      begin += together;
+    }
+  }
+};
+
+// The dimension whose elements lie closer together in memory than those of the innermost one, or -1
+// where the geometry does not call for tiles.
+inline int find_tile_rows(const Geometry& g) {
+  const int inner = g.dims - 1;
+  if (g.dims < 2 || g.index_strides[inner] != 1 || g.sizes[inner] < 16) return -1;
+  int row_dim = -1;
+  int64_t least = g.strides[inner];
+  for (int d = 0; d < inner; ++d) {
+    if (g.sizes[d] > 1 && g.strides[d] < least) {
+      least = g.strides[d];
+      row_dim = d;
+    }
+  }
+  return row_dim;
+}
+
+// The innermost dimension, where indices are consecutive, strides over memory that another one (the
+// rows) walks through: in tiles, every cache line is written once and whole.
+template <class Write>
+struct Tiles {
+  const Write& write;
+  int64_t size;  // of an element, bytes
+  const Geometry& g;
+  char* data;
+  int row_dim;
+
+  int64_t rows() const { return g.sizes[row_dim]; }
+  int64_t columns() const { return g.sizes[g.dims - 1]; }
+  int64_t row_blocks() const { return (rows() + kTileRows - 1) / kTileRows; }
+  int64_t column_blocks() const { return (columns() + kTileColumns - 1) / kTileColumns; }
+  int64_t units() const {
+    return g.numel() / (rows() * columns()) * row_blocks() * column_blocks();
+  }
+  int64_t unit_elements() const { return kTileRows * kTileColumns; }
+
+  void operator()(int64_t begin, int64_t end) const {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      // Row blocks fastest: they are next to each other in memory.
+      const int64_t row = unit % row_blocks() * kTileRows;
+      const int64_t column = unit / row_blocks() % column_blocks() * kTileColumns;
+      int64_t rest = unit / row_blocks() / column_blocks();
+      int64_t offset = row * g.strides[row_dim] + column * g.strides[g.dims - 1];
+      uint64_t index = g.first_index + static_cast<uint64_t>(row) * g.index_strides[row_dim] +
+                       static_cast<uint64_t>(column);
+      for (int d = g.dims - 2; d >= 0; --d) {
+        if (d == row_dim) continue;
+        offset += rest % g.sizes[d] * g.strides[d];
+        index += static_cast<uint64_t>(rest % g.sizes[d]) * g.index_strides[d];
+        rest /= g.sizes[d];
+      }
+      tile(offset, index, std::min(kTileRows, rows() - row),
+           std::min(kTileColumns, columns() - column));
+    }
+  }
+
+  void tile(int64_t offset, uint64_t index, int64_t height, int64_t width) const {
+    alignas(64) char buffer[kTileRows * kTileColumns * 8];
+    for (int64_t r = 0; r < height; ++r) {
+      write(index + static_cast<uint64_t>(r) * g.index_strides[row_dim], width,
+            buffer + r * kTileColumns * size);
+    }
+    with_bits(size, [&](auto bits) {
+      using T = decltype(bits);
+      const T* from = reinterpret_cast<const T*>(buffer);
+      T* to = reinterpret_cast<T*>(data) + offset;
+      for (int64_t c = 0; c < width; ++c) {
+        for (int64_t r = 0; r < height; ++r) {
+          to[c * g.strides[g.dims - 1] + r * g.strides[row_dim]] = from[r * kTileColumns + c];
+        }
+      }
+    });
+  }
+};
+
+// Streaming stores are ordered with nothing else, the end of a parallel region included.
+inline void finish_streaming_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Calls work(begin, end) for parts of [0, units), several units a call where they are small.
+template <class Work>
+void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
+#if defined(__clang__) && defined(_OPENMP)
+  // Clang's OpenMP runtime is not the one that torch's wheels bring: it has its own thread count.
+  omp_set_num_threads(at::get_num_threads());
+#endif
+  const int64_t grain = std::max<int64_t>(1, kGrain / unit_elements);
+  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+    const DefaultFloatMode mode;
+    work(begin, end);
+    finish_streaming_stores();
+  });
+}
+
+// Every element of the tensor, from `write`.
+template <class Write>
+void write_tensor(const Write& write, int64_t size, const Geometry& g, void* data) {
+  char* const bytes = static_cast<char*>(data);
+  const auto run = [](const auto& units) {
+    run_on_threads(units.units(), units.unit_elements(), units);
+  };
+  if (const int row_dim = find_tile_rows(g); row_dim >= 0) {
+    run(Tiles<Write>{write, size, g, bytes, row_dim});
+  } else {
+    run(Runs<Write>{write, size, g, bytes});
+  }
+}
+
+}  // namespace paraminit
