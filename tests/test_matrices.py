@@ -249,6 +249,19 @@ def test_of_two_equal_words_at_the_threshold_the_lower_row_is_zeroed(
         assert both[lower, column] == both[upper, column] == 0
 
 
+def test_two_words_at_the_threshold_that_differ_by_1_are_told_apart(cpu_capability: str) -> None:
+    # Of them the lower row has the greater word, so that words of fewer bits would choose the wrong one.
+    key = KEY.fold_in(2)
+    ordered, rows = words(key, TALL).sort(dim=0, stable=True)
+    close = (ordered[1:] - ordered[:-1] == 1) & (rows[1:] < rows[:-1])
+    assert int(close.sum()) >= 4, "2^20 words of 32 bits hold about 16 such pairs: take another key"
+    for place, column in close.nonzero()[:4].tolist():
+        got = init.sparse_(torch.empty(TALL), (place + 1) / TALL[0], generator=key)
+        upper, lower = rows[place : place + 2, column].tolist()
+        assert got[upper, column] == 0
+        assert got[lower, column] != 0
+
+
 def test_the_upper_of_two_equal_words_is_kept_in_a_shard_without_the_lower(cpu_capability: str) -> None:
     key = KEY.fold_in(0)
     for column, zeros, lower, upper in ties(key)[:4]:
