@@ -634,6 +634,27 @@ void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
   self.unsafeGetTensorImpl()->bump_version();
 }
 
+// A conjugate or negative view is filled as it reads, by way of a plain tensor. torch's own
+// fallbacks take a result off the stack, where these operators leave none.
+void fill_through_copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  at::IValue& slot = torch::jit::peek(*stack, 0, op.schema().arguments().size());
+  const Tensor self = slot.toTensor();
+  const Tensor plain = at::empty(self.sizes(), self.options());
+  slot = plain;
+  op.callBoxed(stack);
+  self.copy_(plain);
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, Conjugate, m) {
+  for (const char* name : kFills)
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fill_through_copy>());
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, Negative, m) {
+  for (const char* name : kFills)
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fill_through_copy>());
+}
+
 TORCH_LIBRARY_IMPL(paraminit_ext, ADInplaceOrView, m) {
   for (const char* name : kFills)
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&inplace>());
