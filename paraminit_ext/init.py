@@ -23,6 +23,7 @@ __all__ = [
     "calculate_gain",
     "constant",
     "constant_",
+    "delta_orthogonal_",
     "dirac",
     "dirac_",
     "eye",
@@ -31,6 +32,8 @@ __all__ = [
     "kaiming_normal_",
     "kaiming_uniform",
     "kaiming_uniform_",
+    "lecun_normal_",
+    "lecun_uniform_",
     "normal",
     "normal_",
     "ones_",
@@ -41,6 +44,7 @@ __all__ = [
     "trunc_normal_",
     "uniform",
     "uniform_",
+    "variance_scaling_",
     "xavier_normal",
     "xavier_normal_",
     "xavier_uniform",
@@ -66,6 +70,8 @@ _NonlinearityType = Literal[
     "selu",
 ]
 _FanMode = Literal["fan_in", "fan_out"]
+_VarianceMode = Literal["fan_in", "fan_out", "fan_avg"]
+_VarianceDistribution = Literal["normal", "uniform", "truncated_normal"]
 _FillName = Literal["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_"]
 
 # The overloads, looked up once: a packet's call would try each of them in turn.
@@ -146,6 +152,15 @@ def _number(name: str, what: str, value: object) -> float:
     raise TypeError(
         f"paraminit_ext.{name}: expected a real number for {what}, got {type(value).__name__}. Pass a float."
     )
+
+
+def _finite(name: str, what: str, value: object) -> float:
+    number = _number(name, what, value)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a finite {what}, got {number}. Pass a finite factor."
+        )
+    return number
 
 
 # Parameters that an op has accepted for a dtype. Only what it accepts is remembered, so what it refuses is
@@ -611,20 +626,27 @@ def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
     return part.given
 
 
-def _write_dirac(part: Part, groups: int) -> None:
-    shape, start, held = part.whole_shape, part.start, part.local.shape
-    centre = [size // 2 - begin for size, begin in zip(shape[2:], start[2:], strict=True)]
-    if part.local.numel() == 0 or any(not 0 <= c < n for c, n in zip(centre, held[2:], strict=True)):
-        return
+def _centre_tap(part: Part) -> Tensor | None:
+    """The matrix at the middle of a convolution's kernel, as far as this part of the weight holds it."""
     plane = part.local
-    for position in reversed(centre):
-        plane = plane.select(-1, position)
-    device = plane.device
-    outputs = torch.arange(held[0], device=device)
+    for size, begin in zip(reversed(part.whole_shape[2:]), reversed(part.start[2:]), strict=True):
+        place = size // 2 - begin
+        if not 0 <= place < plane.size(-1):
+            return None
+        plane = plane.select(-1, place)
+    return plane
+
+
+def _write_dirac(part: Part, groups: int) -> None:
+    plane = _centre_tap(part)
+    if plane is None or plane.numel() == 0:
+        return
+    shape, start, held = part.whole_shape, part.start, plane.shape
+    outputs = torch.arange(held[0], device=plane.device)
     inputs = (outputs + start[0]) % (shape[0] // groups) - start[1]
     # An output channel without an input of its own, here or anywhere, stays zero.
     kept = (inputs >= 0) & (inputs < held[1])
-    plane[outputs[kept], inputs[kept]] = torch.ones((), dtype=plane.dtype, device=device)
+    plane[outputs[kept], inputs[kept]] = torch.ones((), dtype=plane.dtype, device=plane.device)
 
 
 # ----------------------------------------------------------------------------------------
@@ -864,11 +886,7 @@ def orthogonal_(
             f"paraminit_ext.orthogonal_: expected a tensor of 2 or more dimensions, got shape {shape}. Pass "
             "a matrix."
         )
-    gain = _number("orthogonal_", "gain", gain)
-    if not math.isfinite(gain):
-        raise ValueError(
-            f"paraminit_ext.orthogonal_: expected a finite gain, got {gain}. Pass a finite factor."
-        )
+    gain = _finite("orthogonal_", "gain", gain)
     refuse_unfillable("orthogonal_", part.local, REAL_DTYPES)
     _apply("orthogonal_", part, _take("orthogonal_", part, generator), (gain,))
     return part.given
@@ -927,6 +945,215 @@ def sparse_(
     _refuse("sparse_", "normal_", part.local, (0.0, std))
     _apply("sparse_", part, _take("sparse_", part, generator), (std, math.ceil(sparsity * rows)))
     return part.given
+
+
+# ----------------------------------------------------------------------------------------
+# Beside stock's: what other libraries' users ask for, by the same rules
+# ----------------------------------------------------------------------------------------
+
+
+@_overridable
+def delta_orthogonal_(
+    tensor: Tensor | Shard,
+    gain: float = 1,
+    generator: torch.Generator | Key | None = None,
+) -> Tensor:
+    r"""Fill the {3, 4, 5}-dimensional input `Tensor` with an orthogonal matrix at the centre of its kernel.
+
+    The other taps are zero, so that the convolution of a circular signal preserves its norm (times ``gain``).
+    The centre of a kernel of size :math:`k` is tap :math:`\lfloor k / 2 \rfloor`, as :func:`dirac_`'s is.
+
+    Args:
+        tensor: a {3, 4, 5}-dimensional real `torch.Tensor` (out channels, in channels, kernel sizes) with at
+            least as many out channels as in channels, or a shard of one
+        gain: optional scaling factor
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator);
+            the matrix is that of :func:`orthogonal_` for (out channels, in channels)
+
+    Raises:
+        ValueError: another number of dimensions, fewer out channels than in channels, or a gain that is not
+            finite.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+
+    Source: `Dynamical isometry and a mean field theory of CNNs: how to train 10,000-layer vanilla
+    convolutional neural networks` - Xiao, L. et al. (2018), algorithm 1.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = init.delta_orthogonal_(torch.empty(6, 4, 3, 3))
+        >>> torch.allclose(w[:, :, 1, 1].T @ w[:, :, 1, 1], torch.eye(4), atol=1e-6)
+        True
+        >>> w.count_nonzero().item()
+        24
+    """
+    part = locate("delta_orthogonal_", tensor)
+    shape = part.whole_shape
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(
+            f"paraminit_ext.delta_orthogonal_: expected a tensor of 3, 4 or 5 dimensions, got shape {shape}. "
+            "Pass the weight of a convolution."
+        )
+    if shape[0] < shape[1]:
+        raise ValueError(
+            "paraminit_ext.delta_orthogonal_: expected at least as many out channels as in channels, got "
+            f"shape {shape}. No such convolution preserves norms; use orthogonal_."
+        )
+    gain = _finite("delta_orthogonal_", "gain", gain)
+    refuse_unfillable("delta_orthogonal_", part.local, REAL_DTYPES)
+    key = _take("delta_orthogonal_", part, generator)
+    with torch.no_grad():
+        part.local.zero_()
+    plane = _centre_tap(part)
+    if plane is not None:
+        _apply("orthogonal_", Part(plane, plane, shape[:2], part.start[:2]), key, (gain,))
+    return part.given
+
+
+@_overridable
+def variance_scaling_(
+    tensor: Tensor | Shard,
+    scale: float = 1.0,
+    mode: _VarianceMode = "fan_in",
+    distribution: _VarianceDistribution = "normal",
+    generator: torch.Generator | Key | None = None,
+) -> Tensor:
+    r"""Fill the input `Tensor` with values whose variance is a multiple of the inverse of a fan.
+
+    .. math::
+        \text{Var} = \frac{\text{scale}}{\text{fan\_mode}}
+
+    from :math:`\mathcal{N}(0, \text{Var})`, or :math:`\mathcal{U}[-\sqrt{3 \text{Var}},
+    \sqrt{3 \text{Var}})`, or the normal distribution cut at two of its standard deviations, which are
+    :math:`\sqrt{\text{Var}} / 0.87962566` so that the variance after the cut is Var. Names and meaning are
+    those of `jax.nn.initializers.variance_scaling` and Keras's `VarianceScaling`; the fans are those of a
+    torch weight, (out, in, kernel sizes).
+
+    Args:
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        scale: the factor on the variance, positive
+        mode: ``'fan_in'``, ``'fan_out'`` or ``'fan_avg'``, the mean of both
+        distribution: ``'normal'``, ``'uniform'`` or ``'truncated_normal'``
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions, a scale that is not positive and finite, an unknown mode or
+            distribution.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype, layout or device has no fill.
+
+    Source: `Delving deep into rectifiers` - He, K. et al. (2015), equation 10, with the scale of
+    `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio, Y.
+    (2010), equation 12.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.variance_scaling_(w, 2.0, "fan_avg", "truncated_normal") is w
+        True
+    """
+    return _variance_scaling("variance_scaling_", tensor, scale, mode, distribution, generator)
+
+
+@_overridable
+def lecun_normal_(tensor: Tensor | Shard, generator: torch.Generator | Key | None = None) -> Tensor:
+    r"""Fill the input `Tensor` from a truncated normal distribution of variance :math:`1 / \text{fan\_in}`.
+
+    What JAX and Keras call LeCun normal: :func:`variance_scaling_` with ``"truncated_normal"``.
+
+    Args:
+        tensor: an n-dimensional real `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the
+            whole's)
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+
+    Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16; `Self-normalizing neural networks` -
+    Klambauer, G. et al. (2017).
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.lecun_normal_(w) is w
+        True
+    """
+    return _variance_scaling("lecun_normal_", tensor, 1.0, "fan_in", "truncated_normal", generator)
+
+
+@_overridable
+def lecun_uniform_(tensor: Tensor | Shard, generator: torch.Generator | Key | None = None) -> Tensor:
+    r"""Fill the input `Tensor` from a uniform distribution of variance :math:`1 / \text{fan\_in}`.
+
+    :math:`\mathcal{U}[-\sqrt{3 / \text{fan\_in}}, \sqrt{3 / \text{fan\_in}})`.
+
+    Args:
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype, layout or device has no fill.
+
+    Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.lecun_uniform_(w).abs().max().item() <= (3 / 5) ** 0.5
+        True
+    """
+    return _variance_scaling("lecun_uniform_", tensor, 1.0, "fan_in", "uniform", generator)
+
+
+# The standard deviation of the standard normal distribution cut at -2 and 2.
+_CUT_STD = 0.87962566103423978
+
+
+def _variance_scaling(
+    name: str,
+    tensor: Tensor | Shard,
+    scale: float,
+    mode: str,
+    distribution: str,
+    generator: torch.Generator | Key | None,
+) -> Tensor:
+    part = locate(name, tensor)
+    fan_in, fan_out = _fans(name, part)
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    if mode not in fans:
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a mode, got {mode!r}. Use one of {', '.join(fans)}."
+        )
+    if distribution not in ("normal", "uniform", "truncated_normal"):
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a distribution, got {distribution!r}. Use 'normal', 'uniform' "
+            "or 'truncated_normal'."
+        )
+    scale = _number(name, "scale", scale)
+    if not 0.0 < scale < math.inf:
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a positive finite scale, got {scale}. It multiplies the "
+            "variance."
+        )
+    if 0 in part.whole_shape:
+        _warn("Initializing zero-element tensors is a no-op")
+        return part.given
+    std = math.sqrt(scale / fans[mode])
+    if distribution == "normal":
+        return _fill(name, "normal_", part, generator, (0.0, std))
+    if distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        return _fill(name, "uniform_", part, generator, (-bound, bound))
+    std /= _CUT_STD
+    return _fill(name, "trunc_normal_", part, generator, (0.0, std, -2.0 * std, 2.0 * std))
 
 
 # ----------------------------------------------------------------------------------------

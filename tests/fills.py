@@ -42,6 +42,9 @@ RANDOM: dict[str, tuple[Any, ...]] = {
     "kaiming_normal_": (),
     "orthogonal_": (),
     "sparse_": (0.5,),
+    "variance_scaling_": (),
+    "lecun_normal_": (),
+    "lecun_uniform_": (),
 }
 every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
 

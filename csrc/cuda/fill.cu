@@ -1,12 +1,14 @@
 // Where torch's streams and generators meet the kernels. See fill.h.
 #include "fill.h"
 
+#include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraphsUtils.cuh>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <algorithm>
 #include <mutex>
 
 #include "../constants.h"
@@ -38,6 +40,10 @@ __global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
   write_folded({seed, philox_offset / 4}, 0, key);
 }
 
+// What the lists of a panel of columns may take: more than one panel, and each is fewer than all
+// columns, in matrices of few rows alone.
+constexpr int64_t kPanelBytes = int64_t{64} << 20;
+
 cudaError_t dispatch(const Launch& launch) {
   switch (launch.request.distribution) {
     case Distribution::kUniform:
@@ -68,6 +74,47 @@ void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data,
                 at::cuda::getCurrentDeviceProperties()->multiProcessorCount};
   launch.request.keys = make_key_schedule(key);
   C10_CUDA_CHECK(dispatch(launch));
+}
+
+void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
+                 const uint64_t* device_key, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  SparseLaunch launch{};
+  launch.request = request;
+  launch.request.values.keys = make_key_schedule(key);
+  launch.request.word_keys = make_key_schedule(fold_in(key, 1));
+  launch.device_key = device_key;
+  launch.capacity = sparse_capacity(request);
+  launch.stream = at::cuda::getCurrentCUDAStream();
+  launch.device = device.index();
+  launch.multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+
+  const Rectangle& held = request.held;
+  const int64_t column_words = 2 + launch.capacity;  // threshold, two counters, list
+  const int64_t width =
+      std::min(held.columns, std::max<int64_t>(256, kPanelBytes / 8 / column_words / 256 * 256));
+  // From the caching allocator, in the order of the stream: it may be handed out again at once.
+  const at::Tensor workspace =
+      at::empty({width * column_words + 2}, at::TensorOptions().dtype(at::kUInt64).device(device));
+  launch.thresholds = workspace.mutable_data_ptr<uint64_t>();
+  launch.counters = reinterpret_cast<uint32_t*>(launch.thresholds + width);
+  launch.found = launch.thresholds + 2 * width;
+  if (device_key != nullptr) {
+    uint64_t* const folded = launch.thresholds + width * column_words;
+    fold_in_cuda(device_key, 1, folded, device);
+    launch.device_word_key = folded;
+  }
+  for (int64_t done = 0; done < held.columns; done += width) {
+    launch.first = held.column + done;
+    launch.width = std::min(width, held.columns - done);
+    launch.data = static_cast<char*>(data) + done * strides[1] * element_size(request.values.type);
+    const int64_t sizes[] = {held.rows, launch.width, 2};
+    const int64_t steps[] = {strides[0], strides[1], 1};
+    const int64_t whole[] = {request.rows, request.columns, 2};
+    const int64_t start[] = {held.row, launch.first, 0};
+    C10_CUDA_CHECK(launch_sparse(
+        launch, make_geometry(request.parts == 1 ? 2 : 3, sizes, steps, whole, start)));
+  }
 }
 
 Key draw_cuda(at::Generator generator) {

@@ -10,12 +10,17 @@
 
 #include "../geometry.h"
 #include "../request.h"
+#include "../sparse_request.h"
 
 namespace paraminit {
 
 // The key is `key`, or, where `device_key` is not null, the two words that it points to.
 void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
                const uint64_t* device_key, c10::Device device);
+
+// The key likewise; `strides` are those of the elements held here, in real numbers.
+void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
+                 const uint64_t* device_key, c10::Device device);
 
 // Key(seed, philox_offset / 4).fold_in(0) of the generator's state, which advances by 4.
 Key draw_cuda(at::Generator generator);

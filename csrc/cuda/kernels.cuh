@@ -200,21 +200,22 @@ __global__ void __launch_bounds__(kThreads)
 
 // Blocks that fill the device, at most as many as there is work for.
 template <class Kernel>
-int grid_size(Kernel kernel, const Launch& launch, int64_t units_of_a_thread, int64_t units) {
+int grid_size(Kernel kernel, int device, int multiprocessors, int64_t units_of_a_thread,
+              int64_t units) {
   constexpr int kDevices = 64;
   static std::atomic<int> blocks_of_a_multiprocessor[kDevices];
-  int resident = launch.device < kDevices ? blocks_of_a_multiprocessor[launch.device].load() : 0;
+  int resident = device < kDevices ? blocks_of_a_multiprocessor[device].load() : 0;
   if (resident == 0) {
     if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0) !=
             cudaSuccess ||
         resident == 0) {
       resident = 1;
     }
-    if (launch.device < kDevices) blocks_of_a_multiprocessor[launch.device].store(resident);
+    if (device < kDevices) blocks_of_a_multiprocessor[device].store(resident);
   }
   const int64_t wanted =
       (units + units_of_a_thread * kThreads - 1) / (units_of_a_thread * kThreads);
-  const int64_t most = static_cast<int64_t>(resident) * launch.multiprocessors;
+  const int64_t most = static_cast<int64_t>(resident) * multiprocessors;
   return static_cast<int>(wanted < 1 ? 1 : wanted < most ? wanted : most);
 }
 
@@ -231,7 +232,8 @@ template <class Dist, class T>
 cudaError_t launch_scattered(const Launch& launch) {
   const Geometry& g = launch.geometry;
   const int64_t units = ((g.run_length + kGroup<Dist> - 1) / kGroup<Dist> + 1) * g.run_count;
-  const int grid = grid_size(scattered_kernel<Dist, T>, launch, 1, units);
+  const int grid =
+      grid_size(scattered_kernel<Dist, T>, launch.device, launch.multiprocessors, 1, units);
   scattered_kernel<Dist, T><<<grid, kThreads, 0, launch.stream>>>(
       constants_of<Dist>(launch.request), launch.request.keys, launch.device_key, g,
       static_cast<T*>(launch.data));
@@ -252,7 +254,8 @@ cudaError_t launch_fill(const Launch& launch) {
   constexpr int in_flight = kGroupsInFlight / (packet / kGroup<Dist>);
   const auto kernel =
       launch.device_key != nullptr ? dense_kernel<Dist, T, true> : dense_kernel<Dist, T, false>;
-  const int grid = grid_size(dense_kernel<Dist, T, false>, launch, in_flight, packets);
+  const int grid = grid_size(dense_kernel<Dist, T, false>, launch.device, launch.multiprocessors,
+                             in_flight, packets);
   kernel<<<grid, kThreads, 0, launch.stream>>>(constants_of<Dist>(launch.request),
                                                launch.request.keys, launch.device_key, run, out);
   return cudaGetLastError();

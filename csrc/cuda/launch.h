@@ -6,6 +6,7 @@
 
 #include "../geometry.h"
 #include "../request.h"
+#include "../sparse_request.h"
 
 namespace paraminit {
 
@@ -24,5 +25,26 @@ cudaError_t launch_uniform(const Launch& launch);
 cudaError_t launch_normal(const Launch& launch);
 cudaError_t launch_trunc_normal(const Launch& launch);
 cudaError_t launch_words(const Launch& launch);
+
+// `width` columns of the whole from `first` on; `data` is their first element held here.
+struct SparseLaunch {
+  SparseRequest request;
+  int64_t first, width;
+  void* data;
+  // Keys on the device, which replace those of the request, or null.
+  const uint64_t* device_key;
+  const uint64_t* device_word_key;
+  // Workspace: thresholds[width], counters[2 width], found[width * capacity].
+  uint64_t* thresholds;
+  uint32_t* counters;
+  uint64_t* found;
+  int64_t capacity;
+  cudaStream_t stream;
+  int device;
+  int multiprocessors;
+};
+
+int64_t sparse_capacity(const SparseRequest& request);
+cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry);
 
 }  // namespace paraminit
