@@ -75,7 +75,7 @@ lint: $(TOOLS_STAMP)
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	echo "lint: clean"
 
-# make bench      : what a fill costs against stock and against a plain fill (ARGS="--quick --filter normal")
+# make bench      : what fills cost against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
 bench: build
 	@$(PY) -m benchmarks $(ARGS)
 
@@ -133,7 +133,7 @@ gpu:
 	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
 	failed=0
 	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
-	$(PYTHON) -m benchmarks --device cuda --numel 28 --json "$(OUT)/gpu-fill.jsonl" --markdown "$(OUT)/gpu-fill.md" || failed=1
+	$(PYTHON) -m benchmarks --device cuda --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
 	exit $$failed
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
