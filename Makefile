@@ -10,6 +10,7 @@ TORCH ?= 2.13.0
 CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
+GPU_GROUPS ?= fill,model,small
 ARGS ?=
 
 VENV := .venv
@@ -146,7 +147,7 @@ gpu:
 	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
 	failed=0
 	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
-	$(PYTHON) -m benchmarks --device cuda --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
+	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
 	exit $$failed
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)

@@ -124,7 +124,11 @@ def main(
                 progress.advance(task, share)
                 progress.refresh()
 
-            rows.append(run(case, place, rounds, options.budget, facts, advance))
+            try:
+                rows.append(run(case, place, rounds, options.budget, facts, advance))
+            except torch.OutOfMemoryError:  # the sizes were chosen before other rows left memory in pools
+                say(f"{case.name} is left out: out of memory")
+                continue
             if json_path is not None:  # at once, so that a run that is cut short leaves what it has
                 with json_path.open("a") as results:
                     results.write(line(rows[-1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def numpy_generator(algorithm: str) -> Prepare:
 
 def jax_random(recipe: Recipe, tensor: Tensor) -> Call | None:
     """jax.random under jit, with JAX's default generator."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or it takes most of a GPU's memory
     jax: Any = importlib.import_module("jax")
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)

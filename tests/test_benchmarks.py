@@ -36,7 +36,9 @@ def invoke(*arguments: str) -> Any:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of all groups at toy size."""
     path = tmp_path_factory.mktemp("results") / "toy.jsonl"
-    outcome = invoke(*TOY, "--no-peers", "--json", str(path), "--markdown", str(path.with_suffix(".md")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROUND_SECONDS", 1e-4)  # what the rows say of the machine is not looked at
+        outcome = invoke(*TOY, "--no-peers", "--json", str(path), "--markdown", str(path.with_suffix(".md")))
     assert outcome.exit_code == 0, outcome.output
     return path
 
