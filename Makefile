@@ -10,6 +10,7 @@ TORCH ?= 2.13.0
 CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
+GPU_GROUPS ?= fill,model,small
 ARGS ?=
 
 VENV := .venv
@@ -26,7 +27,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench clean cuda-build gpu help
+.PHONY: build demo test lint bench instructions clean cuda-build gpu help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -72,12 +73,25 @@ lint: $(TOOLS_STAMP)
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	echo "lint: clean"
 
-# make bench      : what a fill costs against stock and against a plain fill (ARGS="--quick --filter normal")
+# make bench      : what fills cost against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
 bench: build
 	@$(PY) -m benchmarks $(ARGS)
+
+# make instructions : what each fill takes, counted under valgrind, against the committed figures (ARGS=--update)
+instructions: $(TOOLS_STAMP)
+	@if ! command -v valgrind >/dev/null; then
+	    if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+	        echo "instructions: valgrind is missing; as root, run: apt-get install valgrind"; exit 1
+	    fi
+	    echo "installing valgrind"
+	    mkdir -p build
+	    { apt-get update && apt-get install -y --no-install-recommends valgrind; } >build/valgrind.log 2>&1 || {
+	        tail -n 5 build/valgrind.log; exit 1; }
+	fi
+	$(PY) -m benchmarks.instructions $(ARGS)
 
 # make cuda-build : compile the CUDA kernels (no GPU needed), refuse spills, run the stream tests with that torch
 CUDA_TOOLS_STAMP := $(CUDA_VENV)/stamp-tools-$(CUDA_TORCH)
@@ -133,7 +147,7 @@ gpu:
 	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
 	failed=0
 	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
-	$(PYTHON) -m benchmarks --device cuda --numel 28 --json "$(OUT)/gpu-fill.jsonl" --markdown "$(OUT)/gpu-fill.md" || failed=1
+	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
 	exit $$failed
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)

@@ -1,8 +1,8 @@
-"""`python -m benchmarks`: times the groups, draws a table, writes JSON lines."""
+"""`python -m benchmarks` times the groups; `python -m benchmarks report` draws what a run has written."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,105 +13,130 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import fill, machine
+from benchmarks import machine, report
+from benchmarks.cases import GROUPS, Options
+from benchmarks.peers import peers
+from benchmarks.rows import DTYPES, Case, Fact, Row, line, run
+from benchmarks.timing import Call, time_in_turns
 
-HEADERS = [
-    "fill",
-    "ours ns/element",
-    "stock",
-    "times stock",
-    "GB/s",
-    "share of fill_",
-    "spread ours/stock/fill_",
-]
+app = typer.Typer(add_completion=False)
+app.command("report")(report.main)
 
 
-def cells(row: fill.Row, numel: int) -> list[str]:
-    """One row of the table."""
-    nanoseconds = 1e9 / numel
-    spreads = "/".join(f"{spread:.0%}" for spread in (row.ours_spread, row.stock_spread, row.fill_spread))
-    cost = [
-        f"{row.ours * nanoseconds:.3f}",
-        f"{row.stock * nanoseconds:.3f}",
-        f"{row.ratio:.1f}",
-        f"{row.gb_s:.1f}",
-    ]
-    if row.ceiling_gb_s:
-        return [row.name, *cost, f"{row.share_of_fill:.0%}", f"{row.gb_s / row.ceiling_gb_s:.0%}", spreads]
-    return [row.name, *cost, f"{row.share_of_fill:.0%}", spreads]
+def chosen(text: str, known: list[str], what: str) -> list[str]:
+    """The names in a comma-separated list, in the order of those known; "" is all of them."""
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise typer.BadParameter(f"expected {what} among {', '.join(known)}, got {', '.join(unknown)}")
+    return [name for name in known if name in asked or not asked]
 
 
+def store_ceiling(device: torch.device, numel: int, rounds: int) -> dict[str, float]:
+    """GB/s of the plainest stores there are: torch's `fill_`, and `zero_`, which is a memset."""
+    tensor = torch.empty(numel, device=device)
+    calls: dict[str, Call] = {"fill": lambda: tensor.fill_(1.0), "zero": tensor.zero_}
+    timings = time_in_turns(calls, device, rounds)
+    return {f"ceiling_{name}_gb_s": tensor.nbytes / timing.median / 1e9 for name, timing in timings.items()}
+
+
+def print_tables(console: Console, rows: list[Row]) -> None:
+    for made in report.tables(rows, full=True):
+        table = Table(title=made.title)
+        for position, header in enumerate(made.headers):
+            table.add_column(header, justify="left" if position == 0 else "right", overflow="fold")
+        for cells in made.rows:
+            table.add_row(*map(escape, cells))
+        console.print(table)
+
+
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
+    group: Annotated[str, typer.Option(help=f"comma-separated: {','.join(GROUPS)}; all if not given")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="comma-separated: fp32,bf16,fp16,fp64")] = ",".join(fill.DTYPES),
+    dtype: Annotated[
+        str,
+        typer.Option(help=f"comma-separated: {','.join(DTYPES)}; if not given, fills in all, others in fp32"),
+    ] = "",
     pattern: Annotated[str, typer.Option("--filter", help="only rows whose name holds this text")] = "",
-    numel: Annotated[int, typer.Option(help="tensors have 2 to the power of this many elements")] = 26,
-    rounds: Annotated[int, typer.Option(help="rounds that count")] = 5,
-    quick: Annotated[bool, typer.Option(help="2^22 elements, three rounds")] = False,
+    numel: Annotated[
+        int | None,
+        typer.Option(help="no tensor has more than 2 to this power elements; large fills have that many"),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="rounds that count; 5 if not given, 3 with --quick")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="small sizes: all groups in under a minute")] = False,
+    with_peers: Annotated[
+        bool | None,
+        typer.Option(
+            "--peers/--no-peers", help="other generators in the group fill; on, but off with --quick"
+        ),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="write JSON lines here")] = None,
-    markdown_path: Annotated[Path | None, typer.Option("--markdown", help="write the table here")] = None,
+    markdown_path: Annotated[Path | None, typer.Option("--markdown", help="write the tables here")] = None,
 ) -> None:
     """Times the fills against stock torch.nn.init and against a plain fill of the same tensor."""
-    if quick:
-        numel, rounds = min(numel, 22), 3
-    chosen = dtype.split(",")
-    unknown = sorted(set(chosen) - set(fill.DTYPES))
-    if unknown:
-        raise typer.BadParameter(f"unknown dtype {', '.join(unknown)}; there are {', '.join(fill.DTYPES)}")
+    if context.invoked_subcommand is not None:
+        return
+    groups = chosen(group, list(GROUPS), "groups")
+    dtypes = tuple(chosen(dtype, list(DTYPES), "dtypes")) if dtype else ()
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"expected a device among cpu, cuda, got {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("expected a GPU for --device cuda, got none that torch can use")
     place = torch.device(device)
-    facts = machine.facts(place)
+    rounds = rounds or (3 if quick else 5)
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(", ".join(f"{key} {value}" for key, value in facts.items() if value != ""), highlight=False)
 
-    ceilings: dict[str, float] = {}
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    facts: dict[str, Fact] = dict(machine.facts(place))
+    say(", ".join(f"{key} {value}" for key, value in facts.items() if value != ""))
+    options = Options(device=place, dtypes=dtypes, exponent=numel, quick=quick, say=say)
+    if "fill" in groups and (with_peers or (with_peers is None and not quick)):
+        options = replace(options, peers=tuple(peers(place)))
+        for peer in options.peers:
+            if peer.missing:
+                say(f"{peer.name} is left out: {peer.missing}")
     if place.type == "cuda":  # measured first, on a GPU that has not been at work for long
-        ceilings = fill.store_ceiling(place, numel, rounds)
-        console.print("stores, GB/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in ceilings.items()))
-    ceiling = max(ceilings.values(), default=0.0)
+        facts |= store_ceiling(place, options.fill_numel, rounds)
+        say("stores, GB/s: " + ", ".join(f"{k} {v:.0f}" for k, v in facts.items() if k.startswith("ceiling")))
 
-    rows: list[fill.Row] = []
-    todo = list(fill.cases(place, chosen, numel, pattern))
+    cases: list[Case] = [case for name in groups for case in GROUPS[name](options) if pattern in case.name]
+    if not cases:
+        raise typer.BadParameter(f"expected --filter to match a row, got {pattern!r}, which matches none")
+    for path in (json_path, markdown_path):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+    rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     # Drawn between the timed calls, not by a thread that would take a core from them.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
-        task = progress.add_task("", total=len(todo) * 3 * (rounds + 1))
+        task = progress.add_task("", total=len(cases))
+        for done, case in enumerate(cases):
+            progress.update(task, description=escape(case.name), completed=done, refresh=True)
 
-        def tick(_: str) -> None:
-            progress.advance(task)
-            progress.refresh()
+            def advance(share: float) -> None:
+                progress.advance(task, share)
+                progress.refresh()
 
-        for name, distribution, kind in todo:
-            progress.update(task, description=escape(name))
-            row = fill.run(
-                name,
-                distribution,
-                kind,
-                device=place,
-                exponent=numel,
-                rounds=rounds,
-                ceiling_gb_s=ceiling,
-                tick=tick,
-            )
-            rows.append(row)
-
-    headers = HEADERS if not ceiling else [*HEADERS[:-1], "share of store ceiling", HEADERS[-1]]
-    table = Table(title=f"median of {rounds} rounds in turns; a call above 2 s is timed once")
-    for position, header in enumerate(headers):
-        table.add_column(header, justify="left" if position == 0 else "right", overflow="fold")
-    lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
-    for row in rows:
-        table.add_row(*map(escape, cells(row, 1 << numel)))  # a name's brackets are no markup
-        lines.append("| " + " | ".join(cells(row, 1 << numel)) + " |")
-    console.print(table)
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        shared = facts | {f"ceiling_{name}gb_s": rate for name, rate in ceilings.items()}
-        records = [shared | row.record() for row in rows]
-        json_path.write_text("".join(json.dumps(record) + "\n" for record in records))
+            try:
+                rows.append(run(case, place, rounds, options.budget, facts, advance))
+            except torch.OutOfMemoryError:  # the sizes were chosen before other rows left memory in pools
+                say(f"{case.name} is left out: out of memory")
+                continue
+            if json_path is not None:  # at once, so that a run that is cut short leaves what it has
+                with json_path.open("a") as results:
+                    results.write(line(rows[-1]))
+    print_tables(console, rows)
+    say(f"medians of {rounds} rounds in turns; a call that takes long is timed once")
     if markdown_path is not None:
-        markdown_path.parent.mkdir(parents=True, exist_ok=True)
-        markdown_path.write_text("\n".join(lines) + "\n")
+        markdown_path.write_text(report.markdown(rows, full=True))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

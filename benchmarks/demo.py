@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,12 +15,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import machine
-from benchmarks.fill import DTYPES
-from benchmarks.models import PRESETS, Llama, Recipe, recipes
+from benchmarks.models import PRESETS, Llama, Recipe, fill_calls, recipes
+from benchmarks.rows import DTYPES
 from benchmarks.timing import Timing, time_in_turns
-from paraminit_ext import _C, Key, init
+from paraminit_ext import _C, Key
 
-MARGIN = 1 << 30  # bytes that stay free beside the model, for the check's temporaries among others
 # Chance that a right initialisation fails the check, all its comparisons together.
 FALSE_ALARM = 1e-9
 
@@ -40,7 +38,7 @@ def choose_preset(wanted: str, device: torch.device, dtype: torch.dtype) -> tupl
     for name in names[names.index(wanted) :]:
         with torch.device("meta"):
             model = Llama(PRESETS[name]).to(dtype)
-        need = sum(parameter.nbytes for parameter in model.parameters()) + MARGIN
+        need = sum(parameter.nbytes for parameter in model.parameters()) + machine.MARGIN
         free = machine.available_memory(device)
         if need <= free or name == names[-1]:
             return name, model, said
@@ -108,27 +106,6 @@ def check(group: Group, quantile: float) -> list[str]:
                 f"{name}: least {low:.3e}, greatest {high:.3e}, asked {want.low:.3e}, {want.high:.3e}"
             )
     return wrong
-
-
-def fill_calls(group: Group, key: Key) -> dict[str, Callable[[], object]]:
-    """What is timed on one kind of layer; ours comes last, so that its values are there to be checked."""
-
-    def plain() -> None:
-        for _, parameter, _ in group:
-            parameter.fill_(1.0)
-
-    def stock() -> None:
-        for _, parameter, recipe in group:
-            recipe.apply(nn.init, parameter)
-
-    def ours() -> None:
-        for name, parameter, recipe in group:
-            if recipe.function == "ones_":
-                recipe.apply(init, parameter)
-            else:  # a key of its own for each parameter: its values do not depend on which others there are
-                recipe.apply(init, parameter, generator=key.fold_in(name))
-
-    return {"fill": plain, "stock": stock, "ours": ours}
 
 
 def main(

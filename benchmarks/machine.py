@@ -12,6 +12,9 @@ import torch
 
 from paraminit_ext import _C, cpu_capability
 
+# Bytes that stay free beside what is filled: temporaries of checks and of stock functions.
+MARGIN = 1 << 30
+
 
 def cpu_name() -> str:
     """The processor's name as the kernel gives it."""
@@ -55,6 +58,16 @@ def available_memory(device: torch.device) -> int:
     return free
 
 
+def huge_pages() -> str:
+    """The system's choice for huge pages: always, madvise or never; "" where there are none."""
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"\[(\w+)\]", text)
+    return found.group(1) if found else ""
+
+
 def facts(device: torch.device) -> dict[str, str | int]:
     """The part of a result that is the same for all its rows."""
     build = _C.build_info()
@@ -68,5 +81,7 @@ def facts(device: torch.device) -> dict[str, str | int]:
         "cuda": build["cuda"],
         "compiler": build["compiler"],
         "python": platform.python_version(),
+        "kernel": platform.release(),
+        "huge_pages": huge_pages(),
         "commit": commit(),
     }

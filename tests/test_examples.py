@@ -164,22 +164,3 @@ def test_the_demonstration_fails_when_one_tensor_is_not_what_was_asked_for(
     assert demo.check([("right", nn.Parameter(sample), asked_for)], quantile=6.0) == []
     for wrong in (sample * 1.1, sample + 0.002, broken):
         assert demo.check([("wrong", nn.Parameter(wrong), asked_for)], quantile=6.0) != []
-
-
-def test_the_benchmark_of_fills_runs_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    typer_testing = pytest.importorskip("typer.testing")
-    import json
-
-    import typer
-
-    from benchmarks import __main__ as benchmark
-
-    app = typer.Typer()
-    app.command()(benchmark.main)
-    results = tmp_path / "fill.jsonl"
-    result = typer_testing.CliRunner().invoke(app, ["--numel", "10", "--rounds", "1", "--json", str(results)])
-    assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert len(rows) == 12
-    assert all(row["ours"] > 0 and row["ratio"] > 0 and row["torch"] == torch.__version__ for row in rows)

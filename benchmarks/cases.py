@@ -1,0 +1,370 @@
+"""What is timed: for each group, its cases, given the options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import fresh_memory, machine
+from benchmarks.models import FAMILIES, Recipe, fill_calls
+from benchmarks.peers import Peer
+from benchmarks.rows import DTYPES, Case, Trial
+from benchmarks.timing import Call, SelfTimed
+from paraminit_ext import Key, init
+
+# The kinds are what tables call them.
+FILLS = {
+    "uniform": Recipe("`uniform_`", "uniform_", (-1.0, 1.0)),
+    "normal": Recipe("`normal_`", "normal_", (0.0, 0.02)),
+    "trunc_normal": Recipe("`trunc_normal_` at 2 std", "trunc_normal_", (0.0, 0.02, -0.04, 0.04)),
+    "trunc_normal_far": Recipe("`trunc_normal_`, far bounds", "trunc_normal_", (0.0, 0.02, -2.0, 2.0)),
+    "trunc_normal_band": Recipe("`trunc_normal_` on 0.1 to 0.5 std", "trunc_normal_", (0.0, 1.0, 0.1, 0.5)),
+    "xavier_uniform": Recipe("`xavier_uniform_`", "xavier_uniform_"),
+    "kaiming_normal": Recipe("`kaiming_normal_`", "kaiming_normal_"),
+}
+MATRIX_FILLS = ("xavier_uniform", "kaiming_normal")
+
+FRESH_EXPONENT, QUICK_FRESH_EXPONENT = 30, 25
+# Smaller blocks than this come from the allocator's own store, whose pages are not fresh.
+LEAST_FRESH_EXPONENT = 24
+PEAK_EXPONENT, QUICK_PEAK_EXPONENT = 26, 24
+SMALL_SHAPES = ((8, 8), (64, 64), (256, 256), (1024, 1024))
+ORTHOGONAL_SHAPES = (*((n, n) for n in (64, 128, 256, 512, 1024, 2048, 4096)), (8192, 1024))
+SPARSE_SHAPES = {
+    "square": ((64, 64), (1024, 1024), (8192, 8192)),
+    "tall": ((256, 16), (1 << 16, 16), (1_000_000, 16)),
+    "wide": ((16, 256), (16, 1 << 12), (16, 1_000_000)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    device: torch.device
+    dtypes: tuple[str, ...] = ()  # none: those of each group
+    exponent: int | None = None  # no tensor has more than 2 to this power elements; none: what fits
+    quick: bool = False
+    peers: tuple[Peer, ...] = ()
+    say: Callable[[str], object] = print  # one line about what is left out
+
+    @property
+    def limit(self) -> int:
+        """The most elements that a tensor may have."""
+        if self.exponent is not None:
+            return 1 << self.exponent
+        return 1 << 22 if self.quick else 1 << 62
+
+    @property
+    def budget(self) -> float:
+        """Seconds: a call that takes longer is timed once, for what is that slow shows at once."""
+        return 0.2 if self.quick else 2.0
+
+    @property
+    def fill_numel(self) -> int:
+        return min(1 << 26, self.limit) if self.exponent is None else self.limit
+
+    def dtypes_or(self, *default: str) -> tuple[str, ...]:
+        return self.dtypes or default
+
+    def fits(self, size: int) -> bool:
+        """Whether that many bytes can be taken on the device now."""
+        return size + machine.MARGIN <= machine.available_memory(self.device)
+
+    def name(self, case: str, *, threads: int = 0, **parameters: object) -> str:
+        """A row's name: group/case[device, ..., threads]."""
+        pairs: dict[str, object] = {"device": self.device.type, **parameters}
+        if self.device.type == "cpu":
+            pairs["threads"] = threads or torch.get_num_threads()
+        return f"{case}[{','.join(f'{key}={value}' for key, value in pairs.items())}]"
+
+
+def count(numel: int) -> str:
+    """A number of elements: a power of two as such."""
+    return f"2^{numel.bit_length() - 1}" if numel & (numel - 1) == 0 else str(numel)
+
+
+def size_of(dtype: str, numel: int) -> int:
+    return DTYPES[dtype].itemsize * numel
+
+
+def three_ways(recipe: Recipe, tensor: Tensor) -> dict[str, Call]:
+    """A plain fill, stock and ours; the plain fill comes first and touches every page."""
+
+    def call(module: ModuleType) -> Call:
+        return partial(getattr(module, recipe.function), tensor, *recipe.arguments)
+
+    return {"fill": partial(tensor.fill_, 1.0), "stock": call(nn.init), "ours": call(init)}
+
+
+# ----------------------------------------------------------------------------------------
+# Fills: large, small, over threads and sizes
+# ----------------------------------------------------------------------------------------
+
+
+def with_peers(options: Options, recipe: Recipe, tensor: Tensor) -> dict[str, Call]:
+    """The three ways and those of the peers that have this distribution and dtype."""
+    calls = three_ways(recipe, tensor)
+    for peer in options.peers:
+        if peer.missing:
+            continue
+        try:
+            call = peer.prepare(recipe, tensor)
+        except Exception as error:  # whatever another library raises must not end the run
+            first = (str(error).splitlines() or [""])[0]
+            options.say(f"{peer.name} is left out of a row: {type(error).__name__}: {first}")
+            continue
+        if call is not None:
+            calls[peer.name] = call
+    return calls
+
+
+def fill_cases(options: Options) -> Iterator[Case]:
+    """One distribution on one large tensor, and what other generators take for it."""
+    numel = options.fill_numel
+    for case, recipe in FILLS.items():
+        defaults = ("fp32",) if case in MATRIX_FILLS else tuple(DTYPES)
+        for dtype in options.dtypes_or(*defaults):
+            if not options.fits(size_of(dtype, numel)):
+                options.say(f"fill/{case}, {dtype}, is left out: 2^{options.exponent} elements do not fit")
+                continue
+
+            def prepare(case: str = case, recipe: Recipe = recipe, dtype: str = dtype) -> Trial:
+                rows = 1 << (numel.bit_length() // 2) if case in MATRIX_FILLS else 1
+                tensor = torch.empty(numel, dtype=DTYPES[dtype], device=options.device)
+                return Trial(with_peers(options, recipe, tensor.view(rows, -1).squeeze(0)))
+
+            name = options.name(f"fill/{case}", dtype=dtype, numel=count(numel))
+            yield Case(name, numel, size_of(dtype, numel), prepare)
+
+
+def small_cases(options: Options) -> Iterator[Case]:
+    """From Python to Python: what a call costs where the tensor costs little."""
+    for dtype in options.dtypes_or("fp32"):
+        for case in ("normal", "trunc_normal", "kaiming_normal"):
+            recipe = FILLS[case]
+            for shape in SMALL_SHAPES:
+                numel = shape[0] * shape[1]
+                if numel > min(options.limit, 1 << 16 if options.quick else 1 << 20):
+                    continue
+
+                def prepare(
+                    recipe: Recipe = recipe, shape: tuple[int, int] = shape, dtype: str = dtype
+                ) -> Trial:
+                    tensor = torch.empty(shape, dtype=DTYPES[dtype], device=options.device)
+                    keyed = partial(
+                        getattr(init, recipe.function), tensor, *recipe.arguments, generator=Key(1)
+                    )
+                    return Trial(three_ways(recipe, tensor) | {"ours, with a Key": keyed})
+
+                text = "x".join(map(str, shape))
+                name = options.name(f"small/{case}", dtype=dtype, shape=text)
+                yield Case(name, numel, size_of(dtype, numel), prepare)
+
+        def prepare_many(dtype: str = dtype) -> Trial:
+            tensors = torch.empty(1000, 64, 64, dtype=DTYPES[dtype], device=options.device).unbind()
+            recipe = FILLS["normal"]
+            entries = [(f"layers.{index}", tensor, recipe) for index, tensor in enumerate(tensors)]
+            return Trial(fill_calls(entries, Key(1)))
+
+        numel = 1000 * 64 * 64
+        name = options.name("small/normal_of_1000", dtype=dtype, shape="64x64")
+        yield Case(name, numel, size_of(dtype, numel), prepare_many)
+
+
+def thread_counts() -> list[int]:
+    """From 1 to all: every count up to 8, from there on powers of two."""
+    all_of_them = torch.get_num_threads()
+    counts = {*range(1, min(8, all_of_them) + 1), all_of_them}
+    counts |= {1 << power for power in range(all_of_them.bit_length())}
+    return sorted(counts)
+
+
+def scaling_cases(options: Options) -> Iterator[Case]:
+    """The same fill on 1 to all threads, and on all of them from 2^10 elements to the memory's limit."""
+    on_cpu = options.device.type == "cpu"
+    for dtype in options.dtypes_or("fp32"):
+        for case in ("normal", "uniform"):
+            numel = options.fill_numel
+            points = [(numel, threads) for threads in thread_counts()] if on_cpu else [(numel, 0)]
+            exponent = 10
+            while 1 << exponent <= options.limit and options.fits(size_of(dtype, 1 << exponent)):
+                points.append((1 << exponent, torch.get_num_threads() if on_cpu else 0))
+                exponent += 2
+
+            for numel, threads in dict.fromkeys(points):
+
+                def prepare(case: str = case, dtype: str = dtype, numel: int = numel) -> Trial:
+                    tensor = torch.empty(numel, dtype=DTYPES[dtype], device=options.device)
+                    return Trial(three_ways(FILLS[case], tensor))
+
+                name = options.name(f"scaling/{case}", dtype=dtype, numel=count(numel), threads=threads)
+                yield Case(name, numel, size_of(dtype, numel), prepare, threads)
+
+
+# ----------------------------------------------------------------------------------------
+# Whole models, fresh memory
+# ----------------------------------------------------------------------------------------
+
+
+def model_cases(options: Options) -> Iterator[Case]:
+    """The parameters of whole models, largest preset that fits."""
+    limit = 1 << 28 if options.quick and options.exponent is None else options.limit
+    for dtype in options.dtypes_or("fp32"):
+        for family, presets in FAMILIES.items():
+            for preset, list_entries in presets.items():
+                entries = list_entries()
+                numel = sum(torch.Size(shape).numel() for _, shape, _ in entries)
+                last = preset == list(presets)[-1]
+                if last or (numel <= limit and options.fits(size_of(dtype, numel))):
+                    break
+
+            def prepare(
+                entries: list[tuple[str, tuple[int, ...], Recipe]] = entries, dtype: str = dtype
+            ) -> Trial:
+                parameters = [
+                    (name, torch.empty(shape, dtype=DTYPES[dtype], device=options.device), recipe)
+                    for name, shape, recipe in entries
+                ]
+                return Trial(fill_calls(parameters, Key(1)))
+
+            name = options.name(f"model/{family}_{preset}", dtype=dtype, numel=count(numel))
+            yield Case(
+                name, numel, size_of(dtype, numel), prepare, budget=None if options.quick else math.inf
+            )
+
+
+def fresh_cases(options: Options) -> Iterator[Case]:
+    """A large tensor that nobody has touched: allocation and page faults; then peaks of memory."""
+    if options.device.type != "cpu":
+        options.say("fresh-memory is left out: it is about the CPU's pages")
+        return
+    threads = torch.get_num_threads()
+    for dtype in options.dtypes_or("fp32"):
+        exponent = QUICK_FRESH_EXPONENT if options.quick else FRESH_EXPONENT
+        if options.exponent is not None:
+            exponent = max(LEAST_FRESH_EXPONENT, min(exponent, options.exponent))
+        while exponent > LEAST_FRESH_EXPONENT and not options.fits(size_of(dtype, 1 << exponent)):
+            exponent -= 1
+        numel = 1 << exponent
+        recipe = FILLS["normal"]
+
+        def prepare(recipe: Recipe = recipe, numel: int = numel, dtype: str = dtype) -> Trial:
+            small_pages = fresh_memory.process({"PARAMINIT_HUGEPAGES": "0"})
+            arguments = (recipe, numel, dtype, threads)
+            calls: Mapping[str, Call] = {
+                name: SelfTimed(partial(fresh_memory.fresh_seconds, name, *arguments))
+                for name in ("fill", "stock", "ours")
+            }
+            in_other: Callable[[], float] = lambda: small_pages.submit(  # noqa: E731
+                fresh_memory.fresh_seconds, "ours", *arguments
+            ).result()
+
+            def close() -> dict[str, float]:
+                small_pages.shutdown()
+                return {}
+
+            return Trial({**calls, "ours, PARAMINIT_HUGEPAGES=0": SelfTimed(in_other)}, close)
+
+        name = options.name("fresh-memory/normal", dtype=dtype, numel=count(numel))
+        yield Case(name, numel, size_of(dtype, numel), prepare, budget=None if options.quick else 20.0)
+
+        numel = min(numel, 1 << (QUICK_PEAK_EXPONENT if options.quick else PEAK_EXPONENT))
+        for case in ("normal", "trunc_normal"):
+
+            def prepare_peak(case: str = case, numel: int = numel, dtype: str = dtype) -> Trial:
+                def peaks() -> dict[str, float]:
+                    found: dict[str, float] = {}
+                    for name in ("fill", "stock", "ours"):
+                        with fresh_memory.process() as alone:
+                            asked = (name, FILLS[case], numel, dtype, threads)
+                            found[name] = alone.submit(fresh_memory.peak_over, *asked).result()
+                    return found
+
+                return Trial({}, peaks)
+
+            name = options.name(f"fresh-memory/{case}_peak", dtype=dtype, numel=count(numel))
+            yield Case(name, numel, size_of(dtype, numel), prepare_peak)
+
+
+# ----------------------------------------------------------------------------------------
+# Matrices
+# ----------------------------------------------------------------------------------------
+
+
+def orthogonality_error(matrix: Tensor) -> float:
+    """max |Q'Q - I| (QQ' of a wide matrix), the product in float64."""
+    q = matrix.double() if matrix.shape[0] >= matrix.shape[1] else matrix.double().t()
+    product = q.t() @ q
+    product.diagonal().sub_(1.0)
+    return float(product.abs_().max())
+
+
+def orthogonal_cases(options: Options) -> Iterator[Case]:
+    """Square and tall orthogonal matrices, and how orthogonal they are."""
+    for dtype in options.dtypes_or("fp32"):
+        for rows, columns in ORTHOGONAL_SHAPES:
+            numel = rows * columns
+            if numel > min(options.limit, 1 << 20 if options.quick else 1 << 24):
+                continue
+
+            def prepare(rows: int = rows, columns: int = columns, dtype: str = dtype) -> Trial:
+                tensor = torch.empty(rows, columns, dtype=DTYPES[dtype], device=options.device)
+                calls = three_ways(Recipe("", "orthogonal_"), tensor)
+                if DTYPES[dtype].itemsize == 2:  # its QR takes no 16-bit dtype
+                    del calls["stock"]
+
+                def errors() -> dict[str, float]:
+                    found: dict[str, float] = {}
+                    for name in ("stock", "ours"):
+                        if name in calls:
+                            calls[name]()
+                            found[name] = orthogonality_error(tensor)
+                    return found
+
+                return Trial(calls, errors)
+
+            case = "square" if rows == columns else "tall"
+            name = options.name(f"orthogonal/{case}", dtype=dtype, shape=f"{rows}x{columns}")
+            yield Case(name, numel, size_of(dtype, numel), prepare)
+
+
+def sparse_cases(options: Options) -> Iterator[Case]:
+    """Square, tall and wide sparse matrices; for a square one the edges of sparsity as well."""
+    for dtype in options.dtypes_or("fp32"):
+        for case, shapes in SPARSE_SHAPES.items():
+            fitting = [shape for shape in shapes if shape[0] * shape[1] <= options.limit]
+            if not fitting:
+                continue
+            rows, columns = fitting[-1]
+            # The last one leaves one element a column: ceil(sparsity * rows) is rows - 1.
+            edges = (0.0, 1.0, (rows - 1.5) / rows) if case == "square" else ()
+            for sparsity in (0.1, *edges):
+
+                def prepare(
+                    rows: int = rows, columns: int = columns, sparsity: float = sparsity, dtype: str = dtype
+                ) -> Trial:
+                    tensor = torch.empty(rows, columns, dtype=DTYPES[dtype], device=options.device)
+                    return Trial(three_ways(Recipe("", "sparse_", (sparsity,)), tensor))
+
+                name = options.name(
+                    f"sparse/{case}", dtype=dtype, shape=f"{rows}x{columns}", sparsity=f"{sparsity:.6g}"
+                )
+                yield Case(name, rows * columns, size_of(dtype, rows * columns), prepare)
+
+
+GROUPS: dict[str, Callable[[Options], Iterator[Case]]] = {
+    "fill": fill_cases,
+    "model": model_cases,
+    "fresh-memory": fresh_cases,
+    "small": small_cases,
+    "scaling": scaling_cases,
+    "orthogonal": orthogonal_cases,
+    "sparse": sparse_cases,
+}

@@ -1,0 +1,390 @@
+"""Tables and figures from rows: on the screen, in Markdown, in the README between markers, as SVG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.cases import FILLS
+from benchmarks.rows import Row, by_group, read
+
+CONTENDERS = ("ours", "stock", "fill")
+MODELS = {"llama": "Llama", "vit": "ViT"}
+# A block of a page: its table, the results that it is made from (beside the page), what report wrote.
+BLOCK = re.compile(r"(<!-- benchmarks: begin (\S+) (\S+) -->\n)(.*?)(<!-- benchmarks: end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and cells; the first column is text."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(self.headers) + " |", "|---|" + "---:|" * (len(self.headers) - 1)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------------
+# Tables
+# ----------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Three digits and the unit that suits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds * 1e9)} ns"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def label(row: Row, rows: Sequence[Row]) -> str:
+    """What a row is about: its case and those parameters in which the table's rows differ."""
+    case = row.case.removesuffix("_peak")
+    if row.group == "model":
+        family, _, preset = case.partition("_")
+        name = f"{MODELS.get(family, family)}-{preset}, {row.numel / 1e6:,.1f} M parameters"
+    elif case == "normal_of_1000":
+        name = "`normal_` on 1,000 tensors"
+    elif case in FILLS:
+        name = FILLS[case].kind
+    else:
+        name = case
+    said = [name]
+    always = {"fill": "dtype", "small": "shape", "orthogonal": "shape", "sparse": "shape"}.get(row.group)
+    for key in ("dtype", "numel", "shape", "sparsity", "threads"):
+        value = row.parameters.get(key)
+        if value is None or (row.group == "model" and key == "numel"):
+            continue
+        if key == always or len({other.parameters.get(key) for other in rows}) > 1:
+            plural = "thread" if value == "1" else "threads"
+            said.append({"sparsity": f"sparsity {value}", "threads": f"{value} {plural}"}.get(key, value))
+    return ", ".join(said)
+
+
+def times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:.0f} %"
+
+
+def spreads(row: Row) -> str:
+    shown = {name: row.spread.get(name) for name in CONTENDERS if name in row.seconds}
+    return "/".join("once" if value is None else f"{value:.0%}" for value in shown.values())
+
+
+def others(rows: Iterable[Row]) -> list[str]:
+    """The contenders beside ours, stock and fill, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row.seconds if name not in CONTENDERS))
+
+
+def timed_table(
+    title: str, what: str, rows: list[Row], *, per_element: bool, peers: bool, full: bool
+) -> Table:
+    """Times of ours and stock, the ratio, the share of a plain fill.
+
+    Args:
+        title: above the table, where it is drawn on a screen
+        what: the header of the first column
+        rows: of one group
+        per_element: nanoseconds an element, in place of the time of a call
+        peers: a column for each further contender
+        full: rates and spreads as well
+    """
+
+    def cost(row: Row, name: str) -> str:
+        if name not in row.seconds:
+            return ""
+        seconds = row.seconds[name]
+        return f"{seconds / row.numel * 1e9:.2f}" if per_element else duration(seconds)
+
+    def error(row: Row, name: str) -> str:
+        return f"{row.measured[name]:.1e}" if name in row.measured else ""
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("ours, ns an element" if per_element else "ours", partial(cost, name="ours")),
+        *((name, partial(cost, name=name)) for name in (others(rows) if peers else [])),
+        ("stock", partial(cost, name="stock")),
+        ("times stock", lambda row: times(row.against("stock"))),
+    ]
+    if full or any(row.group != "orthogonal" for row in rows):  # products, to which a fill says nothing
+        columns.append(("speed, of a plain `fill_`", lambda row: share(row.against("fill"))))
+    for name in ("ours", "stock"):
+        if any(name in row.measured for row in rows):
+            columns.append((f"max abs(Q'Q - I), {name}", partial(error, name=name)))
+    if full:
+        columns.append(("GB/s", lambda row: "" if row.gb_s is None else f"{row.gb_s:.1f}"))
+        if any(row.share_of_ceiling for row in rows):
+            columns.append(("of the store ceiling", lambda row: share(row.share_of_ceiling)))
+        columns.append(("spread ours/stock/fill_", spreads))
+    headers = [what, *(header for header, _ in columns)]
+    return Table(title, headers, [[label(row, rows), *(cell(row) for _, cell in columns)] for row in rows])
+
+
+def peers_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
+    """Ours beside other generators: nanoseconds an element."""
+    names = ["ours", "stock", *others(rows)]
+    shown = [row for row in rows if len(row.seconds) > len(CONTENDERS)]
+
+    def cost(row: Row, name: str) -> str:
+        return f"{row.seconds[name] / row.numel * 1e9:.2f}" if name in row.seconds else ""
+
+    cells = [[label(row, shown), *(cost(row, name) for name in names)] for row in shown]
+    return Table("other generators, ns an element", ["ns an element", *names], cells)
+
+
+def peak_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
+    """Peaks of memory beyond the tensor's own bytes."""
+
+    def over(row: Row, name: str) -> str:
+        bytes_over = row.measured.get(name)
+        return (
+            ""
+            if bytes_over is None
+            else f"{bytes_over / (1 << 20):,.1f} MiB ({share(bytes_over / row.bytes)})"
+        )
+
+    headers = ["peak memory beyond the tensor's own", *CONTENDERS]
+    cells = [[label(row, rows), *(over(row, name) for name in CONTENDERS)] for row in rows]
+    return Table("peak memory, fresh processes", headers, cells)
+
+
+def facts_line(rows: Sequence[Row]) -> str:
+    """The machine, in one line."""
+    facts = rows[0].facts
+    threads = max(int(row.facts.get("threads", 0)) for row in rows)
+    said = [str(facts.get("machine", "")), f"{threads} threads", str(facts.get("cpu_capability", ""))]
+    said += [
+        f"torch {facts.get('torch', '')}",
+        str(facts.get("compiler", "")),
+        f"commit {facts.get('commit', '')}",
+    ]
+    return ", ".join(part for part in said if part)
+
+
+# By name: title, header of the first column, per element, columns of further contenders.
+TIMED: dict[str, tuple[str, str, bool, bool]] = {
+    "fill": ("fills, pages already touched", "fill", True, False),
+    "model": ("all parameters of a model", "model", False, False),
+    "fresh-memory": ("fresh memory: allocation and page faults included", "fresh tensor", False, True),
+    "small": ("one call, from Python to Python", "call", False, True),
+    "scaling": ("over threads and sizes", "fill", True, False),
+    "orthogonal": ("orthogonal_", "matrix", False, False),
+    "sparse": ("sparse_", "matrix", False, False),
+}
+# The tables that a block may name, and the group that each is made from.
+TABLES = {**{name: name for name in TIMED}, "peers": "fill", "peak-memory": "fresh-memory"}
+
+
+def table(name: str, rows: Iterable[Row], *, full: bool = False) -> Table:
+    """The table of that name from the rows of its group; it has no rows where there are none for it."""
+    if name not in TABLES:
+        raise ValueError(f"benchmarks: expected a table among {', '.join(TABLES)}, got {name!r}")
+    of_group = [row for row in rows if row.group == TABLES[name]]
+    if name == "peers":
+        return peers_table(of_group)
+    if name == "peak-memory":
+        return peak_table([row for row in of_group if not row.seconds])
+    title, what, per_element, peers = TIMED[name]
+    timed = [row for row in of_group if row.seconds]
+    return timed_table(title, what, timed, per_element=per_element, peers=peers, full=full)
+
+
+def tables(rows: Sequence[Row], *, full: bool = False) -> list[Table]:
+    """All tables that have rows, those of a group together."""
+    present = by_group(rows)
+    names = [name for group in present for name, of in TABLES.items() if of == group]
+    return [made for made in (table(name, rows, full=full) for name in names) if made.rows]
+
+
+def markdown(rows: Sequence[Row], *, full: bool = False) -> str:
+    """All tables, each under its title."""
+    parts = [facts_line(rows) + "\n"] if rows else []
+    return "\n".join(parts + [f"### {made.title}\n\n{made.markdown()}" for made in tables(rows, full=full)])
+
+
+# ----------------------------------------------------------------------------------------
+# Blocks of a page
+# ----------------------------------------------------------------------------------------
+
+
+def updated(page: str, folder: Path) -> str:
+    """The page with each block made anew from the results that it names, relative to the folder."""
+    begins, ends = page.count("<!-- benchmarks: begin"), page.count("<!-- benchmarks: end -->")
+    found = BLOCK.findall(page)
+    if not len(found) == begins == ends:
+        raise ValueError(
+            f"benchmarks: expected each block as <!-- benchmarks: begin TABLE RESULTS --> ... "
+            f"<!-- benchmarks: end -->, got {begins} begins, {ends} ends, {len(found)} whole blocks"
+        )
+
+    def block(match: re.Match[str]) -> str:
+        name, results = match.group(2), folder / match.group(3)
+        if not results.exists():
+            raise ValueError(
+                f"benchmarks: expected results for the block {name}, got no file {match.group(3)}"
+            )
+        rows = read(results)
+        text = facts_line(rows) + ".\n" if name == "machine" else table(name, rows).markdown()
+        return f"{match.group(1)}\n{text}\n{match.group(5)}"
+
+    return BLOCK.sub(block, page)
+
+
+# ----------------------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------------------
+
+# Mid tones, that stand out from a white page as from a dark one.
+INK = "#7d8590"
+COLOURS = {"ours": "#2f81f7", "stock": "#db6d28", "fill": "#7d8590"}
+WORDS = {"ours": "ours", "stock": "stock", "fill": "plain fill_"}
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure without a background, and its axes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # The first two keep a file's ids and letters from changing from run to run and font to font.
+    style: Any = {"svg.hashsalt": "paraminit_ext", "svg.fonttype": "none", "font.size": 11}
+    for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+        style[part] = INK
+    mpl.rcParams.update(style)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, which="major", alpha=0.25, color=INK)
+    return figure, axes
+
+
+def _lines(axes: Any, rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row, str], float]) -> None:
+    """One line for each case and contender; ours and stock by colour, cases by style."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    for style, case in zip(("-", "--", ":", "-."), cases, strict=False):
+        of_case = sorted((row for row in rows if row.case == case), key=x)
+        for name in CONTENDERS:
+            points = [(x(row), y(row, name)) for row in of_case if name in row.seconds]
+            if name == "fill" and case != cases[0]:
+                continue  # the same plain fill again
+            words = WORDS[name] if name == "fill" else f"{WORDS[name]}, {case}_"
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, style, marker="o", markersize=3.5, color=COLOURS[name], label=words)
+    axes.figure.legend(loc="outside upper center", ncols=3, frameon=False, labelcolor="linecolor")
+
+
+def size_figure(rows: Sequence[Row]) -> Any:
+    """Time per element against size, on all threads, with the plain fill's line beneath."""
+    most = max((row.parameters.get("threads", "0") for row in rows), key=int, default="0")
+    shown = [row for row in rows if row.parameters.get("threads", "0") == most]
+    if len({row.numel for row in shown}) < 2:
+        return None
+    figure, axes = _canvas(7.0, 4.2)
+    _lines(axes, shown, lambda row: row.numel, lambda row, name: row.seconds[name] / row.numel * 1e9)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("elements")
+    axes.set_ylabel("ns an element")
+    return figure
+
+
+def threads_figure(rows: Sequence[Row]) -> Any:
+    """Elements a second against threads, at the size that was run on most numbers of them."""
+    by_numel: dict[int, list[Row]] = {}
+    for row in rows:
+        if "threads" in row.parameters:
+            by_numel.setdefault(row.numel, []).append(row)
+    shown = max(by_numel.values(), key=len, default=[])
+    if len({row.parameters["threads"] for row in shown}) < 2:
+        return None
+    figure, axes = _canvas(7.0, 4.2)
+    _lines(
+        axes,
+        shown,
+        lambda row: int(row.parameters["threads"]),
+        lambda row, name: row.numel / row.seconds[name] / 1e9,
+    )
+    axes.set_xticks(sorted({int(row.parameters["threads"]) for row in shown}))
+    axes.set_yscale("log")
+    axes.set_xlabel("threads")
+    axes.set_ylabel("1e9 elements a second")
+    return figure
+
+
+def ratio_figure(rows: Sequence[Row]) -> Any:
+    """Bars: how many times as fast as stock."""
+    shown = [row for row in rows if row.against("stock") is not None]
+    if not shown:
+        return None
+    figure, axes = _canvas(7.0, 0.9 + 0.28 * len(shown))
+    ratios = [row.against("stock") for row in shown]
+    bars = axes.barh([label(row, shown).replace("`", "") for row in shown], ratios, color=COLOURS["ours"])
+    axes.bar_label(bars, labels=[times(ratio) for ratio in ratios], padding=3, color=INK)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1.0, color=COLOURS["stock"])
+    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("times as fast as torch.nn.init")
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
+    "ratio": ("fill", ratio_figure),
+    "size": ("scaling", size_figure),
+    "threads": ("scaling", threads_figure),
+}
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Writes the figures that there are rows for, as DEVICE-NAME.svg; the same rows give the same bytes."""
+    written = []
+    for device in dict.fromkeys(row.parameters["device"] for row in rows):
+        for name, (group, make) in FIGURES.items():
+            figure = make([row for row in rows if row.parameters["device"] == device and row.group == group])
+            if figure is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                written.append(folder / f"{device}-{name}.svg")
+                figure.savefig(written[-1], metadata={"Date": None})
+    return written
+
+
+# ----------------------------------------------------------------------------------------
+
+
+def main(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="files of --json; all of benchmarks/results if not given")
+    ] = None,
+    figures: Annotated[Path, typer.Option(help="the folder for figures")] = Path("docs/figures"),
+    update: Annotated[Path | None, typer.Option(help="a page whose blocks are made anew")] = None,
+) -> None:
+    """Prints the tables of results in Markdown, draws their figures, updates the blocks of a page."""
+    try:
+        paths = results or sorted((Path(__file__).parent / "results").glob("*.jsonl"))
+        # Of rows with the same name the last one counts.
+        rows = list({row.name: row for path in paths for row in read(path)}.values())
+        typer.echo(markdown(rows))
+        if update is not None:
+            update.write_text(updated(update.read_text(), update.parent))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    for path in draw(rows, figures):
+        typer.echo(f"drawn: {path}", err=True)

@@ -1,0 +1,42 @@
+"""Fills by Triton's own Philox, `tl.rand` and `tl.randn`: one number an element, as its tutorials use them.
+
+Its counters are of 32 bits there (64-bit ones make a slower Philox), so that they repeat after 2^32 elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from benchmarks.timing import Call
+
+BLOCK = 1024
+
+
+def _uniform(out: Any, numel: Any, seed: Any, low: Any, width: Any, size: tl.constexpr) -> None:
+    place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
+    value = low + width * tl.rand(seed, place.to(tl.int32))
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < numel)
+
+
+def _normal(out: Any, numel: Any, seed: Any, mean: Any, std: Any, size: tl.constexpr) -> None:
+    place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
+    value = mean + std * tl.randn(seed, place.to(tl.int32))
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < numel)
+
+
+_uniform_kernel = triton.jit(_uniform)
+_normal_kernel = triton.jit(_normal)
+
+
+def uniform(tensor: Tensor, low: float, high: float) -> Call:
+    grid = (triton.cdiv(tensor.numel(), BLOCK),)
+    return lambda: _uniform_kernel[grid](tensor, tensor.numel(), 0, low, high - low, BLOCK)
+
+
+def normal(tensor: Tensor, mean: float, std: float) -> Call:
+    grid = (triton.cdiv(tensor.numel(), BLOCK),)
+    return lambda: _normal_kernel[grid](tensor, tensor.numel(), 0, mean, std, BLOCK)
