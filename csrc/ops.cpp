@@ -348,6 +348,7 @@ void fill_orthogonal(const Orthogonal& orthogonal, const Tensor& self, KeySource
   check_disjoint(Orthogonal::name, self);
   if (key.tensor != nullptr) check_key(Orthogonal::name, *key.tensor, self);
   if (self.numel() == 0) return;
+  const DefaultFloatMode mode;
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
 
