@@ -89,13 +89,55 @@ def test_a_complex_cuda_fill_is_the_cpus(dtype: torch.dtype) -> None:
     assert same(torch.view_as_real(got.cpu()), torch.view_as_real(expected))
 
 
-def test_sparse_and_orthogonal_agree_with_the_cpu() -> None:
-    sparse = init.sparse_(torch.empty(129, 57), 0.3, generator=KEY)
-    assert same(init.sparse_(torch.empty(129, 57, device="cuda"), 0.3, generator=KEY).cpu(), sparse)
-    q = init.orthogonal_(torch.empty(96, 64), generator=KEY)
-    got = init.orthogonal_(torch.empty(96, 64, device="cuda"), generator=KEY).cpu()
-    # The same Gaussian bits; sums in another order: 8 u sqrt(n) as the contract has it.
-    assert (got - q).abs().max() <= 8 * 2.0**-24 * 96**0.5
+SPARSE_DTYPES = [*DTYPES, torch.complex64, torch.complex128]
+SPARSE_CASES = [
+    ((5, 3), 0.5),
+    ((129, 57), 0.3),
+    ((64, 256), 0.1),  # whole packets
+    ((1000, 1), 0.01),
+    ((3, 5000), 0.4),
+    ((100_000, 16), 0.5),  # lists too long to compare all pairs
+    ((300, 7), 0.0),
+    ((300, 7), 1.0),
+    ((300, 7), 0.997),  # one element of a column stays
+]
+
+
+@pytest.mark.parametrize("dtype", SPARSE_DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("shape", "sparsity"), SPARSE_CASES, ids=str)
+def test_a_sparse_cuda_fill_is_the_cpus(shape: tuple[int, int], sparsity: float, dtype: torch.dtype) -> None:
+    expected = init.sparse_(torch.empty(shape, dtype=dtype), sparsity, generator=KEY)
+    for layout in (torch.empty(shape, dtype=dtype), torch.empty(shape[::-1], dtype=dtype).t()):
+        assert torch.equal(init.sparse_(on_cuda(layout), sparsity, generator=KEY).cpu(), expected)
+    rows, columns = shape[0] // 2, shape[1] // 3
+    part = torch.empty(shape[0] - rows, shape[1] - columns, dtype=dtype, device="cuda")
+    init.sparse_(shard(part, shape, (rows, columns)), sparsity, generator=KEY)
+    assert torch.equal(part.cpu(), expected[rows:, columns:])
+
+
+def test_a_sparse_cuda_fill_of_many_panels_is_the_cpus() -> None:
+    # 16 rows make lists of 16 words a column: 2^20 columns are more than one panel of 64 MiB.
+    expected = init.sparse_(torch.empty(16, 1 << 20), 0.3, generator=KEY)
+    assert same(init.sparse_(torch.empty(16, 1 << 20, device="cuda"), 0.3, generator=KEY).cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (96, 64), (64, 96), (130, 130), (700, 300), (2048, 2048)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_an_orthogonal_cuda_matrix_is_the_cpus_to_rounding(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    expected = init.orthogonal_(torch.empty(shape, dtype=dtype), generator=KEY)
+    # The same Gaussian bits; each is within 8 u sqrt(n) of the exact matrix, as the contract has it.
+    limit = 2 * 8 * torch.finfo(dtype).eps / 2 * max(shape) ** 0.5
+    try:
+        for tf32 in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            got = init.orthogonal_(torch.empty(shape, dtype=dtype, device="cuda"), generator=KEY).cpu()
+            assert float((got - expected).abs().max()) <= limit
+            assert torch.backends.cuda.matmul.allow_tf32 == tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def test_subnormal_values_survive_the_conversion_to_16_bits() -> None:
