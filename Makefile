@@ -148,6 +148,7 @@ gpu:
 	failed=0
 	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
 	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
+	$(PYTHON) -m benchmarks --device cuda --group orthogonal,sparse --filter square --json "$(OUT)/gpu-matrices.jsonl" || failed=1
 	exit $$failed
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)

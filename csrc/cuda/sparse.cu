@@ -195,11 +195,13 @@ __global__ void __launch_bounds__(kThreads)
   // A run that begins inside a packet touches one packet more.
   const int64_t run_packets = (geometry.run_length + packet - 1) / packet + (plan.packed ? 0 : 1);
   for (int64_t unit = thread; unit < run_packets * geometry.run_count; unit += threads) {
-    int64_t offset;
-    uint64_t index;
-    locate_run(geometry, unit / run_packets, offset, index);
-    const uint64_t first_group =
-        index / packet * packet_groups + static_cast<uint64_t>(unit % run_packets * packet_groups);
+    int64_t offset = 0, position = unit;
+    uint64_t index = geometry.first_index;
+    if (geometry.run_count != 1) {  // 64-bit divisions, a quarter of the kernel
+      position = unit % run_packets;
+      locate_run(geometry, unit / run_packets, offset, index);
+    }
+    const uint64_t first_group = (index / packet + static_cast<uint64_t>(position)) * packet_groups;
     typename Dist::Real v[packet_groups][group];
 #pragma unroll
     for (int i = 0; i < packet_groups; ++i) {
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
       philox<Lane, 1>(keys, x);
       group_values<Dist>(c, x[0], v[i]);
       // 4, 2 or 1 elements stand in a group of values, and never in two groups of words.
-      const uint64_t element = g * group / static_cast<uint64_t>(plan.parts);
+      const uint64_t element = g * group >> (plan.parts == 2 ? 1 : 0);
       uint32_t words[4];
       group_words(word_keys, element / 4, words);
       uint64_t row, column;
@@ -236,14 +238,14 @@ __global__ void __launch_bounds__(kThreads)
         if (zero) v[i][n] = 0;
       }
     }
-    const int64_t position = static_cast<int64_t>(first_group * group - index);
-    if (plan.packed && position + packet <= geometry.run_length) {
-      store_packet(out + offset + position, v);
+    const int64_t first = static_cast<int64_t>(first_group * group - index);  // of the run
+    if (plan.packed && first + packet <= geometry.run_length) {
+      store_packet(out + offset + first, v);
       continue;
     }
 #pragma unroll
     for (int n = 0; n < packet; ++n) {
-      const int64_t at = position + n;
+      const int64_t at = first + n;
       if (at >= 0 && at < geometry.run_length) {
         store_one(out + offset + locate_in_run(geometry, at), v[n / group][n % group]);
       }
