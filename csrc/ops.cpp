@@ -281,11 +281,23 @@ void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRe
   launch(plan_words().request, geometry_of(self, whole, start), self, key);
 }
 
-void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySource key,
-                 IntArrayRef whole, IntArrayRef start) {
+ElementType check_sparse(const Sparse& sparse, const Tensor& self) {
   const ElementType type = check_fill(sparse, self);
   TORCH_CHECK_VALUE(self.dim() == 2, "paraminit_ext.", Sparse::name,
-                    ": expected a tensor of 2 dimensions, got shape ", self.sizes(), ".");
+                    ": expected a tensor of 2 dimensions, got ", self.dim(), ". Pass a matrix.");
+  return type;
+}
+
+void check_orthogonal(const Orthogonal& orthogonal, const Tensor& self) {
+  check_fill(orthogonal, self);
+  TORCH_CHECK_VALUE(self.dim() >= 2, "paraminit_ext.", Orthogonal::name,
+                    ": expected a tensor of 2 or more dimensions, got ", self.dim(),
+                    ". Pass a matrix.");
+}
+
+void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySource key,
+                 IntArrayRef whole, IntArrayRef start) {
+  const ElementType type = check_sparse(sparse, self);
   check_shard(Sparse::name, self, whole, start);
   check_disjoint(Sparse::name, self);
   if (key.tensor != nullptr) check_key(Sparse::name, *key.tensor, self);
@@ -341,9 +353,7 @@ std::optional<Tensor> matrix_in_place(const Tensor& self, at::ScalarType type, i
 
 void fill_orthogonal(const Orthogonal& orthogonal, const Tensor& self, KeySource key,
                      IntArrayRef whole, IntArrayRef start) {
-  check_fill(orthogonal, self);
-  TORCH_CHECK_VALUE(self.dim() >= 2, "paraminit_ext.", Orthogonal::name,
-                    ": expected a tensor of 2 or more dimensions, got shape ", self.sizes(), ".");
+  check_orthogonal(orthogonal, self);
   check_shard(Orthogonal::name, self, whole, start);
   check_disjoint(Orthogonal::name, self);
   if (key.tensor != nullptr) check_key(Orthogonal::name, *key.tensor, self);
@@ -496,18 +506,18 @@ void trunc_normal_key(Tensor& self, double mean, double std, double a, double b,
 }
 void sparse(Tensor& self, double std, c10::SymInt, int64_t, int64_t, SymIntArrayRef,
             SymIntArrayRef) {
-  check_fill(Sparse{std}, self);
+  check_sparse(Sparse{std}, self);
 }
 void sparse_key(Tensor& self, double std, c10::SymInt, const Tensor& key, SymIntArrayRef,
                 SymIntArrayRef) {
-  check_fill(Sparse{std}, self);
+  check_sparse(Sparse{std}, self);
   check_key(Sparse::name, key, self);
 }
 void orthogonal(Tensor& self, double gain, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) {
-  check_fill(Orthogonal{gain}, self);
+  check_orthogonal(Orthogonal{gain}, self);
 }
 void orthogonal_key(Tensor& self, double gain, const Tensor& key, SymIntArrayRef, SymIntArrayRef) {
-  check_fill(Orthogonal{gain}, self);
+  check_orthogonal(Orthogonal{gain}, self);
   check_key(Orthogonal::name, key, self);
 }
 void words(Tensor& self, int64_t, int64_t, SymIntArrayRef, SymIntArrayRef) { check_words(self); }

@@ -23,6 +23,8 @@ FILLS: list[tuple[str, tuple[float, ...]]] = [
     ("uniform_", (-1.0, 2.0)),
     ("normal_", (0.5, 0.02)),
     ("trunc_normal_", (0.0, 1.0, -2.0, 2.0)),
+    ("sparse_", (0.02, 2)),
+    ("orthogonal_", (1.5,)),
     ("words_", ()),
 ]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -82,7 +84,7 @@ def test_draw_key_takes_the_draw_of_a_fill() -> None:
 
 @pytest.mark.parametrize(("name", "parameters"), FILLS)
 def test_the_version_counter_moves_by_one(name: str, parameters: tuple[float, ...]) -> None:
-    tensor = empty(name, 4)
+    tensor = empty(name, 4, 4)
     before = tensor._version
     call(name, tensor, parameters)
     assert tensor._version == before + 1
