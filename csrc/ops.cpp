@@ -650,7 +650,10 @@ void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
 void fill_through_copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::IValue& slot = torch::jit::peek(*stack, 0, op.schema().arguments().size());
   const Tensor self = slot.toTensor();
-  const Tensor plain = at::empty(self.sizes(), self.options());
+  if (!self.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    check_disjoint(op.schema().name().c_str() + sizeof("paraminit_ext::") - 1, self);
+  }
+  const Tensor plain = at::empty_symint(self.sym_sizes(), self.options());
   slot = plain;
   op.callBoxed(stack);
   self.copy_(plain);

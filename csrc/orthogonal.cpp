@@ -36,7 +36,7 @@ bool products_may_round(const Tensor& q) {
 // share of width / columns on top, do not count.
 int64_t panel_width(const Tensor& q) {
   const int64_t columns = q.size(1);
-  return columns >= 1536 ? 192 : 128;
+  return std::min<int64_t>(columns, columns >= 1536 ? 192 : 128);
 }
 
 // Row i of the inverse of an upper triangle U: (e_i - sum_{k > i} U_ik row_k) / U_ii.
@@ -126,9 +126,12 @@ void multiply_by_panels(const Tensor& q) {
       Tensor corner = upper.narrow(0, 0, b).narrow(1, 0, b);
       at::mm_out(corner, v.t(), v);
       corner.triu_();
-      const Tensor diagonal = corner.diagonal();
-      // Halves of squared lengths near 2; a reflector of length 0 is the identity.
-      diagonal.mul_(0.5).masked_fill_(diagonal.eq(0), 1.0);
+      // Halves of squared lengths near 2, from sums in pairs: a product adds up in one place, which
+      // in a column of a million rows loses the tail. A reflector of length 0 is the identity.
+      Tensor squares = scratch_matrix(0, m, b);
+      at::mul_out(squares, v, v);
+      const Tensor halves = squares.sum(0).mul_(0.5);
+      corner.diagonal().copy_(halves.masked_fill_(halves.eq(0), 1.0));
     }
     const Tensor t = inverse_upper(upper).narrow(0, 0, b).narrow(1, 0, b);
 

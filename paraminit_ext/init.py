@@ -83,8 +83,8 @@ _EAGER = {
     "sparse_": torch.ops.paraminit_ext.sparse_.default,
     "orthogonal_": torch.ops.paraminit_ext.orthogonal_.default,
 }
-# The same without the cost of torch.ops' call, several times that of a small fill. No graph is traced through
-# it: there keys are tensors.
+# The same without the cost of torch.ops' call, several times that of a small fill. torch.compile sees none of
+# it, since its keys are tensors; other tracers see the operator through the dispatcher.
 _DIRECT: dict[str, Callable[..., None]] = {
     "uniform_": _C.uniform_,
     "normal_": _C.normal_,
@@ -953,6 +953,10 @@ def sparse_(
         raise NotImplementedError(
             f"paraminit_ext.sparse_: expected fewer than 2**32 rows, got {rows}. Fill the transpose of a "
             "smaller matrix."
+        )
+    if not 0.0 <= std < math.inf:
+        raise RuntimeError(
+            f"paraminit_ext.sparse_: expected a finite std >= 0, got {std}. Pass a standard deviation."
         )
     _refuse("sparse_", "normal_", part.local, (0.0, std))
     _apply("sparse_", part, _take("sparse_", part, generator), (std, math.ceil(sparsity * rows)))

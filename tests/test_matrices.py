@@ -768,3 +768,19 @@ def test_a_half_precision_orthogonal_fill_takes_one_float32_matrix_more() -> Non
     tensor = torch.empty(1024, 1024, dtype=torch.bfloat16)
     most = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
     assert 4 * tensor.numel() < most <= 4 * tensor.numel() + 3 * 1024 * 128 * 4
+
+
+@pytest.mark.parametrize("shape", [(1_000_000, 4), (2_000_000, 1), (2, 500_000)])
+def test_a_very_long_orthogonal_matrix_is_orthonormal(shape: tuple[int, int]) -> None:
+    q = init.orthogonal_(torch.empty(shape), generator=KEY).double()
+    q = q if shape[0] >= shape[1] else q.t()
+    # Sums of a million squares in one float32 accumulator are off by 2^-9 or so.
+    off = q.t() @ q - torch.eye(q.size(1), dtype=torch.float64)
+    assert float(off.abs().max()) <= bound(shape, torch.float32)
+    assert float(off.abs().max()) <= 3e-6
+
+
+def test_a_narrow_orthogonal_matrix_takes_panels_of_its_own_width() -> None:
+    tensor = torch.empty(50_000, 3)
+    most = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
+    assert most <= 3 * tensor.nbytes

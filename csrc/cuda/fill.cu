@@ -40,8 +40,8 @@ __global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
   write_folded({seed, philox_offset / 4}, 0, key);
 }
 
-// What the lists of a panel of columns may take: more than one panel, and each is fewer than all
-// columns, in matrices of few rows alone.
+// What the lists of a panel of columns may take. A panel of fewer than all columns is not one run,
+// and stores element by element.
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
 cudaError_t dispatch(const Launch& launch) {
