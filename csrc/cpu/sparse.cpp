@@ -18,8 +18,8 @@ namespace {
 constexpr int64_t kPiece = 1024;
 // Columns that one thread counts at a time: their lists stay in its cache.
 constexpr int64_t kLaneBlock = 256;
-// What the lists of a panel may take. A panel is all columns, but in matrices of some 10^8
-// elements.
+// What the lists of a panel may take: all columns of a square of some 5,000, fewer of a larger
+// matrix.
 constexpr int64_t kPanelBytes = int64_t(16) << 20;
 // Rows that are worth lists of their own.
 constexpr int64_t kLeastChunk = 64;
@@ -69,8 +69,8 @@ Panel plan_panel(const SparseRequest& r, const Window& window, int64_t first, in
   const int64_t strips = (r.rows + p.fold - 1) / p.fold;
   // Enough for every thread, and for one that falls behind.
   const int64_t wanted = 4 * int64_t{at::get_num_threads()};
-  p.chunks = std::max<int64_t>(
-      1, std::min((wanted + p.blocks() - 1) / p.blocks(), strips * p.fold / kLeastChunk / p.fold));
+  p.chunks =
+      std::max<int64_t>(1, std::min((wanted + p.blocks() - 1) / p.blocks(), strips / kLeastChunk));
   p.chunk_strips = (strips + p.chunks - 1) / p.chunks;
   p.chunks = (strips + p.chunk_strips - 1) / p.chunk_strips;
   p.capacity = window_capacity(window, p.chunk_strips);
