@@ -45,7 +45,7 @@ struct Lane {
   PARAMINIT_FN U32 join(U64 low, U64 high) {
     return _mm512_mask_shuffle_epi32(low, 0xAAAA, high, static_cast<_MM_PERM_ENUM>(0xA0));
   }
-  PARAMINIT_FN void pairs(const U64 (&x)[4], U32 (&even)[1], U32 (&odd)[1]) {
+  PARAMINIT_FN void pairs(const U64 (&x)[4], U32* even, U32* odd) {
     even[0] = join(x[0], x[2]);
     odd[0] = join(x[1], x[3]);
   }

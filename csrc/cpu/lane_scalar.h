@@ -29,7 +29,7 @@ struct Lane {
   PARAMINIT_FN U64 high32(U64 a) { return a >> 32; }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return a ^ b; }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return a ^ b ^ c; }
-  PARAMINIT_FN void pairs(const U64 (&x)[4], U32 (&even)[kCalls], U32 (&odd)[kCalls]) {
+  PARAMINIT_FN void pairs(const U64 (&x)[4], U32* even, U32* odd) {
     even[0] = static_cast<U32>(x[0]);
     odd[0] = static_cast<U32>(x[1]);
     even[1] = static_cast<U32>(x[2]);

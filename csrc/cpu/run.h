@@ -8,6 +8,7 @@
 
 #include "../distributions.h"
 #include "../philox.h"
+#include "lane_together.h"
 #include "run_function.h"
 
 namespace paraminit::PARAMINIT_ISA {
@@ -25,35 +26,40 @@ PARAMINIT_FN const Constants<typename Dist::Real>& constants_of(const FillReques
 template <class Dist>
 constexpr int kVector = Lane::kGroups * (sizeof(typename Dist::Real) == 4 ? 4 : 2);
 
-// What a 32-bit distribution makes: floats or raw words.
-template <class Dist>
+// What a 32-bit distribution makes of a lane's words: floats or words.
+template <class Dist, class L>
 struct Value32 {
-  using type = Lane::F32;
+  using type = typename L::F32;
 };
-template <>
-struct Value32<Words> {
-  using type = Lane::U32;
+template <class L>
+struct Value32<Words, L> {
+  using type = typename L::U32;
 };
 
-// The values of one vector of groups from its words.
-template <class Dist, bool streaming, class T>
-PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[4], T* out) {
-  using L = Lane;
+// The values of vectors of groups from their words.
+template <class Dist, bool streaming, int vectors, class T>
+PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[vectors][4], T* out) {
   const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
   if constexpr (sizeof(typename Dist::Real) == 8) {
-    L::U64 even, odd;
-    L::F64 u, v;
-    L::pair64(x, even, odd);
+    using L = Together<Lane, vectors>;
+    typename L::U64 even, odd;
+    for (int n = 0; n < vectors; ++n) Lane::pair64(x[n], even.v[n], odd.v[n]);
+    typename L::F64 u, v;
     Dist::template pair<L>(c, even, odd, u, v);
-    L::template store<streaming>(out, u, v);
+    for (int n = 0; n < vectors; ++n) {
+      Lane::store<streaming>(out + n * kVector<Dist>, u.v[n], v.v[n]);
+    }
   } else {
-    using V = typename Value32<Dist>::type;
-    L::U32 even[L::kCalls], odd[L::kCalls];
-    L::pairs(x, even, odd);
-    for (int i = 0; i < L::kCalls; ++i) {
-      V u, v;
-      Dist::template pair<L>(c, even[i], odd[i], u, v);
-      L::template store<streaming>(out + 2 * i, u, v);
+    constexpr int calls = Lane::kCalls;
+    using L = Together<Lane, vectors * calls>;
+    typename L::U32 even, odd;
+    for (int n = 0; n < vectors; ++n) {
+      Lane::pairs(x[n], even.v + n * calls, odd.v + n * calls);
+    }
+    typename Value32<Dist, L>::type u, v;
+    Dist::template pair<L>(c, even, odd, u, v);
+    for (int i = 0; i < vectors * calls; ++i) {
+      Lane::store<streaming>(out + i * (kVector<Dist> / calls), u.v[i], v.v[i]);
     }
   }
 }
@@ -66,7 +72,7 @@ PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
     x[n][0] = Lane::counters(counter + static_cast<uint64_t>(n) * Lane::kGroups, out);
   }
   philox<Lane, vectors>(request.keys, x);
-  for (int n = 0; n < vectors; ++n) values<Dist, streaming>(request, x[n], out + n * kVector<Dist>);
+  values<Dist, streaming>(request, x, out);
 }
 
 // As many whole blocks as `count` holds; the three arguments move on by them.
@@ -120,14 +126,14 @@ static void apply_words(const FillRequest& request, const uint32_t* words, int64
   std::memcpy(order, &lanes, sizeof(order));
   for (int64_t g = 0; g < groups; g += Lane::kGroups) {
     const int64_t count = groups - g < Lane::kGroups ? groups - g : Lane::kGroups;
-    Lane::U64 x[4];
+    Lane::U64 x[1][4];
     for (int n = 0; n < 4; ++n) {
       uint64_t column[Lane::kGroups];
       for (int i = 0; i < Lane::kGroups; ++i) {
         const int64_t from = static_cast<int64_t>(order[i]);
         column[i] = from < count ? words[(g + from) * 4 + n] : 0;
       }
-      std::memcpy(&x[n], column, sizeof(column));
+      std::memcpy(&x[0][n], column, sizeof(column));
     }
     alignas(64) T buffer[kVector<Dist>];
     values<Dist, false>(request, x, buffer);
