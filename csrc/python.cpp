@@ -14,6 +14,7 @@
 
 #include "constants.h"
 #include "cpu/capability.h"
+#include "cpu/quota.h"
 #include "cpu/fill.h"
 #include "cpu/sparse.h"
 #include "generator.h"
@@ -134,6 +135,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   }
   m.def("build_info", build_info);
   m.def("cpu_capability", paraminit::cpu_capability);
+  m.def("read_cpu_quota", paraminit::read_cpu_quota, py::arg("root"));
   m.def("set_cpu_capability", paraminit::set_cpu_capability, py::arg("name"));
   m.def("available_cpu_capabilities", paraminit::available_cpu_capabilities);
   m.def("philox", philox, py::arg("counter"), py::arg("key"));

@@ -9,6 +9,7 @@
 
 #include "../geometry.h"
 #include "capability.h"
+#include "quota.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -185,7 +186,12 @@ void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
   // Clang's OpenMP runtime is not the one that torch's wheels bring: it has its own thread count.
   omp_set_num_threads(at::get_num_threads());
 #endif
-  const int64_t grain = std::max<int64_t>(1, kGrain / unit_elements);
+  int64_t grain = std::max<int64_t>(1, kGrain / unit_elements);
+  // No more parts than the quota pays for: with more, the whole process is stopped again and again.
+  // Two threads on one processor, 2^18 elements: 3 to 6 ms in the mean where one takes 0.33.
+  if (const int64_t quota = cpu_quota(); quota > 0) {
+    grain = std::max(grain, (units + quota - 1) / quota);
+  }
   at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     const DefaultFloatMode mode;
     work(begin, end);

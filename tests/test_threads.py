@@ -1,0 +1,135 @@
+"""Which processors a fill may take: what the control groups of the process pay for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paraminit_ext import _C
+
+# Files under the root, and the processors that they allow; 0 is no quota.
+GROUPS: dict[str, tuple[dict[str, str], int]] = {
+    "no control groups": ({}, 0),
+    "a group without a quota": (
+        {"proc/self/cgroup": "0::/user\n", "sys/fs/cgroup/user/cpu.max": "max 100000\n"},
+        0,
+    ),
+    "a group of three processors": (
+        {"proc/self/cgroup": "0::/user\n", "sys/fs/cgroup/user/cpu.max": "300000 100000\n"},
+        3,
+    ),
+    "a processor and a half": (
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "75000 50000\n"},
+        2,
+    ),
+    "a tenth of a processor": (
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"},
+        1,
+    ),
+    "a smaller quota around the group": (
+        {
+            "proc/self/cgroup": "0::/pods/one/main\n",
+            "sys/fs/cgroup/pods/one/main/cpu.max": "800000 100000\n",
+            "sys/fs/cgroup/pods/cpu.max": "400000 100000\n",
+        },
+        4,
+    ),
+    "a container that sees its group as the root": (
+        {"proc/self/cgroup": "0::/docker/1f2e\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"},
+        2,
+    ),
+    "version 1": (
+        {
+            "proc/self/cgroup": "5:memory:/a\n4:cpu,cpuacct:/a/b\n0::/a/b\n",
+            "sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us": "600000\n",
+            "sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us": "100000\n",
+        },
+        6,
+    ),
+    "version 1 without a quota": (
+        {
+            "proc/self/cgroup": "1:cpu:/\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+        0,
+    ),
+    "files that are not what they should be": (
+        {"proc/self/cgroup": "nonsense\n0::\n::\n", "sys/fs/cgroup/cpu.max": "\n"},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "processors"), GROUPS.values(), ids=GROUPS.keys())
+def test_the_quota_is_the_least_of_the_groups_around_the_process(
+    files: dict[str, str], processors: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert _C.read_cpu_quota(str(tmp_path)) == processors
+
+
+# Joins the group, if one is named, and prints how much of a fill on four threads its own thread does.
+SHARE = """
+import os, sys, time
+if sys.argv[1:]:
+    with open(sys.argv[1], "w") as tasks:
+        tasks.write(str(os.getpid()))
+import torch
+import paraminit_ext
+tensor = torch.empty(1 << 24)
+def cost(threads):
+    torch.set_num_threads(threads)
+    spent = []
+    for _ in range(7):
+        begin = time.thread_time()
+        paraminit_ext.normal_(tensor)
+        spent.append(time.thread_time() - begin)
+    return min(spent)
+cost(1)  # the pages
+print(cost(4) / cost(1))
+"""
+
+
+def own_share(*group: Path) -> float:
+    command = [sys.executable, "-c", SHARE, *map(str, group)]
+    # Waiting threads sleep, so that their time on a processor is work.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout)
+
+
+@contextlib.contextmanager
+def group_of_one_processor() -> Iterator[Path]:
+    """The file through which a process joins a new control group; OSError where none can be made."""
+    for root, quota in (("cpu", "cpu.cfs_quota_us"), ("", "cpu.max")):
+        folder = Path("/sys/fs/cgroup") / root / "paraminit_ext_test"
+        if not (folder.parent / "cgroup.procs").exists():
+            continue
+        folder.mkdir()
+        try:
+            (folder / quota).write_text("100000")
+            yield folder / "cgroup.procs"
+        finally:
+            folder.rmdir()
+        return
+    raise FileNotFoundError("no control groups")
+
+
+def test_a_fill_takes_no_more_threads_than_the_quota_pays_for() -> None:
+    # One of four equal parts, or all; what lies between is far from both.
+    assert own_share() < 0.5
+    try:
+        with group_of_one_processor() as group:
+            assert own_share(group) > 0.75
+    except OSError as error:
+        pytest.skip(f"needs the right to make a control group with a quota of processors ({error})")
