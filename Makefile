@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
-GPU_GROUPS ?= fill,model,small
+GPU_GROUPS ?= fill,small
 ARGS ?=
 
 VENV := .venv
@@ -137,7 +137,8 @@ cuda-build: $(CUDA_FACE_STAMP)
 	"$$here/$(CUDA_PY)" -m paraminit_ext info
 	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py"
 
-# make gpu        : on a machine with a GPU and its own torch, no network: build in place, GPU tests, first benchmark
+# make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure, compare; results in OUT
+#   Nothing here is downloaded. In OUT: the build's facts, the tests' output, results as JSON lines, tables, figures.
 gpu:
 	@mkdir -p build "$(OUT)"
 	rm -f build/stamp-*  # the binary in place will be this torch's
@@ -145,11 +146,31 @@ gpu:
 	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee build/gpu-build.log | $(SHORTEN) || {
 	    tail -n 60 build/gpu-build.log; exit 1; }
 	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
-	failed=0
-	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed=1
-	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 28 --json "$(OUT)/gpu.jsonl" --markdown "$(OUT)/gpu.md" || failed=1
-	$(PYTHON) -m benchmarks --device cuda --group orthogonal,sparse --filter square --json "$(OUT)/gpu-matrices.jsonl" || failed=1
-	exit $$failed
+	failed=()
+	# What is committed is another run's: it is kept until it has been compared with.
+	for name in gpu gpu-models gpu-matrices; do cp "benchmarks/results/$$name.jsonl" "build/before-$$name.jsonl" 2>/dev/null || true; done
+	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed+=(tests)
+	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 30 --dtype fp32,bf16,fp64 --json "$(OUT)/gpu.jsonl" || failed+=(benchmarks)
+	$(PYTHON) -m benchmarks --device cuda --group model --json "$(OUT)/gpu-models.jsonl" || failed+=(models)
+	$(PYTHON) -m benchmarks --device cuda --group orthogonal,sparse --filter square --json "$(OUT)/gpu-matrices.jsonl" ||
+	    failed+=(matrices)
+	$(PYTHON) -m benchmarks report --figures "$(OUT)" "$(OUT)"/gpu{,-models,-matrices}.jsonl >"$(OUT)/gpu.md" ||
+	    failed+=(report)
+	for name in gpu gpu-models gpu-matrices; do
+	    if [ -s "build/before-$$name.jsonl" ]; then
+	        $(PYTHON) -m benchmarks compare "build/before-$$name.jsonl" "$(OUT)/$$name.jsonl" --tolerance 0.1 || failed+=(compare)
+	    fi
+	done
+	# Last, for it is slow. Without torch's pools, so that a write beyond a tensor is one beyond its memory.
+	if command -v compute-sanitizer >/dev/null; then
+	    for tool in memcheck racecheck initcheck; do
+	        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q -m gpu -k sanitizer 2>&1 |
+	            tail -n 25 | tee -a "$(OUT)/gpu-tests.txt" || failed+=($$tool)
+	    done
+	else
+	    echo "compute-sanitizer: not on PATH, left out" | tee -a "$(OUT)/gpu-tests.txt"
+	fi
+	if [ "$${#failed[@]}" -gt 0 ]; then echo "gpu: failed: $${failed[*]}"; exit 1; fi
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
 clean:

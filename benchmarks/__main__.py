@@ -1,4 +1,4 @@
-"""`python -m benchmarks` times the groups; `python -m benchmarks report` draws what a run has written."""
+"""`python -m benchmarks` times the groups; `report` draws what a run has written, `compare` compares two."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import machine, report
+from benchmarks import ceilings, compare, machine, report
 from benchmarks.cases import GROUPS, Options
 from benchmarks.peers import peers
 from benchmarks.rows import DTYPES, Case, Fact, Row, line, run
-from benchmarks.timing import Call, time_in_turns
 
 app = typer.Typer(add_completion=False)
 app.command("report")(report.main)
+app.command("compare")(compare.main)
 
 
 def chosen(text: str, known: list[str], what: str) -> list[str]:
@@ -30,14 +30,6 @@ def chosen(text: str, known: list[str], what: str) -> list[str]:
     if unknown:
         raise typer.BadParameter(f"expected {what} among {', '.join(known)}, got {', '.join(unknown)}")
     return [name for name in known if name in asked or not asked]
-
-
-def store_ceiling(device: torch.device, numel: int, rounds: int) -> dict[str, float]:
-    """GB/s of the plainest stores there are: torch's `fill_`, and `zero_`, which is a memset."""
-    tensor = torch.empty(numel, device=device)
-    calls: dict[str, Call] = {"fill": lambda: tensor.fill_(1.0), "zero": tensor.zero_}
-    timings = time_in_turns(calls, device, rounds)
-    return {f"ceiling_{name}_gb_s": tensor.nbytes / timing.median / 1e9 for name, timing in timings.items()}
 
 
 def print_tables(console: Console, rows: list[Row]) -> None:
@@ -102,8 +94,9 @@ def main(
             if peer.missing:
                 say(f"{peer.name} is left out: {peer.missing}")
     if place.type == "cuda":  # measured first, on a GPU that has not been at work for long
-        facts |= store_ceiling(place, options.fill_numel, rounds)
-        say("stores, GB/s: " + ", ".join(f"{k} {v:.0f}" for k, v in facts.items() if k.startswith("ceiling")))
+        found = ceilings.measure(place, options.fill_numel, rounds, say)
+        facts |= found
+        say(", ".join(f"{name} {value:.1f}" for name, value in found.items()))
 
     cases: list[Case] = [case for name in groups for case in GROUPS[name](options) if pattern in case.name]
     if not cases:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import fresh_memory, machine
-from benchmarks.models import FAMILIES, Recipe, fill_calls
+from benchmarks.models import FAMILIES, Entry, Recipe, fill_calls
 from benchmarks.peers import Peer
 from benchmarks.rows import DTYPES, Case, Trial
 from benchmarks.timing import Call, SelfTimed
@@ -36,6 +36,7 @@ LEAST_FRESH_EXPONENT = 24
 PEAK_EXPONENT, QUICK_PEAK_EXPONENT = 26, 24
 SMALL_SHAPES = ((8, 8), (64, 64), (256, 256), (1024, 1024))
 ORTHOGONAL_SHAPES = (*((n, n) for n in (64, 128, 256, 512, 1024, 2048, 4096)), (8192, 1024))
+CUDA_ORTHOGONAL_SHAPES = (*ORTHOGONAL_SHAPES, (8192, 8192), (16384, 16384))
 SPARSE_SHAPES = {
     "square": ((64, 64), (1024, 1024), (8192, 8192)),
     "tall": ((256, 16), (1 << 16, 16), (1_000_000, 16)),
@@ -214,30 +215,37 @@ def scaling_cases(options: Options) -> Iterator[Case]:
 
 
 def model_cases(options: Options) -> Iterator[Case]:
-    """The parameters of whole models, largest preset that fits."""
+    """The parameters of whole models: of each family the largest preset that fits, on CUDA two.
+
+    On the CPU no preset of 8 billion: stock would take minutes.
+    """
     limit = 1 << 28 if options.quick and options.exponent is None else options.limit
+    on_cpu = options.device.type == "cpu"
     for dtype in options.dtypes_or("fp32"):
         for family, presets in FAMILIES.items():
-            for preset, list_entries in presets.items():
-                entries = list_entries()
-                numel = sum(torch.Size(shape).numel() for _, shape, _ in entries)
-                last = preset == list(presets)[-1]
-                if last or (numel <= limit and options.fits(size_of(dtype, numel))):
-                    break
+            sizes = {
+                preset: (entries, sum(torch.Size(shape).numel() for _, shape, _ in entries))
+                for preset, entries in ((preset, list_entries()) for preset, list_entries in presets.items())
+                if not (on_cpu and preset == "8b")
+            }
+            fitting = [
+                preset
+                for preset, (_, numel) in sizes.items()
+                if numel <= limit and options.fits(size_of(dtype, numel))
+            ] or [list(sizes)[-1]]
+            for preset in fitting[: 1 if on_cpu else 2]:
+                entries, numel = sizes[preset]
 
-            def prepare(
-                entries: list[tuple[str, tuple[int, ...], Recipe]] = entries, dtype: str = dtype
-            ) -> Trial:
-                parameters = [
-                    (name, torch.empty(shape, dtype=DTYPES[dtype], device=options.device), recipe)
-                    for name, shape, recipe in entries
-                ]
-                return Trial(fill_calls(parameters, Key(1)))
+                def prepare(entries: list[Entry] = entries, dtype: str = dtype) -> Trial:
+                    parameters = [
+                        (name, torch.empty(shape, dtype=DTYPES[dtype], device=options.device), recipe)
+                        for name, shape, recipe in entries
+                    ]
+                    return Trial(fill_calls(parameters, Key(1)))
 
-            name = options.name(f"model/{family}_{preset}", dtype=dtype, numel=count(numel))
-            yield Case(
-                name, numel, size_of(dtype, numel), prepare, budget=None if options.quick else math.inf
-            )
+                name = options.name(f"model/{family}_{preset}", dtype=dtype, numel=count(numel))
+                budget = None if options.quick else math.inf
+                yield Case(name, numel, size_of(dtype, numel), prepare, budget=budget)
 
 
 def fresh_cases(options: Options) -> Iterator[Case]:
@@ -309,9 +317,10 @@ def orthogonality_error(matrix: Tensor) -> float:
 def orthogonal_cases(options: Options) -> Iterator[Case]:
     """Square and tall orthogonal matrices, and how orthogonal they are."""
     for dtype in options.dtypes_or("fp32"):
-        for rows, columns in ORTHOGONAL_SHAPES:
+        shapes = CUDA_ORTHOGONAL_SHAPES if options.device.type == "cuda" else ORTHOGONAL_SHAPES
+        for rows, columns in shapes:
             numel = rows * columns
-            if numel > min(options.limit, 1 << 20 if options.quick else 1 << 24):
+            if numel > (min(options.limit, 1 << 20) if options.quick else options.limit):
                 continue
 
             def prepare(rows: int = rows, columns: int = columns, dtype: str = dtype) -> Trial:

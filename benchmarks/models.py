@@ -29,6 +29,7 @@ class Shape:
 
 
 PRESETS = {
+    "8b": Shape(vocabulary=128256, width=4096, layers=32, heads=32, kv_heads=8, hidden=14336),
     "1b": Shape(vocabulary=32000, width=2048, layers=22, heads=32, kv_heads=4, hidden=5632),
     "small": Shape(vocabulary=32000, width=1024, layers=8, heads=16, kv_heads=4, hidden=2816),
     "tiny": Shape(vocabulary=1024, width=64, layers=2, heads=4, kv_heads=2, hidden=176),

@@ -19,7 +19,7 @@ pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from benchmarks import cases, fresh_memory, machine, models, report, rows, timing  # noqa: E402
+from benchmarks import cases, ceilings, fresh_memory, machine, models, report, rows, timing  # noqa: E402
 from benchmarks import peers as peers_module  # noqa: E402
 from benchmarks.__main__ import app  # noqa: E402
 from paraminit_ext import init  # noqa: E402
@@ -332,6 +332,45 @@ def test_a_share_of_the_store_ceiling_is_shown_where_one_was_measured() -> None:
     one.facts.update({"ceiling_fill_gb_s": 6.0, "ceiling_zero_gb_s": 8.192})
     table = report.table("fill", [one], full=True)
     assert dict(zip(table.headers, table.rows[0], strict=True))["of the store ceiling"] == "50 %"
+
+
+def test_two_runs_are_compared_by_what_a_plain_fill_took(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    only_before = row("fill/uniform[device=cpu,dtype=fp32,numel=2^10,threads=2]", ours=1.0)
+    before.write_text(rows.line(row(ours=1e-6, stock=5e-6, fill=5e-7)) + rows.line(only_before))
+    # Twice as long on a machine that is twice as slow, then three times as long on the same one.
+    for ours, fill, change, status in ((2e-6, 1e-6, "+0%", 0), (3e-6, 5e-7, "+200%", 1)):
+        after.write_text(rows.line(row(ours=ours, stock=5e-6, fill=fill)))
+        outcome = invoke("compare", str(before), str(after), "--tolerance", "0.1")
+        assert outcome.exit_code == status, outcome.output
+        assert f"| {change} |" in outcome.output
+        assert "1 rows, median change" in outcome.output
+    after.write_text(rows.line(only_before).replace("uniform", "normal_x"))
+    assert invoke("compare", str(before), str(after)).exit_code == 2
+
+
+def test_the_kernels_of_the_ceilings_compile(tmp_path: Path) -> None:
+    try:
+        ceilings.nvcc()
+    except ceilings.CeilingsError as error:
+        pytest.skip(f"needs a CUDA compiler ({error})")
+    assert ceilings.build(tmp_path, "sm_90").exists()
+    with pytest.raises(ceilings.CeilingsError, match="nvcc failed with status"):
+        ceilings.build(tmp_path, "sm_1")
+
+
+@pytest.mark.gpu
+def test_the_ceilings_are_those_of_stores_and_not_below_torch_s_own() -> None:
+    said: list[str] = []
+    found = ceilings.measure(torch.device("cuda"), 1 << 28, 3, said.append)
+    assert not said
+    stores = {name: value for name, value in found.items() if name.startswith("ceiling_")}
+    assert max(stores, key=lambda name: stores[name]) != "ceiling_fill_gb_s" or (
+        stores["ceiling_store16_gb_s"] > 0.95 * stores["ceiling_fill_gb_s"]
+    )
+    # As many of either: at least as long as one kind alone, at most as both one after the other.
+    half = found["rate_both_g_s"] / 2
+    assert half < 1.05 * min(found["rate_imad_wide_g_s"], found["rate_lop3_g_s"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fills import DTYPES, KEY, LAYOUTS, Fill, bits, filled, same, typed
+from fills import DTYPES, FILLS, KEY, LAYOUTS, Fill, bits, filled, same, typed
 from paraminit_ext import Key, init, shard
 
 pytestmark = [
@@ -52,6 +52,17 @@ def test_a_strided_cuda_fill_is_the_cpus(
     fill: Fill, dtype: torch.dtype, layout: Callable[[torch.dtype], Tensor]
 ) -> None:
     assert same(fill(on_cuda(layout(dtype)), KEY).cpu(), fill(torch.empty(130, 67, dtype=dtype), KEY))
+
+
+def test_small_fills_of_every_kind_for_the_sanitizer() -> None:
+    # `make gpu` runs this one under compute-sanitizer, where each launch takes long.
+    for dtype in DTYPES:
+        for fill in FILLS.values():
+            for layout in ("every third", "transposed"):
+                tensor = on_cuda(LAYOUTS[layout](dtype))
+                assert same(fill(tensor, KEY).cpu(), fill(torch.empty(130, 67, dtype=dtype), KEY))
+        expected = init.sparse_(torch.empty(33, 17, dtype=dtype), 0.3, generator=KEY)
+        assert same(init.sparse_(on_cuda(expected), 0.3, generator=KEY).cpu(), expected)
 
 
 @typed

@@ -1,0 +1,105 @@
+"""What the GPU at hand can do at most, measured before anything else: stores, instructions, matrix products.
+
+The kernels are in ceilings.cu, compiled by nvcc when they are asked for (a few seconds) and called by ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.timing import Call, time_in_turns
+
+SOURCE = Path(__file__).with_name("ceilings.cu")
+ROUNDS_OF_CHAINS = 20_000
+MATRIX_SIZE = 8192
+
+
+class CeilingsError(Exception):
+    """Why the kernels cannot be had, in one line."""
+
+
+def nvcc() -> str:
+    """The compiler of CUDA_HOME, of PATH, or of where toolkits are."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    found = found or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if found is None:
+        raise CeilingsError(
+            "ceilings: expected nvcc on PATH or in CUDA_HOME, got none; stores are torch's alone"
+        )
+    return found
+
+
+def build(folder: Path, architecture: str) -> Path:
+    """The kernels as a shared library, for an architecture such as sm_90."""
+    library = folder / "ceilings.so"
+    command = [nvcc(), "-O3", "-std=c++17", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"]
+    done = subprocess.run(
+        [*command, "-o", str(library), str(SOURCE)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CeilingsError(f"ceilings: nvcc failed with status {done.returncode}: {last}")
+    return library
+
+
+def checked(function: Callable[..., int], *arguments: object) -> None:
+    """Calls it with the current stream; an error of CUDA's is an exception."""
+    code = function(*arguments, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+    if code != 0:
+        raise RuntimeError(f"ceilings: expected CUDA to launch {function}, got error {code}")
+
+
+def measure(device: torch.device, numel: int, rounds: int, say: Callable[[str], object]) -> dict[str, float]:
+    """Facts by name: `ceiling_*` are stores in GB/s; `rate_*` are named with their units.
+
+    Args:
+        device: the GPU
+        numel: float32 elements of the tensor that the stores fill
+        rounds: how many rounds count
+        say: is given one line where the kernels cannot be built; torch's own stores are measured then
+    """
+    tensor = torch.empty(numel, device=device)
+    calls: dict[str, Call] = {"fill": partial(tensor.fill_, 1.0), "zero": tensor.zero_}
+    issued = {"imad_wide": ctypes.c_int64(), "lop3": ctypes.c_int64(), "both": ctypes.c_int64()}
+    with TemporaryDirectory() as folder, torch.cuda.device(device):
+        try:
+            major, minor = torch.cuda.get_device_capability(device)
+            library = ctypes.CDLL(str(build(Path(folder), f"sm_{major}{minor}")))
+        except CeilingsError as error:
+            say(str(error))
+        else:
+            data, size = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.nbytes)
+            calls["memset"] = partial(checked, library.ceiling_memset, data, size)
+            calls["store16"] = partial(checked, library.ceiling_store, data, size, 0)
+            calls["store16_cs"] = partial(checked, library.ceiling_store, data, size, 1)
+            for kind, (name, count) in enumerate(issued.items()):
+                calls[name] = partial(
+                    checked, library.ceiling_issue, kind, ROUNDS_OF_CHAINS, data, ctypes.byref(count)
+                )
+        matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device)
+        calls["matmul"] = partial(torch.mm, matrix, matrix)
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            timings = time_in_turns(calls, device, rounds)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    facts = {}
+    for name, timing in timings.items():
+        if name == "matmul":
+            facts["rate_matmul_fp32_tflop_s"] = 2 * MATRIX_SIZE**3 / timing.median / 1e12
+        elif name in issued:
+            facts[f"rate_{name}_g_s"] = issued[name].value / timing.median / 1e9
+        else:
+            facts[f"ceiling_{name}_gb_s"] = tensor.nbytes / timing.median / 1e9
+    return facts
