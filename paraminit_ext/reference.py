@@ -80,14 +80,17 @@ def f32(x: float) -> float:
 
 def _fma64(a: float, b: float, c: float) -> float:
     try:
-        return float(Fraction(a) * Fraction(b) + Fraction(c))  # a fraction becomes the nearest binary64
+        exact = Fraction(a) * Fraction(b) + Fraction(c)
+        # A fraction becomes the nearest binary64, but has one zero where IEEE-754 has two: where the sum is
+        # 0, neither the product nor the sum of floats rounds.
+        return float(exact) if exact else a * b + c
     except OverflowError:
         return math.copysign(math.inf, a * b)
 
 
 def _fma32(a: float, b: float, c: float) -> float:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
-    near = float(exact)
+    near = float(exact) if exact else a * b + c
     if Fraction(near) != exact and not struct.unpack("<q", struct.pack("<d", near))[0] & 1:
         # Rounded to odd, binary64 still knows on which side of a float32 tie the exact value lies.
         near = math.nextafter(near, math.inf if exact > Fraction(near) else -math.inf)

@@ -235,6 +235,33 @@ def test_a_fused_multiply_add_in_float32_is_rounded_once() -> None:
     assert reference.f32(math.fsum([2.0**-24, 2.0**-60, 1.0])) == 1.0, "two roundings would go down"
 
 
+@pytest.mark.parametrize("arithmetic", [reference.SINGLE, reference.DOUBLE], ids=["float32", "float64"])
+def test_a_fused_multiply_add_of_zero_has_ieees_sign(arithmetic: reference.Arithmetic) -> None:
+    # IEEE-754, section 6.3: -0 where both addends are -0, +0 where they differ or cancel.
+    for a, b, c, sign in (
+        (-0.0, 1.0, -0.0, -1),
+        (0.0, 1.0, -0.0, 1),
+        (-0.0, 1.0, 0.0, 1),
+        (-3.0, 2.0, 6.0, 1),
+    ):
+        got = arithmetic.fma(a, b, c)
+        assert got == 0.0
+        assert math.copysign(1.0, got) == sign
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.0])
+def test_a_float64_interval_that_holds_nothing_but_zeros_is_the_references(
+    mean: float, cpu_capability: str
+) -> None:
+    # Phi cannot tell these bounds apart, so that z is a zero of either sign.
+    got = from_kernel(
+        lambda t: init.trunc_normal_(t, mean, 1.0, -1e-228, 1e-159, generator=KEY), 0, 64, torch.float64
+    )
+    expected = reference.trunc_normal(KEY, range(64), torch.float64, mean, 1.0, -1e-228, 1e-159)
+    assert same(got, expected)
+    assert bool(torch.signbit(expected).any()) == (math.copysign(1.0, mean) < 0)
+
+
 def nearest_even(exact: Fraction, got: float, dtype: torch.dtype) -> bool:
     """Whether ``got`` is the value of ``dtype`` nearest to ``exact``, by its neighbours' distances alone."""
     form, error = reference.FORMATS[dtype], abs(Fraction(got) - exact)
