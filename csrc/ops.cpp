@@ -9,11 +9,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 
 #include "constants.h"
 #include "cpu/capability.h"
 #include "cpu/fill.h"
 #include "cpu/sparse.h"
+#include "forked.h"
 #include "generator.h"
 #include "orthogonal.h"
 #include "overlap.h"
@@ -386,51 +388,70 @@ void fill_orthogonal(const Orthogonal& orthogonal, const Tensor& self, KeySource
 
 // --- kernels ---------------------------------------------------------------------------------
 
+// What every kernel runs in. CUDA's streams are a thread's own, and it has no use for OpenMP.
+template <class Work>
+void run(const char* op, const Tensor& self, const Work& work) {
+  try {
+    self.is_cpu() ? run_with_threads(work) : work();
+  } catch (const std::bad_alloc&) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "paraminit_ext.", op,
+                     ": expected memory for lists beside the tensor, got none. Free some and fill "
+                     "the tensor again: it may be filled in part.");
+  }
+}
+
 void uniform(Tensor& self, double a, double b, int64_t seed, int64_t offset, IntArrayRef whole,
              IntArrayRef start) {
-  fill(Uniform{a, b}, self, {as_key(seed, offset)}, whole, start);
+  run(Uniform::name, self,
+      [&] { fill(Uniform{a, b}, self, {as_key(seed, offset)}, whole, start); });
 }
 void uniform_key(Tensor& self, double a, double b, const Tensor& key, IntArrayRef whole,
                  IntArrayRef start) {
-  fill(Uniform{a, b}, self, {{}, &key}, whole, start);
+  run(Uniform::name, self, [&] { fill(Uniform{a, b}, self, {{}, &key}, whole, start); });
 }
 void normal(Tensor& self, double mean, double std, int64_t seed, int64_t offset, IntArrayRef whole,
             IntArrayRef start) {
-  fill(Normal{mean, std}, self, {as_key(seed, offset)}, whole, start);
+  run(Normal::name, self,
+      [&] { fill(Normal{mean, std}, self, {as_key(seed, offset)}, whole, start); });
 }
 void normal_key(Tensor& self, double mean, double std, const Tensor& key, IntArrayRef whole,
                 IntArrayRef start) {
-  fill(Normal{mean, std}, self, {{}, &key}, whole, start);
+  run(Normal::name, self, [&] { fill(Normal{mean, std}, self, {{}, &key}, whole, start); });
 }
 void trunc_normal(Tensor& self, double mean, double std, double a, double b, int64_t seed,
                   int64_t offset, IntArrayRef whole, IntArrayRef start) {
-  fill(TruncNormal{mean, std, a, b}, self, {as_key(seed, offset)}, whole, start);
+  run(TruncNormal::name, self,
+      [&] { fill(TruncNormal{mean, std, a, b}, self, {as_key(seed, offset)}, whole, start); });
 }
 void trunc_normal_key(Tensor& self, double mean, double std, double a, double b, const Tensor& key,
                       IntArrayRef whole, IntArrayRef start) {
-  fill(TruncNormal{mean, std, a, b}, self, {{}, &key}, whole, start);
+  run(TruncNormal::name, self,
+      [&] { fill(TruncNormal{mean, std, a, b}, self, {{}, &key}, whole, start); });
 }
 void sparse(Tensor& self, double std, int64_t zeros, int64_t seed, int64_t offset,
             IntArrayRef whole, IntArrayRef start) {
-  fill_sparse(Sparse{std}, zeros, self, {as_key(seed, offset)}, whole, start);
+  run(Sparse::name, self,
+      [&] { fill_sparse(Sparse{std}, zeros, self, {as_key(seed, offset)}, whole, start); });
 }
 void sparse_key(Tensor& self, double std, int64_t zeros, const Tensor& key, IntArrayRef whole,
                 IntArrayRef start) {
-  fill_sparse(Sparse{std}, zeros, self, {{}, &key}, whole, start);
+  run(Sparse::name, self, [&] { fill_sparse(Sparse{std}, zeros, self, {{}, &key}, whole, start); });
 }
 void orthogonal(Tensor& self, double gain, int64_t seed, int64_t offset, IntArrayRef whole,
                 IntArrayRef start) {
-  fill_orthogonal(Orthogonal{gain}, self, {as_key(seed, offset)}, whole, start);
+  run(Orthogonal::name, self,
+      [&] { fill_orthogonal(Orthogonal{gain}, self, {as_key(seed, offset)}, whole, start); });
 }
 void orthogonal_key(Tensor& self, double gain, const Tensor& key, IntArrayRef whole,
                     IntArrayRef start) {
-  fill_orthogonal(Orthogonal{gain}, self, {{}, &key}, whole, start);
+  run(Orthogonal::name, self,
+      [&] { fill_orthogonal(Orthogonal{gain}, self, {{}, &key}, whole, start); });
 }
 void words(Tensor& self, int64_t seed, int64_t offset, IntArrayRef whole, IntArrayRef start) {
-  fill_words(self, {as_key(seed, offset)}, whole, start);
+  run(RawWords::name, self, [&] { fill_words(self, {as_key(seed, offset)}, whole, start); });
 }
 void words_key(Tensor& self, const Tensor& key, IntArrayRef whole, IntArrayRef start) {
-  fill_words(self, {{}, &key}, whole, start);
+  run(RawWords::name, self, [&] { fill_words(self, {{}, &key}, whole, start); });
 }
 
 Tensor draw_key(at::Device device, std::optional<at::Generator> generator) {

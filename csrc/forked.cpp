@@ -1,0 +1,38 @@
+// See forked.h. A thread that the child has started owns no pool of threads, so OpenMP makes it one
+// of living ones. torch's own functions do hang there, unless torch.set_num_threads(1) was called.
+#include "forked.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ThreadLocalState.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <exception>
+#include <thread>
+
+namespace paraminit {
+namespace {
+
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+thread_local bool started_here = false;
+
+}  // namespace
+
+void run_with_threads(c10::function_ref<void()> work) {
+  if (!forked || started_here || at::get_num_threads() == 1) return work();
+  const at::ThreadLocalState state;
+  std::exception_ptr error;
+  std::thread([&] {
+    const at::ThreadLocalStateGuard guard(state);
+    started_here = true;
+    try {
+      work();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  }).join();
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace paraminit
