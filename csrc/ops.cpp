@@ -680,6 +680,19 @@ void fill_through_copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) 
   self.copy_(plain);
 }
 
+// vmap's own fallback for these says nothing that helps: one key for a batch would repeat, and many
+// would have to be named.
+void refuse_batched(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK(false, "paraminit_ext.", op.schema().name().c_str() + sizeof("paraminit_ext::") - 1,
+              ": expected a tensor outside torch.vmap, got a batched one. Fill the whole batch "
+              "before vmap, or its tensors one by one.");
+}
+
+TORCH_LIBRARY_IMPL(paraminit_ext, FuncTorchBatched, m) {
+  for (const char* name : kFills)
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_batched>());
+}
+
 TORCH_LIBRARY_IMPL(paraminit_ext, Conjugate, m) {
   for (const char* name : kFills)
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fill_through_copy>());

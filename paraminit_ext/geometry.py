@@ -160,7 +160,8 @@ def refuse_unfillable(
 
     Raises:
         NotImplementedError: dtype, layout or device has no fill.
-        RuntimeError: elements share memory, or an inference tensor outside inference mode.
+        RuntimeError: elements share memory, an inference tensor outside inference mode, a batched one in
+            vmap.
     """
     if dtypes and local.dtype not in dtypes:
         kind = "a floating-point tensor" if torch.complex64 in dtypes else "a real floating-point tensor"
@@ -177,6 +178,11 @@ def refuse_unfillable(
         _refuse_device(name, local.device)
     # Asking breaks a graph that is being traced; the ops ask again when a compiled one runs.
     compiling = torch.compiler.is_compiling()
+    if kernel and not compiling and torch._C._functorch.is_batchedtensor(local):
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected a tensor outside torch.vmap, got a batched one. Fill the whole "
+            "batch before vmap, or its tensors one by one."
+        )
     if not compiling and local.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"paraminit_ext.{name}: expected a normal tensor outside inference mode, got an inference "

@@ -656,9 +656,10 @@ def _write_dirac(part: Part, groups: int) -> None:
     shape, start, held = part.whole_shape, part.start, plane.shape
     outputs = torch.arange(held[0], device=plane.device)
     inputs = (outputs + start[0]) % (shape[0] // groups) - start[1]
-    # An output channel without an input of its own, here or anywhere, stays zero.
-    kept = (inputs >= 0) & (inputs < held[1])
-    plane[outputs[kept], inputs[kept]] = torch.ones((), dtype=plane.dtype, device=plane.device)
+    # An output channel without an input of its own, here or anywhere, stays zero. It is written all the same:
+    # to choose the others would make a size that depends on values, which no tracer knows.
+    own = (inputs >= 0) & (inputs < held[1])
+    plane[outputs, inputs.clamp(0, held[1] - 1)] = own.to(plane.dtype)
 
 
 # ----------------------------------------------------------------------------------------

@@ -49,6 +49,40 @@ def test_opcheck_accepts_every_fill(name: str, parameters: tuple[float, ...], ov
     assert set(result.values()) == {"SUCCESS"}
 
 
+VARIANTS: dict[str, Callable[[], Tensor]] = {
+    "float64": lambda: torch.empty(5, 7, dtype=torch.float64),
+    "bfloat16": lambda: torch.empty(5, 7, dtype=torch.bfloat16),
+    "complex": lambda: torch.empty(5, 7, dtype=torch.complex64),
+    "conjugate": lambda: torch.empty(5, 7, dtype=torch.complex64).conj(),
+    "view": lambda: torch.empty(9, 12).t()[3:10:2, 1:6],
+    "empty": lambda: torch.empty(5, 0),
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [f for f in FILLS if f[0] != "words_"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.filterwarnings("ignore:Casting complex values to real:UserWarning")
+def test_opcheck_accepts_every_kind_of_tensor(name: str, parameters: tuple[float, ...], variant: str) -> None:
+    tensor = VARIANTS[variant]()
+    if tensor.is_complex() and name in ("trunc_normal_", "orthogonal_"):
+        with pytest.raises(NotImplementedError, match=f"^paraminit_ext.{name}: expected"):
+            call(name, tensor, parameters)
+        return
+    op = getattr(ops, name).default
+    result = torch.library.opcheck(op, (tensor, *parameters, SEED, OFFSET, (), ()))
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("name", "parameters"), FILLS)
+def test_opcheck_accepts_a_shard(name: str, parameters: tuple[float, ...]) -> None:
+    key, whole, start = Key(SEED, OFFSET).to_tensor(), (50, 2**33), (6, 2**32)
+    if name in ("sparse_", "orthogonal_"):
+        whole, start = (50, 20), (6, 7)  # these look at the whole
+    op = getattr(ops, name).key
+    result = torch.library.opcheck(op, (empty(name, 5, 7), *parameters, key, whole, start))
+    assert set(result.values()) == {"SUCCESS"}
+
+
 def test_opcheck_accepts_the_key_ops() -> None:
     result = torch.library.opcheck(ops.fold_in.default, (Key(SEED, OFFSET).to_tensor(), 5))
     assert set(result.values()) == {"SUCCESS"}
