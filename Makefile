@@ -27,7 +27,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions clean cuda-build gpu help
+.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -92,6 +92,29 @@ instructions: $(TOOLS_STAMP)
 	        tail -n 5 build/valgrind.log; exit 1; }
 	fi
 	$(PY) -m benchmarks.instructions $(ARGS)
+
+# make wheel      : dist/: a source distribution, a wheel for the CPU built from it, tried in an environment of torch alone
+WHEEL_CHECK := -m paraminit_ext info
+# The first words of Key(0), which docs/stream.md names, as uniforms.
+WHEEL_FILL := import torch; from paraminit_ext import Key, init; \
+    assert (init.uniform_(torch.empty(4), generator=Key(0)) * 2**24).tolist() == [0x27e8d5, 0x69c58d, 0x57ac4c, 0x00dbd8]
+wheel: $(TOOLS_STAMP)
+	@rm -rf dist build/wheel
+	mkdir -p dist build/wheel
+	$(PY) setup.py -q egg_info -e build/wheel sdist -d dist >build/wheel/log.txt 2>&1 || { tail -n 20 build/wheel/log.txt; exit 1; }
+	echo "building a wheel from $$(echo dist/*.tar.gz) (the whole output is in build/wheel/log.txt)"
+	PARAMINIT_CUDA=0 $(PY) -m pip --disable-pip-version-check -v wheel --no-build-isolation --no-deps -w dist dist/*.tar.gz 2>&1 |
+	    tee -a build/wheel/log.txt | $(SHORTEN) || { tail -n 40 build/wheel/log.txt; exit 1; }
+	echo "installing torch $(TORCH) and $$(echo dist/*.whl) into an environment of their own"
+	$(PYTHON) -m venv build/wheel/venv
+	cd build/wheel  # so that the installed package is imported, not the sources
+	venv/bin/python $(PIP) torch==$(TORCH)
+	venv/bin/python $(PIP) --no-index --no-deps ../../dist/*.whl
+	venv/bin/python -m pip --disable-pip-version-check -q check
+	export PYTHONWARNINGS=ignore::UserWarning  # torch misses NumPy, which is not needed
+	venv/bin/python $(WHEEL_CHECK)
+	venv/bin/python -c '$(WHEEL_FILL)'
+	rm -rf venv
 
 # make cuda-build : compile the CUDA kernels (no GPU needed), refuse spills, run the stream tests with that torch
 CUDA_TOOLS_STAMP := $(CUDA_VENV)/stamp-tools-$(CUDA_TORCH)
