@@ -15,6 +15,7 @@ using L = baseline::Lane;
 
 // Both bounds this close: u = 2 Phi(z) - 1 keeps |dz| below 2^-19.5 in float32.
 constexpr double kInteriorLimit = 2.125;
+constexpr double kInteriorMost = 5.45;  // -2 ln(1 - u^2) there, or more
 // From here on a one-sided interval is evaluated relative to the mass beyond its nearer bound: in
 // float32 as far as kTailDegree fits, in float64 as far as quantile_central64 reaches from 1/2.
 constexpr double kOneSidedLimit32 = 1.5;
@@ -170,6 +171,7 @@ Constants<float> narrowed(const Constants<double>& c) {
   f.upper = static_cast<float>(c.upper);
   f.log_tail = static_cast<float>(c.log_tail);
   f.middle = static_cast<float>(c.middle);
+  f.calm = static_cast<float>(c.calm);
   for (int k = 0; k <= kTailDegree; ++k) f.tail[k] = static_cast<float>(c.tail[k]);
   f.flip = c.flip;
   return f;
@@ -233,6 +235,18 @@ void fit_tail(double middle, double half, double (&tail)[kTailDegree + 1]) {
     tail[i] *= scale;
     scale /= half;
   }
+}
+
+// Constants::calm for bounds on both sides of 0. What r = -2 ln(1 - u^2) leaves uncertain of z is
+// far below the margin, as long as r is not much below 1.
+double calm_limit(const Constants<double>& c, double most) {
+  const double below = (c.shift - c.low) / c.std, above = (c.high - c.shift) / c.std;
+  const double reach = (below < above ? below : above) - 0x1p-14;
+  if (!(reach >= 0.5)) return -1.0;  // no r is as low
+  if (reach >= kNormalReach32) return most;
+  const double t = upper_tail(reach);
+  const double r = baseline::minus_two_log<L>(4.0 * t * (1.0 - t));
+  return r < most ? r : most;
 }
 
 // alpha and beta on the same side of 0, the nearer at least 1 away.
@@ -329,11 +343,13 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   if (!wide && alpha >= -kInteriorLimit && beta <= kInteriorLimit) {
     c.slope = within * 0x1p-31;
     c.lower = (below - above) + within * 0x1p-32;
+    c.calm = calm_limit(c, kInteriorMost);
     return make_plan(type, Distribution::kTruncInterior, c);
   }
   c.slope = within * (wide ? 0x1p-53 : 0x1p-32);
   c.lower = wide ? below : below + within * 0x1p-33;
   c.upper = wide ? above : above + within * 0x1p-33;
+  if (!wide) c.calm = calm_limit(c, baseline::kCentralLimit);
   return make_plan(type, Distribution::kTruncTwoSided, c);
 }
 

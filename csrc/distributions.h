@@ -104,15 +104,30 @@ struct NormalD {
 // Truncated normals by inversion, z = Phi^-1(Phi(alpha) + p (Phi(beta) - Phi(alpha))), one word
 // and no rejection. Which of the three evaluates a fill is decided from its bounds alone.
 
+// Two of them in float32 also come in two steps, for a lane that would rather not clamp what needs
+// none: most() is the value wherever r, which it gives besides, is at most c.calm; completed()
+// takes both and is the value everywhere.
+
 // u = 2 Phi(z) - 1 is affine in the word read as a signed integer.
 struct TruncInteriorF : Elementwise<TruncInteriorF> {
   using Real = float;
   template <class L>
-  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+  PARAMINIT_FN typename L::F32 most(const Constants<float>& c, typename L::U32 w,
+                                    typename L::F32& r) {
     const typename L::F32 u = L::fma(L::from_int32(w), L::splat(c.slope), L::splat(c.lower));
-    const typename L::F32 r = minus_two_log<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
+    r = minus_two_log<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
     const typename L::F32 z = L::mul(u, quantile_interior<L>(r));
-    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+    return L::fma(z, L::splat(c.std), L::splat(c.shift));
+  }
+  template <class L>
+  PARAMINIT_FN typename L::F32 completed(const Constants<float>& c, typename L::U32,
+                                         typename L::F32, typename L::F32 x) {
+    return clamp<L>(x, c);
+  }
+  template <class L>
+  PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    typename L::F32 r;
+    return clamp<L>(most<L>(c, w, r), c);
   }
 };
 
@@ -120,17 +135,41 @@ struct TruncInteriorF : Elementwise<TruncInteriorF> {
 struct TruncTwoSidedF : Elementwise<TruncTwoSidedF> {
   using Real = float;
   template <class L>
+  PARAMINIT_FN typename L::F32 most(const Constants<float>& c, typename L::U32 w,
+                                    typename L::F32& r) {
+    return placed<L>(c, w, central<L>(c, w, r));
+  }
+  template <class L>
+  PARAMINIT_FN typename L::F32 completed(const Constants<float>& c, typename L::U32 w,
+                                         typename L::F32 r, typename L::F32 x) {
+    const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
+    if (L::any(far)) x = L::select(far, placed<L>(c, w, quantile_tail<L>(L::sqrt(r))), x);
+    return clamp<L>(x, c);
+  }
+  template <class L>
   PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
+    typename L::F32 r;
+    typename L::F32 z = central<L>(c, w, r);
+    const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
+    if (L::any(far)) z = L::select(far, quantile_tail<L>(L::sqrt(r)), z);
+    return clamp<L>(placed<L>(c, w, z), c);
+  }
+
+ private:
+  template <class L>
+  PARAMINIT_FN typename L::F32 central(const Constants<float>& c, typename L::U32 w,
+                                       typename L::F32& r) {
     const typename L::F32 end = L::select_sign(w, L::splat(c.lower), L::splat(c.upper));
     const typename L::F32 t = L::fma(L::from_int32(L::fold31(w)), L::splat(c.slope), end);
     const typename L::F32 u = L::fma(t, L::splat(-2.0f), L::splat(1.0f));
     const typename L::F32 t4 = L::mul(t, L::splat(4.0f));
-    const typename L::F32 r = minus_two_log<L>(L::fma(L::negate(t4), t, t4));
-    typename L::F32 z = L::mul(u, quantile_central<L>(r));
-    const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
-    if (L::any(far)) z = L::select(far, quantile_tail<L>(L::sqrt(r)), z);
-    z = L::flip_sign(z, w);
-    return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
+    r = minus_two_log<L>(L::fma(L::negate(t4), t, t4));
+    return L::mul(u, quantile_central<L>(r));
+  }
+  template <class L>
+  PARAMINIT_FN typename L::F32 placed(const Constants<float>& c, typename L::U32 w,
+                                      typename L::F32 z) {
+    return L::fma(L::flip_sign(z, w), L::splat(c.std), L::splat(c.shift));
   }
 };
 

@@ -39,16 +39,16 @@ PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint
   }
 }
 
-// x[n][0] holds 64-bit counters on entry; the four words stand in the low halves on return.
+// From the products with kPhiloxM0 that a 64-bit counter begins with: of its low word in x[n][0],
+// of its high word xor k0[0] in `high`. The four words stand in the low halves on return.
 template <class L, int count>
-PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
+PARAMINIT_FN void philox_of_products(const KeySchedule& keys, const typename L::U64 (&high)[count],
+                                     typename L::U64 (&x)[count][4]) {
   // Counter words 2 and 3 are zero, so the first round needs one multiply and the second one xor
   // less.
   for (int n = 0; n < count; ++n) {
-    const typename L::U64 p = L::mul_low32(x[n][0], kPhiloxM0);
-    const typename L::U64 y0 = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));
+    const typename L::U64 p = x[n][0], p1 = high[n];
     const typename L::U64 y2 = L::xor2(L::high32(p), L::splat_word(keys.k1[0]));
-    const typename L::U64 p1 = L::mul_low32(y0, kPhiloxM0);
     const typename L::U64 q1 = L::mul_low32(y2, kPhiloxM1);
     x[n][0] = L::xor2(L::high32(q1), L::splat_word(keys.k0[1]));
     x[n][1] = q1;
@@ -61,6 +61,18 @@ PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]
   for (int round = 2; round < kPhiloxRounds; ++round) {
     philox_round<L, count>(x, keys.k0[round], keys.k1[round]);
   }
+}
+
+// x[n][0] holds 64-bit counters on entry.
+template <class L, int count>
+PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
+  typename L::U64 high[count];
+  for (int n = 0; n < count; ++n) {
+    const typename L::U64 y = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));
+    high[n] = L::mul_low32(y, kPhiloxM0);
+    x[n][0] = L::mul_low32(x[n][0], kPhiloxM0);
+  }
+  philox_of_products<L, count>(keys, high, x);
 }
 
 // Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.

@@ -20,27 +20,62 @@ PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
   return sum;
 }
 
+// v in every lane, where the instruction takes another constant besides: a lane may hold v in a
+// register.
+template <class L, auto v>
+PARAMINIT_FN auto held() {
+  if constexpr (requires { L::template held<v>(); }) {
+    return L::template held<v>();
+  } else {
+    return L::splat(v);
+  }
+}
+
+// The same sum with its highest coefficient apart.
+template <class L, auto highest, class V, class Real, int terms>
+PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
+  V sum = held<L, highest>();
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int k = terms - 1; k >= 0; --k) sum = L::fma(sum, x, L::splat(c[k]));
+  return sum;
+}
+
 // ---------------------------------------------------------------------------------------------
 // float32
 
 constexpr float kTwoLn2F = 0x1.62e43p+0f;  // 2 ln 2, off by 2^-28 of itself
 
+// Powers of two that a lane may want its float32 exponents and the operand of split_signed() in:
+// products with them are exact, so that no value depends on them.
+template <class L>
+constexpr float exponent_unit() {
+  if constexpr (requires { L::kExponentUnit; }) return L::kExponentUnit;
+  return 1.0f;
+}
+template <class L>
+constexpr float signed_unit() {
+  if constexpr (requires { L::kSignedUnit; }) return L::kSignedUnit;
+  return 1.0f;
+}
+
 // -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3.
 template <class L>
 PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
-  constexpr float c[] = {-0x1p+1f,        0x1.fffecp-1f,   -0x1.55a384p-1f,
-                         0x1.f313e4p-2f,  -0x1.0df6dep-1f, -0x1.722976p-2f,
-                         -0x1.355066p+1f, -0x1.a399d8p+1f, -0x1.6a0fa8p+1f};
-  return polynomial<L>(f, c);
+  constexpr float c[] = {-0x1p+1f,        0x1.fffecp-1f,   -0x1.55a384p-1f, 0x1.f313e4p-2f,
+                         -0x1.0df6dep-1f, -0x1.722976p-2f, -0x1.355066p+1f, -0x1.a399d8p+1f};
+  return polynomial<L, -0x1.6a0fa8p+1f>(f, c);
 }
 
-// -2 ln U, where v is U itself, or U - 1 when negative: so that it stays relative near U = 1.
+// -2 ln U, where v is U itself, or U - 1 when negative: so that it stays relative near U = 1. In
+// units of signed_unit().
 template <class L>
 PARAMINIT_FN typename L::F32 minus_two_log_signed(typename L::F32 v) {
   typename L::F32 f, exponent;
   L::split_signed(v, f, exponent);
   const typename L::F32 t = L::mul(f, log_quotient<L>(f));
-  return L::fma(exponent, L::splat(-kTwoLn2F), t);
+  return L::fma(exponent, L::splat(-kTwoLn2F / exponent_unit<L>()), t);
 }
 
 // -2 ln s for s in (0, 1], absolute near s = 1.
@@ -49,14 +84,16 @@ PARAMINIT_FN typename L::F32 minus_two_log(typename L::F32 s) {
   typename L::F32 f, exponent;
   L::split(s, f, exponent);
   const typename L::F32 t = L::mul(f, log_quotient<L>(f));
-  return L::fma(exponent, L::splat(-kTwoLn2F), t);
+  return L::fma(exponent, L::splat(-kTwoLn2F / exponent_unit<L>()), t);
 }
 
 // sqrt(-2 ln((w + 1/2) 2^-32)) within 2 ulp. As a signed integer, w gives U below 2^31 and U - 1
 // from there on, with one rounding.
 template <class L>
 PARAMINIT_FN typename L::F32 radius(typename L::U32 w) {
-  const typename L::F32 v = L::fma(L::from_int32(w), L::splat(0x1p-32f), L::splat(0x1p-33f));
+  constexpr float unit = signed_unit<L>();
+  const typename L::F32 v =
+      L::fma(L::from_int32(w), held<L, 0x1p-32f * unit>(), L::splat(0x1p-33f * unit));
   return L::sqrt(minus_two_log_signed<L>(v));
 }
 
@@ -68,14 +105,13 @@ template <class L>
 PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& cosine,
                          typename L::F32& sine) {
   // cos(pi x/2) / h - 1 within 2^-31.5 of cos; (sin(pi x/2) / x - 1) / h within 2^-27.9 of sin.
-  constexpr float c[] = {-0x1.b7812ap-3f, 0x1.921fa4p-3f, 0x1.1d925cp-6f, 0x1.a2c208p-11f,
-                         0x1.8f0eb4p-16f};
-  constexpr float s[] = {0x1.fffff6p-2f, 0x1.10b28ep-4f, 0x1.0aad94p-8f, 0x1.3c18cap-13f};
+  constexpr float c[] = {-0x1.b7812ap-3f, 0x1.921fa4p-3f, 0x1.1d925cp-6f, 0x1.a2c208p-11f};
+  constexpr float s[] = {0x1.fffff6p-2f, 0x1.10b28ep-4f, 0x1.0aad94p-8f};
   const typename L::F32 x = L::mul(L::from_int32(L::twice_plus_odd_half(w)), L::splat(-0x1p-31f));
   const typename L::F32 h = L::fma(L::negate(x), x, L::splat(1.0f));
   const typename L::F32 signed_r = L::flip_sign(r, w);
-  const typename L::F32 cos_x = L::fma(h, polynomial<L>(h, c), h);
-  const typename L::F32 sin_x = L::fma(x, L::mul(h, polynomial<L>(h, s)), x);
+  const typename L::F32 cos_x = L::fma(h, polynomial<L, 0x1.8f0eb4p-16f>(h, c), h);
+  const typename L::F32 sin_x = L::fma(x, L::mul(h, polynomial<L, 0x1.3c18cap-13f>(h, s)), x);
   cosine = L::mul(signed_r, sin_x);
   // x rounds to +-1 for the 128 words nearest to a multiple of pi; 2^-100 keeps their sine from
   // being zero and is far below half an ulp of every other.
@@ -86,19 +122,19 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
 // r = 5.45 (|z| = 2.128), absolute error of z 2^-25.3.
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
-  constexpr float c[] = {0x1.40d92ep+0f,   0x1.4ffeecp-3f,  0x1.0b4938p-8f,  -0x1.ab661cp-12f,
-                         -0x1.dd66a0p-17f, 0x1.8e221ap-19f, -0x1.d10630p-24f};
-  return polynomial<L>(r, c);
+  constexpr float c[] = {0x1.40d92ep+0f,   0x1.4ffeecp-3f,   0x1.0b4938p-8f,
+                         -0x1.ab661cp-12f, -0x1.dd66a0p-17f, 0x1.8e221ap-19f};
+  return polynomial<L, -0x1.d10630p-24f>(r, c);
 }
 
 // The same up to r = 10 (|z| = 2.93), 2^-26.1.
 constexpr float kCentralLimit = 10.0f;
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_central(typename L::F32 r) {
-  constexpr float c[] = {0x1.40d930p+0f,   0x1.4ffe4ap-3f,  0x1.0b8152p-8f,  -0x1.af9946p-12f,
-                         -0x1.89ce7cp-17f, 0x1.18e3fap-19f, 0x1.25f0e4p-24f, -0x1.577406p-26f,
-                         0x1.3586b4p-30f,  -0x1.8702e6p-36f};
-  return polynomial<L>(r, c);
+  constexpr float c[] = {0x1.40d930p+0f,   0x1.4ffe4ap-3f,   0x1.0b8152p-8f,
+                         -0x1.af9946p-12f, -0x1.89ce7cp-17f, 0x1.18e3fap-19f,
+                         0x1.25f0e4p-24f,  -0x1.577406p-26f, 0x1.3586b4p-30f};
+  return polynomial<L, -0x1.8702e6p-36f>(r, c);
 }
 
 // z itself as a polynomial in sqrt(r) - 5, from r = 10 to 49 (z = 6.8), within 2^-22.2.

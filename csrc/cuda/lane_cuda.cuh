@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include "../request.h"
+#include "instructions.cuh"
 
 namespace paraminit::PARAMINIT_ISA {
 
@@ -21,9 +22,8 @@ struct Lane {
   using M64 = bool;
 
   // --- words
-  // One wide multiply gives both halves of a product.
   PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) {
-    return static_cast<uint64_t>(static_cast<uint32_t>(a)) * b;
+    return wide_product(static_cast<uint32_t>(a), b);
   }
   PARAMINIT_FN U64 splat_word(uint32_t w) { return w; }
   PARAMINIT_FN U64 high32(U64 a) { return a >> 32; }
@@ -57,11 +57,21 @@ struct Lane {
 
   // --- float32
   PARAMINIT_FN F32 splat(float v) { return v; }
+  template <float v>
+  PARAMINIT_FN F32 held() {
+    return held_constant<v>;
+  }
   PARAMINIT_FN F32 add(F32 a, F32 b) { return __fadd_rn(a, b); }
   PARAMINIT_FN F32 sub(F32 a, F32 b) { return __fsub_rn(a, b); }
   PARAMINIT_FN F32 mul(F32 a, F32 b) { return __fmul_rn(a, b); }
   PARAMINIT_FN F32 fma(F32 a, F32 b, F32 c) { return __fmaf_rn(a, b, c); }
-  PARAMINIT_FN F32 sqrt(F32 a) { return __fsqrt_rn(a); }
+  // For 2^-100 <= a <= 2^100. These steps are those of sqrt.rn itself, without its branch for what
+  // lies outside.
+  PARAMINIT_FN F32 sqrt(F32 a) {
+    const float r = approximate_rsqrt(a);
+    const float root = __fmul_rn(a, r), half = __fmul_rn(r, 0.5f);
+    return __fmaf_rn(__fmaf_rn(-root, root, a), half, root);
+  }
   PARAMINIT_FN F32 negate(F32 a) { return -a; }
   PARAMINIT_FN F32 minimum(F32 a, F32 bound) { return fminf(a, bound); }
   PARAMINIT_FN F32 maximum(F32 a, F32 bound) { return fmaxf(a, bound); }
@@ -72,17 +82,27 @@ struct Lane {
     return __uint_as_float(__float_as_uint(a) ^ (w & 0x80000000u));
   }
   PARAMINIT_FN F32 select_sign(U32 w, F32 set, F32 clear) {
-    return static_cast<int32_t>(w) < 0 ? set : clear;
+    const uint32_t mask = static_cast<uint32_t>(static_cast<int32_t>(w) >> 31);
+    return __uint_as_float((__float_as_uint(set) & mask) | (__float_as_uint(clear) & ~mask));
   }
+  // Exponents come as differences of a float's bits.
+  static constexpr float kExponentUnit = 0x1p23f;
   PARAMINIT_FN void split(F32 s, F32& f, F32& exponent) {
     const uint32_t b = __float_as_uint(s);
-    f = __fsub_rn(__uint_as_float((b & 0x7FFFFFu) | 0x3F000000u), 1.0f);
-    exponent = __int2float_rn(static_cast<int>(b >> 23) - 126);
+    const uint32_t m = (b & 0x7FFFFFu) | held_constant<0x3F000000u>;
+    f = __fsub_rn(__uint_as_float(m), 1.0f);
+    exponent = __int2float_rn(static_cast<int>(b - m));
   }
-  PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
-    split(v, f, exponent);
-    f = v < 0 ? v : f;
-    exponent = v < 0 ? 0.0f : exponent;
+  // v comes doubled. Its exponent is taken for that of 1 where it is negative, and no 1 is
+  // subtracted there; the bits of the mantissa then come from b, and the others are those of 1 or
+  // again of b.
+  static constexpr float kSignedUnit = 2.0f;
+  PARAMINIT_FN void split_signed(F32 twice_v, F32& f, F32& exponent) {
+    const uint32_t one = 0x3F800000u;
+    const uint32_t b = __float_as_uint(twice_v), low = b < one ? b : one;
+    const uint32_t m = (b & ~one) | (~(b ^ low) & one);
+    f = __fmaf_rn(__uint_as_float(m), 0.5f, -one_where_not_negative(twice_v));
+    exponent = __int2float_rn(static_cast<int>(b - m));
   }
 
   // --- float64
