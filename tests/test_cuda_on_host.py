@@ -1,0 +1,137 @@
+"""The CUDA fill kernels, compiled for the host with stand-ins for intrinsics, against the CPU's bit for bit.
+
+The sources are those of csrc/cuda/, but for the launch syntax, which is rewritten, and instructions.cuh, for
+which the stand-ins are. What becomes of them on a GPU is not tested here, but by tests/test_cuda.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CXX = os.environ.get("CXX", "c++").split()
+FLAGS = ["-O1", "-ffp-contract=off", "-std=c++20", "-w", "-I."]
+SOURCES = [
+    "driver.cpp",
+    "csrc/cuda/uniform.cu",
+    "csrc/cuda/normal.cu",
+    "csrc/cuda/trunc_normal.cu",
+    "csrc/constants.cpp",
+    "csrc/cpu/fill_baseline.cpp",
+]
+
+pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C++ compiler")
+
+
+def prepare(folder: Path) -> None:
+    """The sources, ready for a host compiler."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(ROOT / "tests/cuda_on_host", folder, dirs_exist_ok=True)
+    for name in ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "csrc/cuda/instructions.cuh"):
+        (folder / name).write_text('#include "stand_in.h"\n')
+    for path in (folder / "csrc/cuda").glob("*.cuh"):
+        launch = r"([\w]+(?:<[\w, ]*>)?)<<<(.*?)>>>\("
+        path.write_text(re.sub(launch, r"launched(\1, \2)(", path.read_text(), flags=re.DOTALL))
+
+
+def build(folder: Path, sources: Sequence[str], program: str, others: Sequence[Path] = ()) -> Path:
+    """Compiles the sources, side by side, and links them with the other objects."""
+
+    def compiled(source: str) -> Path:
+        out = folder / f"{Path(source).stem}.o"
+        subprocess.run([*CXX, *FLAGS, "-x", "c++", "-c", source, "-o", out], cwd=folder, check=True)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([*CXX, *objects, *others, "-o", program], cwd=folder, check=True)
+    return folder / program
+
+
+def lines(program: Path) -> list[str]:
+    return subprocess.run([program], capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda_on_host")
+    prepare(folder)
+    build(folder, SOURCES, "driver")
+    return folder
+
+
+def test_every_fill_kernel_writes_the_bits_of_the_cpu_and_nothing_else(built: Path) -> None:
+    *differing, last = lines(built / "driver")
+    assert differing == []
+    compared = re.fullmatch(r"(\d+) elements compared, 0 cases differ", last)
+    assert compared is not None
+    assert int(compared[1]) > 20_000_000
+
+
+# What is planted, in which file, which source sees it, and the case that must notice.
+FAULTS = [
+    pytest.param(
+        "csrc/cuda/kernels.cuh",
+        "const bool wraps = wrap_tile < tiles;",
+        "const bool wraps = false;",
+        "csrc/cuda/uniform.cu",
+        "wrapping counter",
+        id="the high word of the counter is not carried into",
+    ),
+    pytest.param(
+        "csrc/constants.cpp",
+        "- 0x1p-14;",
+        "+ 0x1p-6;",
+        "csrc/constants.cpp",
+        "2 std",
+        id="values that need a clamp are taken for calm",
+    ),
+    pytest.param(
+        "csrc/cuda/lane_cuda.cuh",
+        "return __fmaf_rn(__fmaf_rn(-root, root, a), half, root);",
+        "return root;",
+        "csrc/cuda/normal.cu",
+        "normal",
+        id="the square root is not corrected",
+    ),
+    pytest.param(
+        "csrc/cuda/kernels.cuh",
+        "first_group += kMost / kGroup<Dist>;",
+        "first_group += kMost;",
+        "csrc/cuda/uniform.cu",
+        "a run of 8589934597 elements",
+        id="the second launch of a long run begins elsewhere",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "right", "wrong", "source", "case"), FAULTS)
+def test_a_planted_fault_is_noticed(
+    file: str, right: str, wrong: str, source: str, case: str, built: Path, tmp_path: Path
+) -> None:
+    prepare(tmp_path)
+    text = (tmp_path / file).read_text()
+    assert text.count(right) == 1
+    (tmp_path / file).write_text(text.replace(right, wrong))
+    others = [built / f"{Path(other).stem}.o" for other in SOURCES if other != source]
+    differing = lines(build(tmp_path, [source], "driver", others))[:-1]
+    assert any(line.startswith(case) for line in differing)
+
+
+def test_the_square_root_is_correctly_rounded_whatever_the_hardware_approximates(built: Path) -> None:
+    *wrong, last = lines(build(built, ["square_root.cpp"], "square_root"))
+    # Two of the reciprocal roots within 2^-22.9 are too far off for these steps. sqrt.rn takes the same
+    # steps: hardware whose sqrt.rn is correctly rounded gives neither of them.
+    assert wrong == ["0x1.f82294p+0 +1", "0x1.dd26e4p+1 +1"]
+    # Floats 2^-24 apart and within 2^-22.9 of 1/sqrt(a), whose mean over the floats a of [1, 4) is sqrt(1/2).
+    floats = 2**24 * math.sqrt(0.5) * 2 * 2**-22.9 / 2**-24
+    assert int(last.split()[0]) == pytest.approx(floats, rel=0.01)
