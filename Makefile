@@ -159,6 +159,7 @@ cuda-build: $(CUDA_FACE_STAMP)
 	cd $(CUDA_VENV)  # so that the installed package is imported, not the sources
 	"$$here/$(CUDA_PY)" -m paraminit_ext info
 	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py"
+	"$$here/$(CUDA_PY)" "$$here/benchmarks/instructions/sass.py" lib/python*/site-packages/paraminit_ext/_C*.so
 
 # make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure, compare; results in OUT
 #   Nothing here is downloaded. In OUT: the build's facts, the tests' output, results as JSON lines, tables, figures.
