@@ -20,20 +20,23 @@ PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
   return sum;
 }
 
-// v in every lane, where the instruction takes another constant besides: a lane may hold v in a
-// register.
-template <class L, auto v>
-PARAMINIT_FN auto held() {
-  if constexpr (requires { L::template held<v>(); }) {
-    return L::template held<v>();
+// Bits of a float, as which it can be a template's argument: Clang takes no floats there before 18.
+constexpr uint32_t bits_of(float v) { return std::bit_cast<uint32_t>(v); }
+
+// The float of these bits in every lane, where the instruction takes another constant besides: a
+// lane may hold it in a register.
+template <class L, uint32_t bits>
+PARAMINIT_FN typename L::F32 held() {
+  if constexpr (requires { L::template held<bits>(); }) {
+    return L::template held<bits>();
   } else {
-    return L::splat(v);
+    return L::splat(std::bit_cast<float>(bits));
   }
 }
 
 // The same sum with its highest coefficient apart.
-template <class L, auto highest, class V, class Real, int terms>
-PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
+template <class L, uint32_t highest, class V, int terms>
+PARAMINIT_FN V polynomial(V x, const float (&c)[terms]) {
   V sum = held<L, highest>();
 #ifdef __CUDACC__
 #pragma unroll
@@ -65,7 +68,7 @@ template <class L>
 PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
   constexpr float c[] = {-0x1p+1f,        0x1.fffecp-1f,   -0x1.55a384p-1f, 0x1.f313e4p-2f,
                          -0x1.0df6dep-1f, -0x1.722976p-2f, -0x1.355066p+1f, -0x1.a399d8p+1f};
-  return polynomial<L, -0x1.6a0fa8p+1f>(f, c);
+  return polynomial<L, bits_of(-0x1.6a0fa8p+1f)>(f, c);
 }
 
 // -2 ln U, where v is U itself, or U - 1 when negative: so that it stays relative near U = 1. In
@@ -93,7 +96,7 @@ template <class L>
 PARAMINIT_FN typename L::F32 radius(typename L::U32 w) {
   constexpr float unit = signed_unit<L>();
   const typename L::F32 v =
-      L::fma(L::from_int32(w), held<L, 0x1p-32f * unit>(), L::splat(0x1p-33f * unit));
+      L::fma(L::from_int32(w), held<L, bits_of(0x1p-32f * unit)>(), L::splat(0x1p-33f * unit));
   return L::sqrt(minus_two_log_signed<L>(v));
 }
 
@@ -110,8 +113,9 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
   const typename L::F32 x = L::mul(L::from_int32(L::twice_plus_odd_half(w)), L::splat(-0x1p-31f));
   const typename L::F32 h = L::fma(L::negate(x), x, L::splat(1.0f));
   const typename L::F32 signed_r = L::flip_sign(r, w);
-  const typename L::F32 cos_x = L::fma(h, polynomial<L, 0x1.8f0eb4p-16f>(h, c), h);
-  const typename L::F32 sin_x = L::fma(x, L::mul(h, polynomial<L, 0x1.3c18cap-13f>(h, s)), x);
+  const typename L::F32 cos_x = L::fma(h, polynomial<L, bits_of(0x1.8f0eb4p-16f)>(h, c), h);
+  const typename L::F32 sin_x =
+      L::fma(x, L::mul(h, polynomial<L, bits_of(0x1.3c18cap-13f)>(h, s)), x);
   cosine = L::mul(signed_r, sin_x);
   // x rounds to +-1 for the 128 words nearest to a multiple of pi; 2^-100 keeps their sine from
   // being zero and is far below half an ulp of every other.
@@ -124,7 +128,7 @@ template <class L>
 PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
   constexpr float c[] = {0x1.40d92ep+0f,   0x1.4ffeecp-3f,   0x1.0b4938p-8f,
                          -0x1.ab661cp-12f, -0x1.dd66a0p-17f, 0x1.8e221ap-19f};
-  return polynomial<L, -0x1.d10630p-24f>(r, c);
+  return polynomial<L, bits_of(-0x1.d10630p-24f)>(r, c);
 }
 
 // The same up to r = 10 (|z| = 2.93), 2^-26.1.
@@ -134,7 +138,7 @@ PARAMINIT_FN typename L::F32 quantile_central(typename L::F32 r) {
   constexpr float c[] = {0x1.40d930p+0f,   0x1.4ffe4ap-3f,   0x1.0b8152p-8f,
                          -0x1.af9946p-12f, -0x1.89ce7cp-17f, 0x1.18e3fap-19f,
                          0x1.25f0e4p-24f,  -0x1.577406p-26f, 0x1.3586b4p-30f};
-  return polynomial<L, -0x1.8702e6p-36f>(r, c);
+  return polynomial<L, bits_of(-0x1.8702e6p-36f)>(r, c);
 }
 
 // z itself as a polynomial in sqrt(r) - 5, from r = 10 to 49 (z = 6.8), within 2^-22.2.

@@ -57,9 +57,9 @@ struct Lane {
 
   // --- float32
   PARAMINIT_FN F32 splat(float v) { return v; }
-  template <float v>
+  template <uint32_t bits>
   PARAMINIT_FN F32 held() {
-    return held_constant<v>;
+    return __uint_as_float(held_constant<bits>);
   }
   PARAMINIT_FN F32 add(F32 a, F32 b) { return __fadd_rn(a, b); }
   PARAMINIT_FN F32 sub(F32 a, F32 b) { return __fsub_rn(a, b); }
