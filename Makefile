@@ -27,7 +27,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu help
+.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu prove help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -68,12 +68,16 @@ demo: build
 test: build
 	@$(PY) -m pytest --doctest-modules tests paraminit_ext $(ARGS)
 
+# make prove      : what takes minutes to prove: all 2^32 words, long samples (ARGS="--only numbers", ARGS=--update)
+prove: build
+	@$(PY) -m prove $(ARGS)
+
 # make lint       : ruff, mypy, clang-format; needs no compiled package
 lint: $(TOOLS_STAMP)
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc benchmarks prove -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	echo "lint: clean"
 
 # make bench      : what fills cost against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
