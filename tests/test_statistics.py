@@ -1,0 +1,647 @@
+"""Every fill that draws follows its law, its values are independent, and so are keys: with planted faults.
+
+The checks and their null laws are in checks.py, the laws of the fills in laws.py. Each check gives p-values,
+an alarm is one below 1e-6, and every p-value of this file is counted: the chance that a right package fails
+here is at most that number times 1e-6, which the last test bounds. Keys are fixed, so what passes once always
+does.
+
+A check that found nothing would pass as well. So each is run on samples with a fault, of the size at which it
+looks at fills, and must raise its alarm; and on samples of another generator, where its p-values must not be
+smaller than chance has them.
+
+`prove_statistics.py` runs the same checks on more values, and others that need minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import string
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import checks
+import laws
+from checks import ALARM, Scores, Words
+from fills import DTYPES
+from laws import CASES, Array, Law, Sample, draw
+from paraminit_ext import Key, init
+from test_numbers import WORDS, apply, uniform_of
+
+KEY = Key(0x0DD5_A6A1_57)
+SIZE = 1 << 22
+SHAPE = (4096, 1024)
+
+# ----------------------------------------------------------------------------------------
+# Alarms, counted
+# ----------------------------------------------------------------------------------------
+
+# Of fills, not of planted faults and calibrations. Twice as many would still leave a false alarm unlikely.
+P_VALUES = 5000
+counted = 0
+
+
+def judge(scores: Scores) -> None:
+    """Fails where a p-value is an alarm, and counts them all."""
+    global counted
+    counted += len(scores)
+    alarms = {name: p for name, p in scores.items() if not p >= ALARM}
+    assert not alarms, alarms
+
+
+def raises_alarm(scores: Scores) -> bool:
+    return min(scores.values()) < ALARM
+
+
+# ----------------------------------------------------------------------------------------
+# Each function and dtype against its law, and against stock
+# ----------------------------------------------------------------------------------------
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+every_case = pytest.mark.parametrize("name", CASES)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
+@lru_cache(maxsize=2)
+def stock(name: str, dtype: torch.dtype) -> Sample:
+    """As many values of torch.nn.init; a sixteenth of truncated normals, which take it a second a million."""
+    rows, columns = SHAPE
+    if name.startswith("trunc_normal_"):
+        rows //= 16
+    tensor = CASES[name].stock(torch.empty(rows, columns, dtype=dtype), seeded(0x5700C))
+    return Sample(tensor, CASES[name].law(*SHAPE))
+
+
+def can_be_compared(name: str) -> bool:
+    """Where stock has the function, and its values are known to be of the law.
+
+    Before torch 2.12 its truncated normals are not; bounds at infinity it refuses where they cut much.
+    """
+    if name.startswith("trunc_normal_"):
+        return TORCH >= (2, 12) and "tail" not in name
+    return CASES[name].has_stock
+
+
+def against_law_and_stock(name: str, dtype: torch.dtype) -> Scores:
+    sample = draw(name, dtype, *SHAPE)
+    scores = checks.marginal(sample)
+    if can_be_compared(name):
+        # Stock draws uniforms of 16-bit dtypes from 8 and 11 bits and loses tails of bfloat16 normals; what
+        # it draws in float32, rounded once and kept within the bounds, has the law that is meant.
+        theirs = stock(name, torch.float64 if dtype == torch.float64 else torch.float32)
+        if sample.discrete:
+            values = theirs.law.cells(dtype).values
+            theirs = Sample(theirs.tensor.to(dtype).clamp(values[0], values[-1]), theirs.law)
+        scores |= checks.two_samples(sample, theirs)
+    return {f"{dtype}, {check}": p for check, p in scores.items()}
+
+
+@every_case
+def test_a_fill_of_each_dtype_follows_its_law_and_differs_from_stocks_by_chance(name: str) -> None:
+    # NumPy's functions let go of the interpreter, so that two threads take half of the time of one.
+    with ThreadPoolExecutor(2) as pool:
+        for scores in pool.map(partial(against_law_and_stock, name), DTYPES):
+            judge(scores)
+
+
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-3.0, 4.0), (1.75, math.inf)], ids=str)
+def test_a_truncated_normal_has_its_distribution_function_at_every_word(bounds: tuple[float, float]) -> None:
+    values = apply("trunc_normal_", [0.0, 1.0, *bounds], WORDS, torch.float32)[: WORDS.size]
+    law = laws.truncated(0, 1, *bounds)
+    assert np.abs(law.cdf(values) - uniform_of(WORDS)[0]).max() <= law.error(torch.float32)
+
+
+# ----------------------------------------------------------------------------------------
+# Dependence within a fill
+# ----------------------------------------------------------------------------------------
+
+# The 16-bit dtypes are these values rounded. One sample of each path from words to values.
+DEPENDENT = [
+    ("uniform_", torch.float32),
+    ("normal_", torch.float32),
+    ("trunc_normal_ at 2 std", torch.float32),
+    ("uniform_", torch.float64),
+    ("normal_", torch.float64),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), DEPENDENT, ids=lambda v: str(v).removeprefix("torch."))
+def test_values_of_a_fill_are_independent(name: str, dtype: torch.dtype) -> None:
+    sample = draw(name, dtype, *SHAPE)
+    judge(checks.serial(sample) | checks.tuples(sample))
+
+
+def square(sample: Sample) -> Array:
+    side = math.isqrt(sample.size)
+    return sample.y.reshape(side, side)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_rows_and_columns_of_a_matrix_are_independent(dtype: torch.dtype) -> None:
+    judge(checks.rows_and_columns(square(draw("normal_", dtype, 2048, 2048))))
+
+
+# ----------------------------------------------------------------------------------------
+# Words
+# ----------------------------------------------------------------------------------------
+
+
+def signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def words(key: Key, count: int, start: int = 0) -> Words:
+    """`count` words from the group `start` on."""
+    tensor = torch.empty(count, dtype=torch.int64)
+    whole, place = (2**62,), (4 * start,)
+    torch.ops.paraminit_ext.words_.default(tensor, signed(key.seed), signed(key.offset), whole, place)
+    return tensor.numpy().astype(np.uint32)
+
+
+def first_words(keys: Iterable[Key]) -> Words:
+    """The first group of each key."""
+    return np.concatenate([words(key, 4) for key in keys])
+
+
+def interleaved(streams: Iterable[Words]) -> Words:
+    """A word of each stream in turn."""
+    return np.stack(list(streams), axis=1).ravel()
+
+
+STREAMS: dict[str, Callable[[], Words]] = {
+    "one key": lambda: words(KEY, SIZE),
+    "across the wrap of the counter": lambda: words(Key(3, 2**64 - 2**17), 1 << 20),
+    "across 2^32 groups": lambda: words(KEY, 1 << 20, 2**32 - 2**17),
+    "eight keys in turn": lambda: interleaved(words(key, 1 << 17) for key in KEY.split(8)),
+    "neighbouring seeds": lambda: first_words(map(Key, range(1 << 16))),
+    "many numbers folded in": lambda: first_words(KEY.split(1 << 16)),
+    "many texts folded in": lambda: first_words(KEY.fold_in(f"layers.{i}.weight") for i in range(1 << 16)),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_words_are_fair_and_independent(stream: str) -> None:
+    judge(checks.of_words(STREAMS[stream]()))
+
+
+# ----------------------------------------------------------------------------------------
+# Keys and fills
+# ----------------------------------------------------------------------------------------
+
+NAME = "layers.0.weight"
+Derive = Callable[[int, int, str], Key]  # of a seed, an offset and a text
+
+
+def derive(seed: int, offset: int, text: str) -> Key:
+    """What a user does to have a key for a parameter."""
+    return Key(seed, offset).fold_in(text)
+
+
+def one_bit_apart(derive: Derive) -> Iterator[tuple[str, Key]]:
+    """A key, and all that differ from it in one bit of what they are derived from."""
+    seed, offset = 0x0123_4567_89AB_CDEF, 0x0F1E_2D3C_4B5A_6978
+    yield "itself", derive(seed, offset, NAME)
+    for bit in range(64):
+        yield f"seed bit {bit}", derive(seed ^ 1 << bit, offset, NAME)
+        yield f"offset bit {bit}", derive(seed, offset ^ 1 << bit, NAME)
+    for place, bit in itertools.product(range(len(NAME)), range(7)):
+        letter = chr(ord(NAME[place]) ^ 1 << bit)
+        if letter in string.printable:
+            yield f"text {place} {letter!r}", derive(seed, offset, NAME[:place] + letter + NAME[place + 1 :])
+
+
+def neighbouring_keys(derive: Derive, count: int = 1 << 14) -> Scores:
+    """Words and normals of each key against those of the first, place by place."""
+    keys = dict(one_bit_apart(derive))
+    streams = {name: words(key, count) for name, key in keys.items()}
+    fills = {name: init.normal_(torch.empty(count), generator=key).double() for name, key in keys.items()}
+    scores = {}
+    for name in [name for name in keys if name != "itself"]:
+        scores[f"words, {name}"] = checks.differing_bits(streams["itself"], streams[name])
+        z = float(fills["itself"] @ fills[name]) / math.sqrt(count)
+        scores[f"normals, {name}"] = checks.normal_score(z)
+    first = np.stack([stream[:2] for stream in streams.values()])
+    scores["repeated"] = checks.repeated(first.view(np.uint64).ravel())
+    return scores
+
+
+def direct(seed: int, offset: int, text: str) -> Key:
+    """The key itself, with nothing between a bit of it and the rounds that make its words."""
+    return Key(seed, offset) if text == NAME else Key(seed, offset).fold_in(text)
+
+
+@pytest.mark.parametrize("derivation", [derive, direct])
+def test_keys_that_differ_in_one_bit_have_independent_values(derivation: Derive) -> None:
+    judge(neighbouring_keys(derivation))
+
+
+def first_values(generators: Iterable[torch.Generator | Key]) -> Sample:
+    """The first value of a small fill of each."""
+    values = [init.uniform_(torch.empty(1), generator=generator) for generator in generators]
+    return Sample(torch.cat(values), laws.uniform(0, 1))
+
+
+FIRST: dict[str, Callable[[], Sample]] = {
+    "one generator": lambda: first_values(itertools.repeat(seeded(0), 1 << 14)),
+    "generators of seeds in a row": lambda: first_values(map(seeded, range(1 << 14))),
+    "keys of seeds in a row": lambda: first_values(map(Key, range(1 << 14))),
+    "keys of offsets in a row": lambda: first_values(Key(0, 2**40 * i) for i in range(1 << 14)),
+    "splits": lambda: first_values(KEY.split(1 << 14)),
+}
+
+
+@pytest.mark.parametrize("source", FIRST)
+def test_first_values_of_fills_follow_the_law_and_are_independent(source: str) -> None:
+    sample = FIRST[source]()
+    judge(checks.marginal(sample) | checks.serial(sample, range(1, 9)))
+
+
+def fills_in_a_row(generators: Iterable[torch.Generator | Key]) -> Array:
+    """As rows: 512 fills of 2048 normals each."""
+    return np.stack([init.normal_(torch.empty(2048), generator=g).double().numpy() for g in generators])
+
+
+ROWS: dict[str, Callable[[], Array]] = {
+    "one generator": lambda: fills_in_a_row(itertools.repeat(seeded(1), 512)),
+    "generators of seeds in a row": lambda: fills_in_a_row(map(seeded, range(512))),
+    "keys of seeds in a row": lambda: fills_in_a_row(map(Key, range(512))),
+    "names": lambda: fills_in_a_row(KEY.fold_in(f"layers.{i}.weight") for i in range(512)),
+}
+
+
+@pytest.mark.parametrize("source", ROWS)
+def test_fills_in_a_row_are_independent(source: str) -> None:
+    judge(checks.rows_and_columns(ROWS[source]()))
+
+
+# ----------------------------------------------------------------------------------------
+# Planted faults
+# ----------------------------------------------------------------------------------------
+
+
+@cache
+def plain(kind: str) -> Array:
+    """Values in float32 without a fault, as doubles: what the faults are planted in."""
+    tensor = torch.empty(SHAPE)
+    key = KEY.fold_in("faults")
+    filled = init.normal_(tensor, generator=key) if kind == "normal" else init.uniform_(tensor, generator=key)
+    values: Array = filled.double().numpy().ravel()
+    return values
+
+
+PLAIN_LAWS = {"normal": laws.normal(0, 1), "uniform": laws.uniform(0, 1)}
+
+
+def faulty(kind: str, values: Array, dtype: torch.dtype = torch.float32) -> Sample:
+    return Sample(torch.from_numpy(values).to(dtype), PLAIN_LAWS[kind])
+
+
+def shifted() -> Sample:
+    """A mean that is a hundredth of a standard deviation off."""
+    return faulty("normal", plain("normal") + 0.01)
+
+
+def scaled() -> Sample:
+    """A standard deviation that is 4 in 1000 off (1 in 1000 is seen in 2^26 values)."""
+    return faulty("normal", plain("normal") * 1.004)
+
+
+def seven_bits() -> Sample:
+    """Uniforms of 7 bits, in the middle of their steps so that the mean is right."""
+    return faulty("uniform", (np.floor(plain("uniform") * 128) + 0.5) / 128)
+
+
+def eight_bits_in_bfloat16() -> Sample:
+    """Uniforms of 8 bits, each of them a value that bfloat16 has."""
+    return faulty("uniform", np.floor(plain("uniform") * 256) / 256, torch.bfloat16)
+
+
+def cut_bits() -> Sample:
+    """bfloat16 by dropping 16 bits in place of rounding."""
+    bits = plain("normal").astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    return faulty("normal", bits.view(np.float32).astype(np.float64), torch.bfloat16)
+
+
+def rounded_twice() -> Sample:
+    """float16 by way of bfloat16."""
+    coarse = torch.from_numpy(plain("normal")).bfloat16().double().numpy()
+    return faulty("normal", coarse, torch.float16)
+
+
+def clamped() -> Sample:
+    """What is beyond 3 standard deviations is heaped there."""
+    return faulty("normal", np.clip(plain("normal"), -3, 3))
+
+
+def heaped() -> Sample:
+    """Of every 2^15 values one is the lower bound."""
+    values = plain("uniform").copy()
+    values[:: 1 << 15] = 0.0
+    return faulty("uniform", values)
+
+
+def lost_tails() -> Sample:
+    """The radius from a uniform of 8 bits, as bfloat16 has it: no |z| beyond 3.6 occurs."""
+    u = (np.floor(plain("uniform") * 256) + 0.5) / 256
+    radius = np.sqrt(-2 * np.log(u[::2]))
+    angle = 2 * np.pi * plain("uniform")[1::2]
+    return faulty("normal", np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel())
+
+
+def each_counter_twice() -> Sample:
+    """A group of four and the same again."""
+    return faulty("normal", np.repeat(plain("normal").reshape(-1, 4)[: SIZE // 8], 2, axis=0).ravel())
+
+
+def counter_of_six_bits() -> Sample:
+    """64 groups again and again, which a run of 2^22 shows as counts that are far too uneven."""
+    return faulty("normal", np.tile(plain("normal")[:256], SIZE // 256))
+
+
+def swapped_lanes() -> Sample:
+    """The second pair of a group takes its radius from the first's angle, and its angle from the radius."""
+    w = (plain("uniform").reshape(-1, 4)[:, :2] + 2.0**-25).repeat(2, axis=0).reshape(-1, 2, 2)
+    w[:, 1] = w[:, 1, ::-1]
+    radius, angle = np.sqrt(-2 * np.log(w[:, :, 0])), 2 * np.pi * w[:, :, 1]
+    return faulty("normal", np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).ravel())
+
+
+def one_lane_for_two() -> Sample:
+    """Lane 3 is lane 1 once more."""
+    values = plain("normal").reshape(-1, 4).copy()
+    values[:, 3] = values[:, 1]
+    return faulty("normal", values.ravel())
+
+
+def common_radius() -> Sample:
+    """Both pairs of a group have one radius: uncorrelated values, whose sizes are not."""
+    z = plain("normal").reshape(-1, 2, 2)
+    size = np.sqrt(np.square(z).sum(2, keepdims=True))
+    return faulty("normal", (z / size * size[:, :1]).ravel())
+
+
+def even_counts() -> Sample:
+    """A lattice in random order: more even than chance."""
+    order = np.random.default_rng(5).permutation(SIZE)
+    return faulty("uniform", (order + 0.5) / SIZE)
+
+
+FAULTS: dict[Callable[[], Sample], tuple[Callable[[Sample], Scores], ...]] = {
+    shifted: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.moments),
+    scaled: (checks.anderson_darling, checks.moments),
+    seven_bits: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.tails),
+    eight_bits_in_bfloat16: (checks.every_value, checks.discrete_kolmogorov, checks.kolmogorov),
+    cut_bits: (checks.every_value, checks.moments, checks.equiprobable),
+    rounded_twice: (checks.every_value,),
+    clamped: (checks.tails, checks.moments),
+    heaped: (checks.tails,),
+    lost_tails: (checks.tails,),
+    each_counter_twice: (checks.serial, checks.tuples),
+    counter_of_six_bits: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.tuples),
+    swapped_lanes: (checks.serial, checks.tuples),
+    one_lane_for_two: (checks.serial, checks.tuples),
+    common_radius: (checks.serial, checks.tuples),
+    even_counts: (checks.equiprobable,),
+}
+PLANTED = [(fault, check) for fault, found_by in FAULTS.items() for check in found_by]
+
+
+@lru_cache(maxsize=1)
+def planted(fault: Callable[[], Sample]) -> Sample:
+    return fault()
+
+
+@pytest.mark.parametrize(("fault", "check"), PLANTED, ids=lambda f: f.__name__)
+def test_a_check_of_a_sample_rejects_a_planted_fault(
+    fault: Callable[[], Sample], check: Callable[[Sample], Scores]
+) -> None:
+    assert raises_alarm(check(planted(fault)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_the_check_of_two_samples_rejects_a_planted_fault(dtype: torch.dtype) -> None:
+    right = faulty("normal", plain("normal"), dtype)
+    wrong = Sample(torch.from_numpy(stock("normal_", torch.float32).y + 0.01).to(dtype), right.law)
+    assert raises_alarm(checks.two_samples(right, wrong))
+
+
+SIDE = 2048
+
+
+def one_pair_of_rows(matrix: Array) -> None:
+    matrix[77] = math.sqrt(1 - 0.2**2) * matrix[77] + 0.2 * matrix[1900]
+
+
+def each_row_near_the_last(matrix: Array) -> None:
+    matrix[1:] = math.sqrt(1 - 0.01**2) * matrix[1:] + 0.01 * matrix[:-1]
+
+
+def one_direction(matrix: Array) -> None:
+    """All rows have a share of the first: 4 in 1000 of their variance."""
+    matrix[1:] = math.sqrt(1 - 4e-3) * matrix[1:] + math.sqrt(4e-3) * matrix[0]
+
+
+def rows_of_equal_length(matrix: Array) -> None:
+    matrix *= math.sqrt(SIDE) / np.linalg.norm(matrix, axis=1)[:, None]
+
+
+def a_row_again(matrix: Array) -> None:
+    matrix[1024] = matrix[3]
+
+
+LINES: dict[Callable[[Array], None], tuple[str, ...]] = {
+    one_pair_of_rows: ("nearest rows",),
+    a_row_again: ("nearest rows",),
+    each_row_near_the_last: ("neighbouring rows",),
+    one_direction: ("sums of columns", "angles between rows", "angles between columns"),
+    rows_of_equal_length: ("lengths of rows",),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("fault", LINES, ids=lambda f: f.__name__)
+def test_the_check_of_rows_and_columns_rejects_a_planted_fault(
+    fault: Callable[[Array], None], turned: bool
+) -> None:
+    matrix = plain("normal").reshape(SIDE, SIDE).copy()
+    fault(matrix)
+    scores = checks.rows_and_columns(matrix.T if turned else matrix)
+    exchanged = {"rows": "columns", "columns": "rows"}
+    for name in LINES[fault]:
+        if turned:
+            name = " ".join(exchanged.get(part, part) for part in name.split())
+        assert scores[name] < ALARM, scores
+
+
+def stuck_bit(stream: Words) -> None:
+    """One bit of one lane is set in one of 64 groups."""
+    stream[2::256] |= np.uint32(1 << 11)
+
+
+def counter_of_sixteen_bits(stream: Words) -> None:
+    stream[1 << 18 :] = np.tile(stream[: 1 << 18], 15)
+
+
+def one_group_again(stream: Words) -> None:
+    stream[4000:4004] = stream[-4:]
+
+
+def each_group_twice(stream: Words) -> None:
+    stream.reshape(-1, 2, 4)[:, 1] = stream.reshape(-1, 2, 4)[:, 0]
+
+
+def a_word_from_the_last(stream: Words) -> None:
+    """The four low bits of a lane come again in the next group's, in another lane."""
+    groups = stream.reshape(-1, 4)
+    groups[1:, 3] = groups[1:, 3] & np.uint32(0xFFFFFFF0) | groups[:-1, 0] & np.uint32(0xF)
+
+
+def low_bits_of_a_counter(stream: Words) -> None:
+    """A generator of 32 bits of state, modulo 2^32, in one lane: its low bits have short periods."""
+    lane = stream.reshape(-1, 4)[:, 1]
+    lane[:] = (np.arange(len(lane), dtype=np.uint64) * 2654435761 + 12345).astype(np.uint32)
+
+
+WORD_FAULTS: dict[Callable[[Words], None], Callable[[Words], Scores]] = {
+    stuck_bit: checks.bits_of_words,
+    counter_of_sixteen_bits: checks.groups_of_words,
+    one_group_again: checks.groups_of_words,
+    each_group_twice: checks.later_words,
+    a_word_from_the_last: checks.later_words,
+    low_bits_of_a_counter: checks.birthday_spacings,
+}
+
+
+@pytest.mark.parametrize("fault", WORD_FAULTS, ids=lambda f: f.__name__)
+def test_a_check_of_words_rejects_a_planted_fault(fault: Callable[[Words], None]) -> None:
+    stream = words(KEY, SIZE)
+    fault(stream)
+    assert raises_alarm(WORD_FAULTS[fault](stream))
+
+
+def test_the_check_of_words_rejects_streams_that_overlap() -> None:
+    # Numbered by adding to the offset, as the documents say not to.
+    streams = (words(Key(KEY.seed, i), SIZE // 8) for i in range(8))
+    assert raises_alarm(checks.groups_of_words(interleaved(streams)))
+
+
+def seeds_of_32_bits(seed: int, offset: int, text: str) -> Key:
+    return derive(seed % 2**32, offset, text)
+
+
+def offsets_of_32_bits(seed: int, offset: int, text: str) -> Key:
+    return derive(seed, offset % 2**32, text)
+
+
+def texts_by_their_sum(seed: int, offset: int, text: str) -> Key:
+    """Two texts collide where letters change by as much."""
+    return Key(seed, offset).fold_in(sum(map(ord, text)))
+
+
+def seed_and_offset_mixed(seed: int, offset: int, text: str) -> Key:
+    """One number from both, so that a bit of one undoes the other's, and no key is the first."""
+    return Key(seed ^ offset).fold_in(text)
+
+
+def texts_as_offsets(seed: int, offset: int, text: str) -> Key:
+    """Neighbouring numbers added to the offset: streams that overlap."""
+    return Key(seed, offset).fold_in(0) if text == NAME else Key(seed, offset + len(text))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [seeds_of_32_bits, offsets_of_32_bits, texts_by_their_sum, seed_and_offset_mixed, texts_as_offsets],
+)
+def test_the_check_of_keys_rejects_keys_that_collide(fault: Derive) -> None:
+    assert raises_alarm(neighbouring_keys(fault, 1 << 10))
+
+
+def test_the_check_of_fills_in_a_row_rejects_a_draw_that_advances_by_one_group() -> None:
+    assert raises_alarm(checks.rows_and_columns(fills_in_a_row(Key(0, i) for i in range(512))))
+
+
+def test_the_check_of_first_values_rejects_a_draw_that_serves_two_fills() -> None:
+    sample = first_values(key for key in KEY.split(1 << 13) for _ in range(2))
+    assert raises_alarm(checks.serial(sample, range(1, 9)))
+
+
+def test_the_check_of_first_values_rejects_seeds_that_are_scaled_and_not_mixed() -> None:
+    values = torch.arange(1 << 14, dtype=torch.float64) * 0.6180339887498949 % 1
+    assert raises_alarm(checks.marginal(Sample(values.float(), laws.uniform(0, 1))))
+
+
+# ----------------------------------------------------------------------------------------
+# The checks themselves
+# ----------------------------------------------------------------------------------------
+
+REPLICATES = 200
+
+
+def of_another_generator(law: Law, dtype: torch.dtype, size: int, seed: int) -> Sample:
+    u = np.random.default_rng(seed).random(size)
+    values = law.quantile(u) if dtype == torch.float64 else law.cells(dtype).at(u)
+    return Sample(torch.from_numpy(values).to(dtype), law)
+
+
+def never_too_small(replicate: Callable[[int], Scores]) -> None:
+    """Each p-value is below p no more often than p, as far as replicates of it show."""
+    seen = [replicate(seed) for seed in range(REPLICATES)]
+    for name in seen[0]:
+        values = [scores[name] for scores in seen]
+        too_often = stats.ks_1samp(values, stats.uniform.cdf, alternative="greater").pvalue
+        assert too_often > ALARM, (name, too_often)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_ on both sides"])
+def test_p_values_against_a_law_are_no_smaller_than_chance_has_them(name: str, dtype: torch.dtype) -> None:
+    law = CASES[name].law(1, 1)
+    never_too_small(lambda seed: checks.marginal(of_another_generator(law, dtype, 1 << 12, seed)))
+
+
+def test_p_values_of_dependence_are_no_smaller_than_chance_has_them() -> None:
+    def replicate(seed: int) -> Scores:
+        sample = of_another_generator(laws.normal(0, 1), torch.float64, 6144, seed)
+        return checks.serial(sample, range(1, 5)) | checks.tuples(sample)
+
+    never_too_small(replicate)
+
+
+def test_p_values_of_rows_and_columns_are_no_smaller_than_chance_has_them() -> None:
+    never_too_small(
+        lambda seed: checks.rows_and_columns(np.random.default_rng(seed).standard_normal((128, 96)))
+    )
+
+
+def test_p_values_of_two_samples_are_no_smaller_than_chance_has_them() -> None:
+    law = laws.normal(0, 1)
+    never_too_small(
+        lambda seed: checks.two_samples(
+            of_another_generator(law, torch.float64, 4096, seed),
+            of_another_generator(law, torch.float64, 1024, REPLICATES + seed),
+        )
+    )
+
+
+def test_the_law_of_anderson_and_darling_has_its_mean_and_second_moment() -> None:
+    # E A^2 = 1 and Var A^2 = 2 (pi^2 - 9) / 3, by their weighted sum of chi-squares.
+    z, weights = np.polynomial.legendre.leggauss(200)
+    z, weights = 10 * (z + 1), 10 * weights
+    tail = np.array([checks.anderson_darling_sf(float(at)) for at in z])
+    assert weights @ tail == pytest.approx(1, abs=1e-7)
+    assert weights @ (2 * z * tail) - 1 == pytest.approx(2 * (math.pi**2 - 9) / 3, abs=1e-6)
+
+
+def test_a_false_alarm_is_unlikely_in_the_whole_of_this_file() -> None:
+    assert counted <= P_VALUES
+    assert P_VALUES * ALARM <= 0.005
