@@ -1,15 +1,15 @@
 """Every fill that draws follows its law, its values are independent, and so are keys: with planted faults.
 
-The checks and their null laws are in checks.py, the laws of the fills in laws.py. Each check gives p-values,
-an alarm is one below 1e-6, and every p-value of this file is counted: the chance that a right package fails
-here is at most that number times 1e-6, which the last test bounds. Keys are fixed, so what passes once always
-does.
+The checks and their null laws are in prove/checks.py, the laws of the fills in prove/laws.py. Each check
+gives p-values, an alarm is one below 1e-6, and every p-value of this file is counted: the chance that a right
+package fails here is at most that number times 1e-6, which the last test bounds. Keys are fixed, so what
+passes once always does.
 
 A check that found nothing would pass as well. So each is run on samples with a fault, of the size at which it
 looks at fills, and must raise its alarm; and on samples of another generator, where its p-values must not be
 smaller than chance has them.
 
-`prove_statistics.py` runs the same checks on more values, and others that need minutes.
+`make prove` runs the same checks on more values, and others that need minutes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import pytest
 import torch
 from scipy import stats
 
-import checks
-import laws
-from checks import ALARM, Scores, Words
 from fills import DTYPES
-from laws import CASES, Array, Law, Sample, draw
 from paraminit_ext import Key, init
+from prove import checks, laws
+from prove.checks import ALARM, Scores
+from prove.laws import CASES, Array, Law, Sample, draw
+from prove.words import Words, first_words, interleaved, words
 from test_numbers import WORDS, apply, uniform_of
 
 KEY = Key(0x0DD5_A6A1_57)
@@ -99,7 +99,7 @@ def against_law_and_stock(name: str, dtype: torch.dtype) -> Scores:
         # Stock draws uniforms of 16-bit dtypes from 8 and 11 bits and loses tails of bfloat16 normals; what
         # it draws in float32, rounded once and kept within the bounds, has the law that is meant.
         theirs = stock(name, torch.float64 if dtype == torch.float64 else torch.float32)
-        if sample.discrete:
+        if sample.histogram is not None:
             values = theirs.law.cells(dtype).values
             theirs = Sample(theirs.tensor.to(dtype).clamp(values[0], values[-1]), theirs.law)
         scores |= checks.two_samples(sample, theirs)
@@ -154,28 +154,6 @@ def test_rows_and_columns_of_a_matrix_are_independent(dtype: torch.dtype) -> Non
 # ----------------------------------------------------------------------------------------
 # Words
 # ----------------------------------------------------------------------------------------
-
-
-def signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def words(key: Key, count: int, start: int = 0) -> Words:
-    """`count` words from the group `start` on."""
-    tensor = torch.empty(count, dtype=torch.int64)
-    whole, place = (2**62,), (4 * start,)
-    torch.ops.paraminit_ext.words_.default(tensor, signed(key.seed), signed(key.offset), whole, place)
-    return tensor.numpy().astype(np.uint32)
-
-
-def first_words(keys: Iterable[Key]) -> Words:
-    """The first group of each key."""
-    return np.concatenate([words(key, 4) for key in keys])
-
-
-def interleaved(streams: Iterable[Words]) -> Words:
-    """A word of each stream in turn."""
-    return np.stack(list(streams), axis=1).ravel()
 
 
 STREAMS: dict[str, Callable[[], Words]] = {
@@ -343,6 +321,10 @@ def clamped() -> Sample:
     return faulty("normal", np.clip(plain("normal"), -3, 3))
 
 
+def clamped_in_bfloat16() -> Sample:
+    return faulty("normal", np.clip(plain("normal"), -3, 3), torch.bfloat16)
+
+
 def heaped() -> Sample:
     """Of every 2^15 values one is the lower bound."""
     values = plain("uniform").copy()
@@ -396,21 +378,26 @@ def even_counts() -> Sample:
     return faulty("uniform", (order + 0.5) / SIZE)
 
 
+def serial(sample: Sample) -> Scores:
+    return checks.serial(sample, range(1, 9))
+
+
 FAULTS: dict[Callable[[], Sample], tuple[Callable[[Sample], Scores], ...]] = {
     shifted: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.moments),
     scaled: (checks.anderson_darling, checks.moments),
     seven_bits: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.tails),
-    eight_bits_in_bfloat16: (checks.every_value, checks.discrete_kolmogorov, checks.kolmogorov),
-    cut_bits: (checks.every_value, checks.moments, checks.equiprobable),
+    eight_bits_in_bfloat16: (checks.every_value, checks.counted_kolmogorov, checks.kolmogorov),
+    cut_bits: (checks.every_value, checks.moments, checks.counted_moments, checks.equiprobable),
     rounded_twice: (checks.every_value,),
     clamped: (checks.tails, checks.moments),
+    clamped_in_bfloat16: (checks.counted_tails,),
     heaped: (checks.tails,),
     lost_tails: (checks.tails,),
-    each_counter_twice: (checks.serial, checks.tuples),
+    each_counter_twice: (serial, checks.tuples),
     counter_of_six_bits: (checks.kolmogorov, checks.anderson_darling, checks.equiprobable, checks.tuples),
-    swapped_lanes: (checks.serial, checks.tuples),
-    one_lane_for_two: (checks.serial, checks.tuples),
-    common_radius: (checks.serial, checks.tuples),
+    swapped_lanes: (serial, checks.tuples),
+    one_lane_for_two: (serial, checks.tuples),
+    common_radius: (serial, checks.tuples),
     even_counts: (checks.equiprobable,),
 }
 PLANTED = [(fault, check) for fault, found_by in FAULTS.items() for check in found_by]

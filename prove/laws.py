@@ -232,6 +232,16 @@ def merged(probabilities: Array, least: float) -> npt.NDArray[np.int64]:
     return np.array(starts)
 
 
+def _cells_between(law: Law, values: Array, edges: Array, patterns: Array) -> Cells:
+    """Cells of ascending values that lie between edges; NaN is a pattern that stands for none."""
+    below = law.cdf(edges)
+    occurs = np.diff(below) > 0
+    values = values[occurs]
+    place = np.searchsorted(values, patterns)
+    place[~((patterns >= values[0]) & (patterns <= values[-1]))] = -1
+    return Cells(values, law.standard(values), np.append(below[:-1][occurs], 1.0), place)
+
+
 @cache
 def _cells(law: Law, dtype: torch.dtype) -> Cells:
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype).double().numpy()
@@ -240,12 +250,27 @@ def _cells(law: Law, dtype: torch.dtype) -> Cells:
     inside = np.isfinite(patterns) & (patterns >= low)
     inside &= patterns < high if law.family == "uniform" else patterns <= high
     values = np.unique(patterns[inside])
-    below = np.concatenate([[0.0], law.cdf((values[1:] + values[:-1]) / 2), [1.0]])
-    occurs = np.diff(below) > 0
-    values = values[occurs]
-    place = np.searchsorted(values, patterns)
-    place[~inside | (patterns < values[0]) | (patterns > values[-1])] = -1
-    return Cells(values, law.standard(values), np.append(below[:-1][occurs], 1.0), place)
+    edges = np.concatenate([[-math.inf], (values[1:] + values[:-1]) / 2, [math.inf]])
+    return _cells_between(law, values, edges, np.where(inside, patterns, math.nan))
+
+
+@cache
+def high_halves(law: Law) -> Cells:
+    """Of float32 values by their high 16 bits: what a count of 2^32 of them fits in.
+
+    A cell holds what rounds to a float32 whose low 16 bits are dropped, and the float32 without them stands
+    for it: towards 0, so that 0 and -0 are two cells.
+    """
+    v = (np.arange(0x7F80, dtype=np.uint32) << np.uint32(16)).view(np.float32)
+    before = np.nextafter(v[1:], np.float32(0)).astype(np.float64)
+    edges = np.append((v[1:] + before) / 2, math.inf)
+    v = v.astype(np.float64)
+    negative = np.append(-np.nextafter(0.0, 1.0), -v[1:])  # the place of -0 is before that of 0
+    patterns = np.full(65536, math.nan)
+    patterns[: len(v)], patterns[0x8000 : 0x8000 + len(v)] = v, negative
+    return _cells_between(
+        law, np.concatenate([negative[::-1], v]), np.concatenate([-edges[::-1], [0.0], edges]), patterns
+    )
 
 
 # ----------------------------------------------------------------------------------------
@@ -253,53 +278,71 @@ def _cells(law: Law, dtype: torch.dtype) -> Cells:
 # ----------------------------------------------------------------------------------------
 
 
+def patterns(tensor: Tensor) -> npt.NDArray[np.uint16]:
+    """The bits of a tensor of a 16-bit dtype, as unsigned integers."""
+    return tensor.contiguous().view(torch.int16).numpy().ravel().view(np.uint16)
+
+
 def pattern_counts(tensor: Tensor) -> Counts:
-    """How often each 16-bit pattern occurs, by the pattern read as unsigned."""
-    patterns = tensor.contiguous().view(torch.int16).numpy().ravel().view(np.uint16)
-    return np.bincount(patterns, minlength=65536)
+    return np.bincount(patterns(tensor), minlength=65536)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often each of the cells of a law is met; `error` is that of the distribution function."""
+
+    cells: Cells
+    counts: Counts
+    error: float
+
+    @cached_property
+    def size(self) -> int:
+        return int(self.counts.sum())
 
 
 class Sample:
-    """Values that are said to follow a law, and what its checks share.
-
-    `u` is the sample through the law's distribution function: uniform on [0, 1] where the claim holds. A
-    value of a 16-bit dtype stands for a cell of the law, so it is spread over its cell by other random
-    numbers (a randomised quantile residual: Dunn and Smyth 1996), which makes `u` uniform exactly.
-    """
+    """Values that are said to follow a law."""
 
     def __init__(self, tensor: Tensor, law: Law) -> None:
         self.law, self.dtype = law, tensor.dtype
         self.error = law.error(tensor.dtype)
-        self.discrete = tensor.element_size() == 2
         self.size = tensor.numel()
         self.tensor = tensor
 
-    @cached_property
-    def x(self) -> Array:
-        x: Array = self.tensor.double().numpy().ravel()
-        return x
-
-    @cached_property
+    @property
     def y(self) -> Array:
-        return self.law.standard(self.x)
+        """In standard deviations from the law's mean."""
+        return self.law.standard(self.tensor.double().numpy().ravel())
 
     @cached_property
-    def counts(self) -> Counts:
-        return self.law.cells(self.dtype).counts(pattern_counts(self.tensor))
-
-    @cached_property
-    def u(self) -> Array:
-        if not self.discrete:
-            return self.law.cdf(self.x)
+    def histogram(self) -> Histogram | None:
+        """How often each value of a 16-bit dtype occurs; None for a wider one."""
+        if self.tensor.element_size() != 2:
+            return None
         cells = self.law.cells(self.dtype)
-        place = cells.place[self.tensor.view(torch.int16).numpy().ravel().view(np.uint16)]
-        spread = np.random.default_rng(0xD1CE).random(self.size)
-        u: Array = cells.below[place] + spread * cells.probabilities[place]
+        return Histogram(cells, cells.counts(pattern_counts(self.tensor)), self.error)
+
+    @property
+    def u(self) -> Array:
+        """The sample through the law's distribution function: uniform on [0, 1] where the claim holds.
+
+        A value of a 16-bit dtype stands for a cell of the law, so it is spread over its cell by other random
+        numbers (a randomised quantile residual: Dunn and Smyth 1996), which makes `u` uniform exactly.
+        """
+        if self.tensor.element_size() != 2:
+            return self.law.cdf(self.tensor.double().numpy().ravel())
+        cells = self.law.cells(self.dtype)
+        place = cells.place[patterns(self.tensor)]
+        u = np.random.default_rng(0xD1CE).random(self.size)
+        u *= cells.probabilities[place]
+        u += cells.below[place]
         return u
 
     @cached_property
     def sorted_u(self) -> Array:
-        return np.sort(self.u)
+        u = self.u
+        u.sort()
+        return u
 
 
 # ----------------------------------------------------------------------------------------

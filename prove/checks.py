@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import integrate, special, stats
 
-from laws import VALUE_ERROR, Array, Counts, Moments, Sample, merged
+from prove.laws import VALUE_ERROR, Array, Counts, Histogram, Moments, Sample, merged
+from prove.words import Words, reversed_bits
 
 Scores = dict[str, float]
-Words = npt.NDArray[np.uint32]
 
 # The chance that one p-value raises an alarm though its claim holds. What is certain about a whole run is the
 # number of its p-values times this (Bonferroni), whatever the dependence between them.
@@ -82,16 +82,6 @@ def kolmogorov(sample: Sample) -> Scores:
     return {"kolmogorov": float(stats.kstwo.sf(max(distance - sample.error, 0.0), n))}
 
 
-def discrete_kolmogorov(sample: Sample) -> Scores:
-    """The same between the values of a 16-bit dtype, from the counts alone.
-
-    On the safe side: it is the greatest distance of a uniform sample at some places only.
-    """
-    below = sample.law.cells(sample.dtype).below[1:]
-    distance = float(np.abs(np.cumsum(sample.counts) / sample.size - below).max())
-    return {"discrete kolmogorov": float(stats.kstwo.sf(max(distance - sample.error, 0.0), sample.size))}
-
-
 def anderson_darling_sf(statistic: float) -> float:
     """The upper tail of the limit law of A^2 (Anderson and Darling 1954, equation 4.4).
 
@@ -123,7 +113,8 @@ def anderson_darling(sample: Sample) -> Scores:
     """
     u, n = sample.sorted_u, sample.size
     # A value at an end of a grid stands for the middle of its first or last half step.
-    u = np.clip(u, 2.0**-33, 1 - 2.0**-33) if sample.error else np.clip(u, 2.0**-54, 1 - 2.0**-53)
+    half = 2.0**-33 if sample.error else 2.0**-53
+    u = np.clip(u, half, 1 - half)
     weights = 2 * np.arange(1, n + 1, dtype=np.float64) - 1
     statistic = -n - float(weights @ np.log(u * (1 - u[::-1]))) / n
     allowed = 0.0
@@ -138,15 +129,10 @@ def equiprobable(sample: Sample) -> Scores:
     Not a power of two, which a coarse grid would fill evenly.
     """
     bins = min(1000, sample.size // 64)
-    counts = np.bincount(np.minimum(sample.u * bins, bins - 1).astype(np.int64), minlength=bins)
+    counts = np.diff(
+        np.searchsorted(sample.sorted_u, np.arange(1, bins) / bins), prepend=0, append=sample.size
+    )
     return {"chi-square": chi_square(counts, 1 / bins, sample.error)}
-
-
-def every_value(sample: Sample) -> Scores:
-    """Counts of each value of a 16-bit dtype, against its exact probability; rare neighbours are merged."""
-    starts, probabilities = sample.law.cells(sample.dtype).merged(max(2.0**-13, 256 / sample.size))
-    counts = np.add.reduceat(sample.counts, starts)
-    return {"chi-square of values": chi_square(counts, probabilities, sample.error)}
 
 
 def moment_scores(sums: Iterable[float], size: int, law: Moments, error: float) -> Scores:
@@ -169,17 +155,18 @@ def moment_scores(sums: Iterable[float], size: int, law: Moments, error: float) 
     return scores
 
 
-def moments(sample: Sample) -> Scores:
-    if sample.discrete:
-        cells = sample.law.cells(sample.dtype)
-        y, weights, law = cells.standard, sample.counts.astype(np.float64), cells.moments
-    else:
-        y, weights, law = sample.y, np.ones(sample.size), sample.law.moments
+def weighted_moments(y: Array, weights: Array, size: int, law: Moments, error: float) -> Scores:
     sums = []
     for _ in range(4):
         weights = weights * y
         sums.append(float(weights.sum()))
-    return moment_scores(sums, sample.size, law, VALUE_ERROR if sample.error else 0.0)
+    return moment_scores(sums, size, law, VALUE_ERROR if error else 0.0)
+
+
+def moments(sample: Sample) -> Scores:
+    if sample.histogram is not None:
+        return counted_moments(sample)
+    return weighted_moments(sample.y, np.ones(1), sample.size, sample.law.moments, sample.error)
 
 
 # Far enough for a heap or a lack to show, near enough to expect some: at 2^22 values 2^14, 2^8 and 8 of them.
@@ -197,15 +184,61 @@ def tails(sample: Sample) -> Scores:
     return scores
 
 
-MARGINAL = (kolmogorov, anderson_darling, equiprobable, moments, tails)
-DISCRETE = (*MARGINAL, discrete_kolmogorov, every_value)
+# ----------------------------------------------------------------------------------------
+# Counts of every value, or of cells of values, against their exact probabilities
+# ----------------------------------------------------------------------------------------
+
+
+def counted(sample: Sample | Histogram) -> Histogram:
+    histogram = sample.histogram if isinstance(sample, Sample) else sample
+    assert histogram is not None, "a sample of a 16-bit dtype is counted, others are not"
+    return histogram
+
+
+def counted_kolmogorov(sample: Sample | Histogram) -> Scores:
+    """The greatest distance between the distribution functions at the ends of cells.
+
+    On the safe side: it is the greatest distance of a uniform sample at some places only.
+    """
+    h = counted(sample)
+    distance = float(np.abs(np.cumsum(h.counts) / h.size - h.cells.below[1:]).max())
+    return {"kolmogorov of values": float(stats.kstwo.sf(max(distance - h.error, 0.0), h.size))}
+
+
+def every_value(sample: Sample | Histogram, least: float = 2.0**-13) -> Scores:
+    """Pearson's statistic of the counts; neighbours that are rarer than `least` are taken together."""
+    h = counted(sample)
+    starts, probabilities = h.cells.merged(max(least, 256 / h.size))
+    counts = np.add.reduceat(h.counts, starts)
+    return {"chi-square of values": chi_square(counts, probabilities, h.error)}
+
+
+def counted_moments(sample: Sample | Histogram) -> Scores:
+    """Moments of the values that stand for the cells, by the law that they have: see `moment_scores`."""
+    h = counted(sample)
+    return weighted_moments(h.cells.standard, h.counts.astype(np.float64), h.size, h.cells.moments, h.error)
+
+
+def counted_tails(sample: Sample | Histogram, shares: Iterable[float] = TAILS) -> Scores:
+    """How many values lie in the cells of the lowest and of the highest share, about: binomial, exactly."""
+    h = counted(sample)
+    scores = {}
+    for share in shares:
+        low = max(int(np.searchsorted(h.cells.below, share)), 1)
+        high = min(int(np.searchsorted(h.cells.below, 1 - share)), len(h.counts) - 1)
+        p_low, p_high = float(h.cells.below[low]), float(h.cells.probabilities[high:].sum())
+        scores[f"lowest {share:.0e}"] = binomial_score(int(h.counts[:low].sum()), h.size, p_low, h.error)
+        scores[f"highest {share:.0e}"] = binomial_score(int(h.counts[high:].sum()), h.size, p_high, h.error)
+    return scores
 
 
 def marginal(sample: Sample) -> Scores:
     """All of one sample's checks against its law."""
-    scores: Scores = {}
-    for check in DISCRETE if sample.discrete else MARGINAL:
+    scores = moments(sample)
+    for check in (kolmogorov, anderson_darling, equiprobable, tails):
         scores |= check(sample)
+    if sample.histogram is not None:
+        scores |= counted_kolmogorov(sample) | every_value(sample)
     return scores
 
 
@@ -215,8 +248,8 @@ def two_samples(one: Sample, other: Sample) -> Scores:
     Two samples of N and M differ as one of N M / (N + M) differs from its law, in the limit; fewer places are
     on the safe side, and the law that spaces them enters no claim.
     """
-    if one.discrete:
-        functions = [np.cumsum(s.counts) / s.size for s in (one, other)]
+    if one.histogram is not None and other.histogram is not None:
+        functions = [np.cumsum(s.counts) / s.size for s in (one.histogram, other.histogram)]
     else:
         codes = [np.minimum(s.u * 65536, 65535).astype(np.int64) for s in (one, other)]
         functions = [np.cumsum(np.bincount(c, minlength=65536)) / len(c) for c in codes]
@@ -307,7 +340,7 @@ def lines(matrix: Array, name: str) -> Scores:
     gram = unit @ unit.T
     upper = np.triu_indices(rows, 1)
     cosines = gram[upper].astype(np.float64)
-    beta = stats.beta(0.5, (columns - 1) / 2)
+    farthest = float(special.betainc((columns - 1) / 2, 0.5, 1 - np.square(cosines).max()))
     squares = float(np.square(cosines).sum())
     deviation = math.sqrt(len(cosines) * 2 * (columns - 1) / (columns**2 * (columns + 2)))
     scatter = float(np.square(lengths - columns).sum()) / (2 * columns)
@@ -315,7 +348,7 @@ def lines(matrix: Array, name: str) -> Scores:
     return {
         f"sums of {name}": chi_square_score(float(np.square(sums).sum()) / columns, rows),
         f"lengths of {name}": normal_score((scatter - rows) / math.sqrt(rows * (2 + 12 / columns))),
-        f"nearest {name}": min(1.0, len(cosines) * float(beta.sf(np.square(cosines).max()))),
+        f"nearest {name}": min(1.0, len(cosines) * farthest),
         f"angles between {name}": normal_score((squares - len(cosines) / columns) / deviation),
         f"neighbouring {name}": normal_score(neighbours * math.sqrt(columns / (rows - 1))),
     }
@@ -386,13 +419,6 @@ def birthday_spacings(words: Words) -> Scores:
             equal = int((gaps[:, 1:] == gaps[:, :-1]).sum())
             scores[f"birthdays of {name}, lane {lane}"] = poisson_score(equal, 16 * 4096.0**3 / 2.0**34)
     return scores
-
-
-def reversed_bits(words: Words) -> Words:
-    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
-        low, s = np.uint32(mask), np.uint32(shift)
-        words = ((words >> s) & low) | ((words & low) << s)
-    return words
 
 
 def of_words(words: Words) -> Scores:
