@@ -70,7 +70,12 @@ test: build
 
 # make prove      : what takes minutes to prove: all 2^32 words, long samples (ARGS="--only numbers", ARGS=--update)
 prove: build
-	@$(PY) -m prove $(ARGS)
+	@if ! command -v dieharder >/dev/null && [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	    echo "installing dieharder"
+	    { apt-get update && apt-get install -y --no-install-recommends dieharder; } >build/dieharder.log 2>&1 || {
+	        tail -n 5 build/dieharder.log; exit 1; }
+	fi
+	$(PY) -m prove $(ARGS)
 
 # make lint       : ruff, mypy, clang-format; needs no compiled package
 lint: $(TOOLS_STAMP)

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prove import numbers
+from prove import battery, numbers, statistics
 from prove.claims import Claim, ProofError, Step, draw
 
 STEPS: dict[str, Step] = {
     "numbers": numbers.prove,
+    "statistics": statistics.prove,
+    "battery": battery.prove,
 }
 
 

@@ -65,6 +65,11 @@ def chi_square(counts: Counts, probabilities: Array | float, error: float = 0.0)
     return chi_square_score(statistic, len(counts) - 1, n * float((4 * error * error / p).sum()))
 
 
+def no_smaller_than_chance(values: list[float]) -> float:
+    """Of p-values: below p no more often than p, by the greatest excess of their distribution function."""
+    return float(stats.ks_1samp(values, stats.uniform.cdf, alternative="greater").pvalue)
+
+
 # ----------------------------------------------------------------------------------------
 # One sample against its law
 # ----------------------------------------------------------------------------------------
@@ -179,8 +184,9 @@ def tails(sample: Sample) -> Scores:
     for share in TAILS:
         low = int(np.searchsorted(sample.sorted_u, share, side="left"))
         high = sample.size - int(np.searchsorted(sample.sorted_u, 1 - share, side="right"))
-        scores[f"lowest {share:.0e}"] = binomial_score(low, sample.size, share, sample.error)
-        scores[f"highest {share:.0e}"] = binomial_score(high, sample.size, share, sample.error)
+        error = sample.law.tail_error(share, sample.error)
+        scores[f"lowest {share:.0e}"] = binomial_score(low, sample.size, share, error)
+        scores[f"highest {share:.0e}"] = binomial_score(high, sample.size, share, error)
     return scores
 
 
@@ -226,9 +232,10 @@ def counted_tails(sample: Sample | Histogram, shares: Iterable[float] = TAILS) -
     for share in shares:
         low = max(int(np.searchsorted(h.cells.below, share)), 1)
         high = min(int(np.searchsorted(h.cells.below, 1 - share)), len(h.counts) - 1)
-        p_low, p_high = float(h.cells.below[low]), float(h.cells.probabilities[high:].sum())
-        scores[f"lowest {share:.0e}"] = binomial_score(int(h.counts[:low].sum()), h.size, p_low, h.error)
-        scores[f"highest {share:.0e}"] = binomial_score(int(h.counts[high:].sum()), h.size, p_high, h.error)
+        for name, part in (("lowest", slice(0, low)), ("highest", slice(high, None))):
+            p = float(h.cells.probabilities[part].sum())
+            count, error = int(h.counts[part].sum()), h.law.tail_error(p, h.error)
+            scores[f"{name} {share:.0e}"] = binomial_score(count, h.size, p, error)
     return scores
 
 

@@ -19,7 +19,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from paraminit_ext import Key, init
+from paraminit_ext import Key, Shard, init
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -127,6 +127,15 @@ class Law:
             return 0.0
         one_tail = self.family == "normal" and max(self.a - self.mean, self.mean - self.b) > self.std
         return TAIL_ERROR if one_tail else WORD_ERROR
+
+    def tail_error(self, share: float, error: float) -> float:
+        """What `error` is for the values beyond a small share of the law.
+
+        Where nothing cuts it, they are off by z |dz| of their share, |dz| being 2^-22 (1 + |z|) with |z| up
+        to 7, and by the radius words that stand so far out, hundreds in what is looked at.
+        """
+        normal = max(self.a - self.mean, self.mean - self.b) < -6.77 * self.std
+        return min(error, share * 2.0**-14) if normal and self.family == "normal" else error
 
     def standard(self, x: Array) -> Array:
         """The values less the law's mean, in units of its standard deviation."""
@@ -291,6 +300,7 @@ def pattern_counts(tensor: Tensor) -> Counts:
 class Histogram:
     """How often each of the cells of a law is met; `error` is that of the distribution function."""
 
+    law: Law
     cells: Cells
     counts: Counts
     error: float
@@ -320,7 +330,7 @@ class Sample:
         if self.tensor.element_size() != 2:
             return None
         cells = self.law.cells(self.dtype)
-        return Histogram(cells, cells.counts(pattern_counts(self.tensor)), self.error)
+        return Histogram(self.law, cells, cells.counts(pattern_counts(self.tensor)), self.error)
 
     @property
     def u(self) -> Array:
@@ -361,7 +371,7 @@ class Case:
     def law(self, rows: int, columns: int) -> Law:
         return self.promised if isinstance(self.promised, Law) else self.promised(rows, columns)
 
-    def fill(self, tensor: Tensor, key: Key | torch.Generator) -> Tensor:
+    def fill(self, tensor: Tensor | Shard, key: Key | torch.Generator) -> Tensor:
         filled: Tensor = getattr(init, self.function)(tensor, **self.arguments, generator=key)
         return filled
 

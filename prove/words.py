@@ -64,9 +64,9 @@ def eight_keys(key: Key, chunk: int) -> Words:
 
 
 def many_keys(key: Key, chunk: int) -> Words:
-    """Sixteen groups of each of the keys that numbers in a row are folded into."""
-    count = CHUNK // 64
-    return np.concatenate([words(key.fold_in(chunk * count + i), 64) for i in range(count)])
+    """The first 64 groups of each of the keys that numbers in a row are folded into."""
+    count = CHUNK // 256
+    return np.concatenate([words(key.fold_in(chunk * count + i), 256) for i in range(count)])
 
 
 def bits_reversed(key: Key, chunk: int) -> Words:
