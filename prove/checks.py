@@ -45,6 +45,17 @@ def poisson_score(count: int, mean: float) -> float:
     return two_sided(special.gammaincc(count + 1, mean), special.gammainc(count, mean) if count > 0 else 1.0)
 
 
+def distance_score(distance: float, n: int) -> float:
+    """Of the greatest distance between the distribution functions of n values and of their law: Kolmogorov's.
+
+    The exact law, or its expansion for great n to far beyond what is needed. scipy has neither for 2^32
+    values; the limit law is on the safe side of it there, and as near as 1/sqrt(n).
+    """
+    if n > 2**28:
+        return float(special.kolmogorov(math.sqrt(n) * max(distance, 0.0)))
+    return float(stats.kstwo.sf(max(distance, 0.0), n))
+
+
 def chi_square_score(statistic: float, degrees: float, offset: float = 0.0) -> float:
     """Counts that are too even are no chance either. `offset` is the noncentrality that is allowed."""
     central = special.chdtrc(degrees, statistic)
@@ -76,15 +87,11 @@ def no_smaller_than_chance(values: list[float]) -> float:
 
 
 def kolmogorov(sample: Sample) -> Scores:
-    """The greatest distance between the two distribution functions, against its exact law for n values.
-
-    scipy's `kstwo` is exact, or its expansion for great n to far beyond what is needed. The distance less the
-    error of the law is on the safe side.
-    """
+    """The greatest distance between the two distribution functions, less the law's error: on the safe side."""
     u, n = sample.sorted_u, sample.size
     steps = np.arange(n + 1) / n
     distance = max((steps[1:] - u).max(), (u - steps[:-1]).max())
-    return {"kolmogorov": float(stats.kstwo.sf(max(distance - sample.error, 0.0), n))}
+    return {"kolmogorov": distance_score(distance - sample.error, n)}
 
 
 def anderson_darling_sf(statistic: float) -> float:
@@ -208,7 +215,7 @@ def counted_kolmogorov(sample: Sample | Histogram) -> Scores:
     """
     h = counted(sample)
     distance = float(np.abs(np.cumsum(h.counts) / h.size - h.cells.below[1:]).max())
-    return {"kolmogorov of values": float(stats.kstwo.sf(max(distance - h.error, 0.0), h.size))}
+    return {"kolmogorov of values": distance_score(distance - h.error, h.size)}
 
 
 def every_value(sample: Sample | Histogram, least: float = 2.0**-13) -> Scores:
@@ -262,7 +269,7 @@ def two_samples(one: Sample, other: Sample) -> Scores:
         functions = [np.cumsum(np.bincount(c, minlength=65536)) / len(c) for c in codes]
     distance = float(np.abs(functions[0] - functions[1]).max())
     size = one.size * other.size // (one.size + other.size)
-    return {"two samples": float(stats.kstwo.sf(max(distance - one.error, 0.0), size))}
+    return {"two samples": distance_score(distance - one.error, size)}
 
 
 # ----------------------------------------------------------------------------------------

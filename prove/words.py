@@ -89,9 +89,9 @@ def lane_of_a_counter(key: Key, chunk: int) -> Words:
 
 
 def bit_too_rare(key: Key, chunk: int) -> Words:
-    """A planted fault: the lowest bit of a lane is cleared in one of 64 groups."""
+    """A planted fault: the lowest bit of a lane is cleared in one of four groups."""
     groups = one_key(key, chunk).reshape(-1, 4)
-    groups[::64, 2] &= np.uint32(0xFFFFFFFE)
+    groups[::4, 2] &= np.uint32(0xFFFFFFFE)
     return groups.ravel()
 
 

@@ -664,6 +664,13 @@ def test_the_law_of_anderson_and_darling_has_its_mean_and_second_moment() -> Non
     assert weights @ (2 * z * tail) - 1 == pytest.approx(2 * (math.pi**2 - 9) / 3, abs=1e-6)
 
 
+def test_the_law_of_the_greatest_distance_goes_over_into_its_limit() -> None:
+    exact, limit = (checks.distance_score(2.5 / math.sqrt(2**28), 2**28 + more) for more in (0, 1))
+    assert exact <= limit
+    assert limit == pytest.approx(exact, rel=2**-12)
+    assert checks.distance_score(2.5 / 2**16, 2**32) == pytest.approx(limit, rel=2**-12)
+
+
 def test_a_false_alarm_is_unlikely_in_the_whole_of_this_file() -> None:
     assert counted <= P_VALUES
     assert P_VALUES * ALARM <= statistics.FALSE_ALARM
