@@ -24,6 +24,8 @@ Scores = dict[str, float]
 # The chance that one p-value raises an alarm though its claim holds. What is certain about a whole run is the
 # number of its p-values times this (Bonferroni), whatever the dependence between them.
 ALARM = 1e-6
+# What that may come to in a run.
+FALSE_ALARM = 0.005
 
 
 def two_sided(lower: float, upper: float) -> float:
@@ -87,7 +89,7 @@ def no_smaller_than_chance(values: list[float]) -> float:
 
 
 def kolmogorov(sample: Sample) -> Scores:
-    """The greatest distance between the two distribution functions, less the law's error: on the safe side."""
+    """The greatest distance between the distribution functions, less the law's error: on the safe side."""
     u, n = sample.sorted_u, sample.size
     steps = np.arange(n + 1) / n
     distance = max((steps[1:] - u).max(), (u - steps[:-1]).max())

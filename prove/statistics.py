@@ -16,19 +16,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from paraminit_ext import Key, shard
-from prove import checks, laws
-from prove.checks import ALARM, Scores
+from prove import checks, counts, laws
+from prove.checks import ALARM, FALSE_ALARM, Scores
 from prove.claims import Claim
-from prove.laws import CASES, Counts, Histogram, Law
+from prove.laws import CASES, Counts, Histogram
 from prove.words import CHUNK, STREAMS, chunks
 
-KEY = Key(0x10_46_5A_3F_1E)
 SHAPE = (16384, 4096)
 LONG = 1 << 32
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# A false alarm of the whole step has at most this chance.
-FALSE_ALARM = 0.005
 
 
 class Judge:
@@ -86,7 +82,7 @@ def dependence(judge: Judge, shape: tuple[int, int] = SHAPE, side: int = 4096) -
 
 def raw_words(judge: Judge, count: int = 64) -> Iterator[Claim]:
     for name in STREAMS:
-        stream = np.concatenate(list(itertools.islice(chunks(name, KEY.fold_in(name)), count)))
+        stream = np.concatenate(list(itertools.islice(chunks(name, counts.KEY.fold_in(name)), count)))
         yield judge.holds(f"words of {name}, {count * CHUNK} words", checks.of_words(stream))
 
 
@@ -107,34 +103,6 @@ def small_faults(judge: Judge, shape: tuple[int, int] = SHAPE) -> Iterator[Claim
 # ----------------------------------------------------------------------------------------
 
 
-def count_part(name: str, dtype: torch.dtype, total: int, chunk: int, start: int) -> Counts:
-    """Of the values from `start` on, by their high 16 bits."""
-    part = shard(torch.empty(min(chunk, total - start), dtype=dtype), (total,), (start,))
-    values = CASES[name].fill(part, KEY.fold_in(f"{name}, {dtype}"))
-    words = values.element_size() // 2
-    high = values.view(torch.int16).numpy().view(np.uint16)[words - 1 :: words]
-    return np.bincount(high, minlength=65536)
-
-
-def count(name: str, dtype: torch.dtype, total: int, chunk: int = 1 << 24) -> Counts:
-    counts = np.zeros(65536, np.int64)
-    with ThreadPoolExecutor(2) as pool:
-        for part in pool.map(partial(count_part, name, dtype, total, chunk), range(0, total, chunk)):
-            counts += part
-    return counts
-
-
-def histogram(counts: Counts, law: Law, dtype: torch.dtype) -> Histogram:
-    cells = law.cells(dtype) if dtype == torch.bfloat16 else laws.high_halves(law)
-    return Histogram(law, cells, cells.counts(counts), law.error(dtype))
-
-
-def of_counts(h: Histogram) -> Scores:
-    """Wide cells for chi-square: what is allowed for rounding would hide all else in narrow ones."""
-    scores = checks.counted_kolmogorov(h) | checks.every_value(h, 2.0**-7) | checks.counted_moments(h)
-    return scores | checks.counted_tails(h, (2.0**-8, 2.0**-14, 2.0**-20, 2.0**-26))
-
-
 LONG_CASES = (
     ("uniform_", torch.float32),
     ("normal_", torch.float32),
@@ -145,30 +113,29 @@ LONG_CASES = (
 
 def clamped(h: Histogram) -> Histogram:
     """With what lies beyond 5 standard deviations heaped there."""
-    counts = h.counts.copy()
+    heaped = h.counts.copy()
     edge = int(np.searchsorted(h.cells.standard, 5.0))
-    counts[edge] += counts[edge + 1 :].sum()
-    counts[edge + 1 :] = 0
-    return Histogram(h.law, h.cells, counts, h.error)
+    heaped[edge] += heaped[edge + 1 :].sum()
+    heaped[edge + 1 :] = 0
+    return Histogram(h.law, h.cells, heaped, h.error)
 
 
 def long_counts(judge: Judge, total: int = LONG) -> Iterator[Claim]:
     size = f"2^{total.bit_length() - 1}"
     for name, dtype in LONG_CASES:
-        counts = count(name, dtype, total)
-        law = CASES[name].law(1, 1)
-        h = histogram(counts, law, dtype)
-        yield judge.holds(f"{name}, {str(dtype)[6:]}, {size} values counted", of_counts(h))
+        patterns = counts.count(name, dtype, total)
+        h = counts.histogram(patterns, CASES[name].law(1, 1), dtype)
+        yield judge.holds(f"{name}, {str(dtype)[6:]}, {size} values counted", counts.of_counts(h))
         if (name, dtype) == ("normal_", torch.float32):
-            yield from long_faults(judge, counts, h)
+            yield from long_faults(judge, patterns, h)
 
 
-def long_faults(judge: Judge, counts: Counts, h: Histogram) -> Iterator[Claim]:
+def long_faults(judge: Judge, patterns: Counts, h: Histogram) -> Iterator[Claim]:
     mean, std = h.law.mean, h.law.std
-    shifted = histogram(counts, laws.normal(mean + 3e-4 * std, std), torch.float32)
+    shifted = counts.histogram(patterns, laws.normal(mean + 3e-4 * std, std), torch.float32)
     for check in (checks.counted_kolmogorov, partial(checks.every_value, least=2.0**-7)):
         yield from judge.finds("a mean 3e-4 standard deviations off", check(shifted))
-    scaled = histogram(counts, laws.normal(mean, std * 1.0002), torch.float32)
+    scaled = counts.histogram(patterns, laws.normal(mean, std * 1.0002), torch.float32)
     yield from judge.finds(
         "a standard deviation 2e-4 off", {"moment 2": checks.counted_moments(scaled)["moment 2"]}
     )

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +30,14 @@ import torch
 
 from fills import DTYPES
 from paraminit_ext import Key, init
-from prove import battery, checks, laws, statistics
-from prove.checks import ALARM, Scores
+from test_numbers import WORDS, apply, uniform_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # prove is not installed
+
+from prove import checks, counts, laws
+from prove.checks import ALARM, FALSE_ALARM, Scores
 from prove.laws import CASES, Array, Law, Sample, draw
 from prove.words import Words, first_words, interleaved, words
-from test_numbers import WORDS, apply, uniform_of
 
 KEY = Key(0x0DD5_A6A1_57)
 SIZE = 1 << 22
@@ -125,12 +129,12 @@ def test_a_truncated_normal_has_its_distribution_function_at_every_word(bounds: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 def test_shards_of_a_long_fill_are_counted_as_its_law_has_them(dtype: torch.dtype) -> None:
     # As `make prove` counts 2^32 values.
-    counts = statistics.count("normal_", dtype, SIZE, SIZE // 4)
+    patterns = counts.count("normal_", dtype, SIZE, SIZE // 4)
     law = CASES["normal_"].law(1, 1)
-    judge(statistics.of_counts(statistics.histogram(counts, law, dtype)))
+    judge(counts.of_counts(counts.histogram(patterns, law, dtype)))
     shifted = laws.normal(law.mean + 0.01 * law.std, law.std)
     for check in (checks.counted_kolmogorov, checks.every_value, checks.counted_moments):
-        assert raises_alarm(check(statistics.histogram(counts, shifted, dtype)))
+        assert raises_alarm(check(counts.histogram(patterns, shifted, dtype)))
 
 
 # ----------------------------------------------------------------------------------------
@@ -186,7 +190,8 @@ def test_words_are_fair_and_independent(stream: str) -> None:
 
 def test_words_are_written_to_a_pipe_as_they_are_tested() -> None:
     command = [sys.executable, "-m", "prove.words", "eight keys in turn", "7"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stderr is not None
         written = writer.stdout.read(1 << 20)
@@ -199,6 +204,7 @@ def test_words_are_written_to_a_pipe_as_they_are_tested() -> None:
 
 
 def test_what_dieharder_prints_is_read() -> None:
+    battery = pytest.importorskip("prove.battery", reason="needs requirements/bench.txt")
     printed = (
         "        test_name   |ntup| tsamples |psamples|  p-value |Assessment\n"
         "#=============================================================#\n"
@@ -673,4 +679,4 @@ def test_the_law_of_the_greatest_distance_goes_over_into_its_limit() -> None:
 
 def test_a_false_alarm_is_unlikely_in_the_whole_of_this_file() -> None:
     assert counted <= P_VALUES
-    assert P_VALUES * ALARM <= statistics.FALSE_ALARM
+    assert P_VALUES * ALARM <= FALSE_ALARM
