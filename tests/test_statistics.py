@@ -6,8 +6,8 @@ package fails here is at most that number times 1e-6, which the last test bounds
 passes once always does.
 
 A check that found nothing would pass as well. So each is run on samples with a fault, no larger than those
-that it looks at, and must raise its alarm; and on samples of another generator, where its p-values must not be
-smaller than chance has them.
+that it looks at, and must raise its alarm; and on samples of another generator, where its p-values must not
+be smaller than chance has them.
 
 `make prove` runs the same checks on more values, and others that need minutes.
 """
