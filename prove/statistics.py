@@ -46,7 +46,7 @@ class Judge:
         least = min(scores, key=lambda check: scores[check])
         found = f"{len(scores)} p-values, least {scores[least]:.1e} ({least})"
         self.console.print(f"statistics: {name}: {found}", highlight=False, markup=False)
-        return Claim(name, found, bound, right(scores[least]))
+        return Claim(name, found, bound, all(map(right, scores.values())))
 
     def total(self) -> Claim:
         chance = self.counted * ALARM

@@ -61,7 +61,7 @@ def judge(scores: Scores) -> None:
 
 
 def raises_alarm(scores: Scores) -> bool:
-    return min(scores.values()) < ALARM
+    return any(p < ALARM for p in scores.values())
 
 
 # ----------------------------------------------------------------------------------------
