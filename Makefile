@@ -27,7 +27,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu prove help
+.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu prove sanitize matrix help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -82,7 +82,7 @@ lint: $(TOOLS_STAMP)
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc benchmarks prove -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc benchmarks prove tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	echo "lint: clean"
 
 # make bench      : what fills cost against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
@@ -101,6 +101,18 @@ instructions: $(TOOLS_STAMP)
 	        tail -n 5 build/valgrind.log; exit 1; }
 	fi
 	$(PY) -m benchmarks.instructions $(ARGS)
+
+# make sanitize   : the CPU fills and operators under sanitizers and valgrind (ARGS="--only threads")
+sanitize: $(TOOLS_STAMP)
+	@if ! command -v valgrind >/dev/null && [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+	    echo "installing valgrind"
+	    { apt-get update && apt-get install -y --no-install-recommends valgrind; } >/dev/null 2>&1 || true
+	fi
+	$(PY) -m tools.sanitize $(ARGS)
+
+# make matrix     : build and test with other versions of torch and Python, compilers, flags and processors
+matrix: $(TOOLS_STAMP)
+	@$(PY) -m tools.matrix $(ARGS)
 
 # make wheel      : dist/: a source distribution, a wheel for the CPU built from it, tried in an environment of torch alone
 WHEEL_CHECK := -m paraminit_ext info

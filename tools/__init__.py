@@ -1,0 +1,1 @@
+"""Proofs that need other compilers, other flags or other processors than the package is built with."""

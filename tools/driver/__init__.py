@@ -1,0 +1,111 @@
+"""Builds and runs driver.cpp: every CPU fill without torch, under any compiler and flags."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.instructions.__main__ import cxx_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    "tools/driver/driver.cpp",
+    "csrc/constants.cpp",
+    "csrc/cpu/capability.cpp",
+    "csrc/cpu/fill.cpp",
+    "csrc/cpu/fill_avx2.cpp",
+    "csrc/cpu/fill_avx512.cpp",
+    "csrc/cpu/fill_baseline.cpp",
+    "csrc/cpu/sparse.cpp",
+)
+
+
+class ToolError(Exception):
+    """What keeps a proof from being made, in one line."""
+
+
+def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Any:
+    """The finished process, its output as text, stderr apart."""
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+        )
+    except OSError as error:
+        raise ToolError(f"expected to run {command[0]}, got {error}") from None
+
+
+def output(
+    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> str:
+    """What a command prints; an error where it fails."""
+    done = run(command, environment, cwd)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        first = next((line for line in said if "rror" in line), said[-1])
+        raise ToolError(f"{Path(command[0]).name} failed with status {done.returncode}: {first}")
+    return str(done.stdout)
+
+
+def has_avx512() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True  # not known: then with everything
+
+
+def compiler(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
+    """A compiler in the folder that adds these flags after all others, which they outweigh."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["#!/bin/sh"]
+    if not has_avx512():
+        # What this machine cannot run needs no instruments, which take minutes to compile.
+        lines.append(f'case "$*" in *fill_avx512.cpp*) exec {cxx} "$@" -O0 ;; esac')
+    lines.append(f'exec {cxx} "$@" {" ".join(flags)}')
+    path = folder / "c++"
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
+    """Compiles the driver into the folder, with the flags of setup.py and these."""
+    adding = compiler(folder, cxx, flags)
+    # Beside a real OpenMP no thread of the driver's own would be left to look at.
+    common = [flag for flag in cxx_flags(ROOT) if flag != "-fopenmp"]
+
+    def compiled(source: str) -> Path:
+        out = folder / f"{Path(source).stem}.o"
+        output([adding, *common, "-pthread", "-I", "tools/driver", "-c", source, "-o", out])
+        return out
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, SOURCES))
+    output([adding, "-pthread", *objects, "-o", folder / "driver"])
+    return folder / "driver"
+
+
+def checksums(printed: str) -> dict[str, dict[str, str]]:
+    """By case and element type: the checksum on each instruction set."""
+    found: dict[str, dict[str, str]] = {}
+    for line in printed.splitlines():
+        isa, case, dtype, checksum = line.split(";")
+        found.setdefault(f"{case};{dtype}", {})[isa] = checksum
+    return found
+
+
+def disagreements(*printed: str) -> list[str]:
+    """The cases that have more than one checksum, over all instruction sets and all of the outputs."""
+    sums: dict[str, set[str]] = {}
+    for one in printed:
+        for case, by_isa in checksums(one).items():
+            sums.setdefault(case, set()).update(by_isa.values())
+    return [case for case, different in sums.items() if len(different) > 1]

@@ -1,0 +1,253 @@
+"""`make matrix`: the package under other versions of torch and Python, compilers, flags and processors.
+
+Each row builds the extension apart, in build/matrix/, and runs the tests of the stream and of the operators
+with it. An environment that is here already and has the row's torch and Python serves; others are made. The
+fills of another processor are run by an emulator, without torch, and compared with this one's.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tools.driver import ROOT, ToolError, build, compiler, disagreements, output, run
+
+FOLDER = ROOT / "build" / "matrix"
+TESTS = ("test_stream.py", "test_oracle.py", "test_ops.py", "test_transforms.py", "test_shards.py")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is built with, and by what it is known."""
+
+    name: str
+    torch: str = "2.13.0"
+    python: str = HERE
+    cxx: str = "g++"
+    flags: str = ""
+    packages: str = ""  # Debian's, which bring the compiler
+
+
+ROWS = (
+    Row("torch 2.11.0", torch="2.11.0"),
+    Row("torch 2.13.0"),
+    Row("torch 2.15.0", torch="2.15.0"),
+    Row("clang", cxx="clang++", packages="clang libomp-dev"),
+    Row("-O0", flags="-O0"),
+    Row("python 3.10", python="3.10"),
+    Row("python 3.13", python="3.13"),
+)
+EMULATED = "aarch64"
+
+
+class MissingError(ToolError):
+    """What a row needs and is not to be had here."""
+
+
+@dataclass(frozen=True)
+class Result:
+    row: str
+    built: str
+    ran: str
+    seconds: float
+    verdict: str  # passed, failed, not run
+
+
+def need(tool: str, packages: str) -> None:
+    """Makes sure of a tool, by Debian's packages where this process may install them."""
+    if shutil.which(tool) is not None:
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get") is not None:
+        output(["apt-get", "update"])
+        output(["apt-get", "install", "-y", "--no-install-recommends", *packages.split()])
+    if shutil.which(tool) is None:
+        raise MissingError(f"{tool} is not here; as root, run: apt-get install {packages}")
+
+
+def interpreter(version: str) -> Path:
+    """A Python of that version: this one, one of the PATH, or one of pyenv's."""
+    if version == HERE:
+        return Path(sys.executable)
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for one in [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
+        if one is not None and run([one, "-c", "import venv, ensurepip"]).returncode == 0:
+            return Path(one)
+    raise MissingError(f"no Python {version} is here")
+
+
+def torch_of(python: Path) -> str:
+    """As in "2.13.0 3.11", or nothing."""
+    code = "import sys, torch; print(torch.__version__.split('+')[0], '%d.%d' % sys.version_info[:2])"
+    done = run([python, "-c", code], cwd=FOLDER)
+    return str(done.stdout).strip() if done.returncode == 0 else ""
+
+
+def environment(row: Row) -> Path:
+    """The Python of an environment with the row's torch and what the tests need."""
+    made = FOLDER / f"torch{row.torch}-python{row.python}"
+    for folder in (Path(sys.prefix), ROOT / ".venv-cuda", made):
+        python = folder / "bin" / "python"
+        if python.exists() and torch_of(python) == f"{row.torch} {row.python}":
+            return python
+    output([interpreter(row.python), "-m", "venv", "--clear", made])
+    python = made / "bin" / "python"
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install"]
+    # torch in a call of its own and first: what is installed later then finds it and brings no other.
+    output([*pip, f"torch=={row.torch}"])
+    output([*pip, "-r", "requirements/test.txt"])
+    return python
+
+
+def build_extension(row: Row, python: Path) -> Path:
+    """Builds the package with the row's compiler into a folder of its own; returns that."""
+    folder = FOLDER / re.sub(r"\W+", "_", row.name)
+    cxx = compiler(folder, row.cxx, row.flags.split())
+    variables = {"CC": str(cxx), "CXX": str(cxx), "PARAMINIT_CUDA": "0"}
+    library = folder / "lib"
+    shutil.rmtree(library, ignore_errors=True)
+    command: list[str | Path] = [
+        python,
+        "setup.py",
+        "-q",
+        "build",
+        "-b",
+        folder / "build",
+        "--build-lib",
+        library,
+    ]
+    output([*command, "--build-temp", folder / "objects"], variables)
+    return library
+
+
+def described(row: Row) -> str:
+    """As in "gcc 12.2.0 -O0"."""
+    printed = output([row.cxx, "--version"]).partition("\n")[0]
+    versions = re.findall(r"\b\d+\.\d+\.\d+", printed) or ["?"]
+    name = f"clang {versions[0]}" if "clang" in printed else f"gcc {versions[-1]}"
+    return f"{name} {row.flags}".strip()
+
+
+def test(python: Path, library: Path, log: Path) -> str:
+    """Runs the tests with the package in `library`; returns pytest's last line."""
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        ROOT,
+    ]
+    tests = [ROOT / "tests" / name for name in TESTS]
+    where = {"PYTHONPATH": str(library)}
+    # Not from the root, where the sources' own build would be imported.
+    imported = output([python, "-c", "import paraminit_ext; print(paraminit_ext.__file__)"], where, FOLDER)
+    if not Path(imported.strip()).is_relative_to(library):
+        raise ToolError(f"expected to test {library}, got {imported.strip()}")
+    done = run([*command, "-p", "no:cacheprovider", *tests], where, FOLDER)
+    log.write_text(done.stdout + done.stderr)
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    if done.returncode != 0:
+        raise ToolError(f"{last} ({log.relative_to(ROOT)})")
+    return re.sub(r" in .*", "", last)
+
+
+def built_and_tested(row: Row) -> tuple[str, str]:
+    if row.packages:
+        need(row.cxx, row.packages)
+    python = environment(row)
+    library = build_extension(row, python)
+    code = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
+    facts = output([python, "-c", code], cwd=FOLDER).strip()
+    return f"{facts}, {described(row)}", test(python, library, library.parent / "tests.txt")
+
+
+def emulated() -> tuple[str, str]:
+    """The scalar path of another processor, value for value."""
+    need("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user")
+    need("qemu-aarch64", "qemu-user")
+    there = build(FOLDER / "aarch64", "aarch64-linux-gnu-g++", ["-static"])
+    here = build(FOLDER / platform.machine(), "g++", [])
+    theirs = output(["qemu-aarch64", there, "--small"])
+    ours = output([here, "--small"])
+    if theirs.count("\n") < 100:
+        raise ToolError(f"expected some hundred fills, got {theirs.count(chr(10))}")
+    different = disagreements(ours, theirs)
+    if different:
+        raise ToolError(f"{len(different)} fills differ, {different[0]} the first")
+    version = output(["aarch64-linux-gnu-g++", "--version"]).partition("\n")[0].split()[-1]
+    count = theirs.count("\n")
+    return f"fills without torch, gcc {version}, qemu", f"{count} checksums are {platform.machine()}'s"
+
+
+def one(name: str) -> Result:
+    begin = time.monotonic()
+    row = next((r for r in ROWS if r.name == name), None)
+    try:
+        built, ran = emulated() if row is None else built_and_tested(row)
+        verdict = "passed"
+    except MissingError as error:
+        built, ran, verdict = "", str(error), "not run"
+    except (ToolError, subprocess.SubprocessError) as error:
+        built, ran, verdict = "", str(error), "failed"
+    return Result(name, built, ran, time.monotonic() - begin, verdict)
+
+
+def markdown(results: Sequence[Result]) -> str:
+    lines = ["| row | built with | ran | |", "|---|---|---|---|"]
+    lines += [f"| {r.row} | {r.built} | {r.ran} | {r.verdict} |" for r in results]
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    only: Annotated[str, typer.Option(help="rows, by their names, with commas between them")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="remove the environments made here")] = False,
+    to: Annotated[Path, typer.Option("--markdown", help="where the table is written")] = FOLDER / "matrix.md",
+) -> None:
+    """Builds and tests the package with other versions of torch and Python, compilers and processors."""
+    console = Console(width=None if Console().is_terminal else 140)
+    names = [*(row.name for row in ROWS), EMULATED]
+    wanted = only.split(",") if only else names
+    for name in wanted:
+        if name not in names:
+            console.print(f"matrix: expected some of {', '.join(names)}, got '{name}'", highlight=False)
+            raise typer.Exit(1)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in wanted:
+        results.append(one(name))
+        console.print(
+            f"matrix: {name}: {results[-1].verdict}: {results[-1].ran}", highlight=False, markup=False
+        )
+    table = Table(title="matrix")
+    for header in ("row", "built with", "ran", "seconds", ""):
+        table.add_column(header)
+    for r in results:
+        style = {"passed": "", "failed": "red", "not run": "yellow"}[r.verdict]
+        table.add_row(r.row, r.built, r.ran, f"{r.seconds:.0f}", r.verdict, style=style)
+    console.print(table)
+    to.write_text(markdown(results))
+    if remove:
+        for folder in FOLDER.glob("torch*-python*"):
+            shutil.rmtree(folder)
+    if any(r.verdict == "failed" for r in results):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
