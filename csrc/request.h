@@ -1,7 +1,7 @@
 // What a fill is, as plain data: key, distribution with its constants, element type.
 // Every layer from ops.cpp down to the kernels passes these structs by value or by const reference.
-// Depends on nothing but <bit> and <cstdint>, so that host, device and every instruction set read the
-// same bytes.
+// Depends on nothing but <bit> and <cstdint>, so that host, device and every instruction set read
+// the same bytes.
 #pragma once
 
 #include <bit>
