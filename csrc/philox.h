@@ -39,22 +39,23 @@ PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint
   }
 }
 
-// From the products with kPhiloxM0 that a 64-bit counter begins with: of its low word in x[n][0],
-// of its high word xor k0[0] in `high`. The four words stand in the low halves on return.
+// The first two rounds, from the products with kPhiloxM0 that they begin with: of the counter's low
+// word, and of its high word xor k0[0]. Counter words 2 and 3 are zero, so the first round needs
+// one multiply and the second one xor less.
+template <class L>
+PARAMINIT_FN void first_rounds(const KeySchedule& keys, typename L::U64 of_low,
+                               typename L::U64 of_high, typename L::U64 (&x)[4]) {
+  const typename L::U64 y2 = L::xor2(L::high32(of_low), L::splat_word(keys.k1[0]));
+  const typename L::U64 q1 = L::mul_low32(y2, kPhiloxM1);
+  x[0] = L::xor2(L::high32(q1), L::splat_word(keys.k0[1]));
+  x[1] = q1;
+  x[2] = L::xor3(L::high32(of_high), of_low, L::splat_word(keys.k1[1]));
+  x[3] = of_high;
+}
+
+// The other rounds; the four words stand in the low halves on return.
 template <class L, int count>
-PARAMINIT_FN void philox_of_products(const KeySchedule& keys, const typename L::U64 (&high)[count],
-                                     typename L::U64 (&x)[count][4]) {
-  // Counter words 2 and 3 are zero, so the first round needs one multiply and the second one xor
-  // less.
-  for (int n = 0; n < count; ++n) {
-    const typename L::U64 p = x[n][0], p1 = high[n];
-    const typename L::U64 y2 = L::xor2(L::high32(p), L::splat_word(keys.k1[0]));
-    const typename L::U64 q1 = L::mul_low32(y2, kPhiloxM1);
-    x[n][0] = L::xor2(L::high32(q1), L::splat_word(keys.k0[1]));
-    x[n][1] = q1;
-    x[n][2] = L::xor3(L::high32(p1), p, L::splat_word(keys.k1[1]));
-    x[n][3] = p1;
-  }
+PARAMINIT_FN void later_rounds(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
 #ifdef __CUDACC__
 #pragma unroll
 #endif
@@ -63,16 +64,15 @@ PARAMINIT_FN void philox_of_products(const KeySchedule& keys, const typename L::
   }
 }
 
-// x[n][0] holds 64-bit counters on entry.
+// x[n][0] holds 64-bit counters on entry; the four words stand in the low halves on return.
 template <class L, int count>
 PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
-  typename L::U64 high[count];
   for (int n = 0; n < count; ++n) {
-    const typename L::U64 y = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));
-    high[n] = L::mul_low32(y, kPhiloxM0);
-    x[n][0] = L::mul_low32(x[n][0], kPhiloxM0);
+    const typename L::U64 of_low = L::mul_low32(x[n][0], kPhiloxM0);
+    const typename L::U64 y0 = L::xor2(L::high32(x[n][0]), L::splat_word(keys.k0[0]));
+    first_rounds<L>(keys, of_low, L::mul_low32(y0, kPhiloxM0), x[n]);
   }
-  philox_of_products<L, count>(keys, high, x);
+  later_rounds<L, count>(keys, x);
 }
 
 // Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.

@@ -20,17 +20,21 @@ PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
   return sum;
 }
 
-// Bits of a float, as which it can be a template's argument: Clang takes no floats there before 18.
+// Bits of a number, as which it can be a template's argument: Clang takes no floats there
+// before 18.
 constexpr uint32_t bits_of(float v) { return std::bit_cast<uint32_t>(v); }
+constexpr uint64_t bits_of(double v) { return std::bit_cast<uint64_t>(v); }
 
-// The float of these bits in every lane, where the instruction takes another constant besides: a
+// The number of these bits in every lane, where the instruction takes another constant besides: a
 // lane may hold it in a register.
-template <class L, uint32_t bits>
-PARAMINIT_FN typename L::F32 held() {
+template <class L, auto bits>
+PARAMINIT_FN auto held() {
   if constexpr (requires { L::template held<bits>(); }) {
     return L::template held<bits>();
-  } else {
+  } else if constexpr (sizeof(bits) == 4) {
     return L::splat(std::bit_cast<float>(bits));
+  } else {
+    return L::splat(std::bit_cast<double>(bits));
   }
 }
 
@@ -153,6 +157,28 @@ PARAMINIT_FN typename L::F32 quantile_tail(typename L::F32 root_r) {
 // ---------------------------------------------------------------------------------------------
 // float64
 
+// Coefficients as a template argument, so that a lane may say where each is held: on CUDA in
+// constant memory, since of what an instruction's bits have no room for ptxas builds every half in
+// a register. GCC does not unroll a loop of as many terms.
+template <int terms>
+struct Table {
+  uint64_t bits[terms];
+};
+template <int terms>
+constexpr Table<terms> table(const double (&c)[terms]) {
+  Table<terms> copy{};
+  for (int k = 0; k < terms; ++k) copy.bits[k] = bits_of(c[k]);
+  return copy;
+}
+template <class L, auto table, int k = 0, class V>
+PARAMINIT_FN V polynomial(V x) {
+  if constexpr (k + 1 == sizeof(table.bits) / sizeof(uint64_t)) {
+    return held<L, table.bits[k]>();
+  } else {
+    return L::fma(polynomial<L, table, k + 1>(x), x, held<L, table.bits[k]>());
+  }
+}
+
 constexpr double kTwoLn2 = 0x1.62e42fefa39efp+0;
 
 // -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-57.
@@ -165,7 +191,7 @@ PARAMINIT_FN typename L::F64 log_quotient64(typename L::F64 f) {
                           -0x1.0a23b47bfab7fp+4, -0x1.c71ba49be8f7bp+5, -0x1.33aed00f612c3p+7,
                           -0x1.3f4b404bbafa8p+8, -0x1.f67e28000ffa6p+8, -0x1.219098c9e5d45p+9,
                           -0x1.cf370ba4b4ffbp+8, -0x1.ccbf4e7b02002p+7, -0x1.b3343953cb7d2p+5};
-  return polynomial<L>(f, c);
+  return polynomial<L, table(c)>(f);
 }
 
 template <class L>
@@ -208,8 +234,8 @@ PARAMINIT_FN void rotate64(typename L::F64 r, typename L::U64 word, typename L::
       L::fma(L::sub(fraction, L::splat(1.5)), L::splat(-2.0), L::splat(-0x1p-52));
   const typename L::F64 h = L::fma(L::negate(x), x, L::splat(1.0));
   const typename L::F64 signed_r = L::flip_sign64(r, word);
-  const typename L::F64 cos_x = L::fma(h, polynomial<L>(h, c), h);
-  const typename L::F64 sin_x = L::fma(x, L::mul(h, polynomial<L>(h, s)), x);
+  const typename L::F64 cos_x = L::fma(h, polynomial<L, table(c)>(h), h);
+  const typename L::F64 sin_x = L::fma(x, L::mul(h, polynomial<L, table(s)>(h)), x);
   cosine = L::mul(signed_r, sin_x);
   sine = L::mul(signed_r, cos_x);
 }
@@ -226,7 +252,7 @@ PARAMINIT_FN typename L::F64 quantile_central64(typename L::F64 q) {
                           0x1.51bc37481abeep+12, 0x1.4c5437cb72804p+14, 0x1.3431ca86db513p+15,
                           0x1.c3038c9b4f7d4p+14, 0x1.489eca731ac63p+12};
   const typename L::F64 x = L::fma(L::negate(q), q, L::splat(0.180625));
-  return L::mul(q, L::div(polynomial<L>(x, p), polynomial<L>(x, d)));
+  return L::mul(q, L::div(polynomial<L, table(p)>(x), polynomial<L, table(d)>(x)));
 }
 
 // z > 0 with 1 - Phi(z) = exp(-s^2 / 2), from s = 1.875 to 39: a rational function on either side
@@ -247,11 +273,13 @@ PARAMINIT_FN typename L::F64 quantile_tail64(typename L::F64 s) {
                               0x1.412379c3dc027p-8,  0x1.9cc5103de6851p-13, 0x1.088ab05a9171cp-18,
                               0x1.2909ce2e49dd8p-25, 0x1.a1247976cd1fdp-34};
   const typename L::F64 x = L::sub(s, L::splat(1.875));
-  const typename L::F64 near_z = L::div(polynomial<L>(x, near_p), polynomial<L>(x, near_d));
+  const typename L::F64 near_z =
+      L::div(polynomial<L, table(near_p)>(x), polynomial<L, table(near_d)>(x));
   const typename L::M64 far = L::greater(s, L::splat(kTailSplit));
   if (!L::any(far)) return near_z;
   const typename L::F64 y = L::sub(s, L::splat(kTailSplit));
-  return L::select(far, L::div(polynomial<L>(y, far_p), polynomial<L>(y, far_d)), near_z);
+  return L::select(far, L::div(polynomial<L, table(far_p)>(y), polynomial<L, table(far_d)>(y)),
+                   near_z);
 }
 
 }  // namespace paraminit::PARAMINIT_ISA

@@ -26,7 +26,7 @@ LIMITS = {
     "NormalF fp32": 31.5,
     "NormalF fp16": 32.0,
     "NormalF bf16": 32.0,
-    "NormalD fp64": 101.0,
+    "NormalD fp64": 79.0,
     "TruncInteriorF fp32": 36.0,
     "TruncInteriorF fp16": 36.5,
     "TruncInteriorF bf16": 36.5,

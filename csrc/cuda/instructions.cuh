@@ -30,8 +30,8 @@ __device__ __forceinline__ float one_where_not_negative(float a) {
 
 // A constant that is kept in a register: an immediate that an instruction has no room for, ptxas
 // builds anew in every round of a loop.
-template <uint32_t bits>
-__constant__ uint32_t held_constant = bits;
+template <auto bits>
+__constant__ decltype(bits) held_constant = bits;
 
 // v, of which ptxas cannot tell how it was made, and so does not make it anew in a loop. All
 // threads of the warp must come by.

@@ -145,6 +145,10 @@ __device__ __forceinline__ KeySchedule schedule(const KeySchedule& keys,
   }
 }
 
+// Blocks of a multiprocessor that registers are limited for.
+template <class Dist>
+constexpr int kBlocks = sizeof(typename Dist::Real) == 4 ? 3 : 1;
+
 // A tile is what a block writes in one round of the dense kernel: `kPacketsInFlight` packets a
 // thread, kThreads apart, so that a warp's stores are contiguous.
 template <class Dist, class T>
@@ -195,14 +199,13 @@ __device__ __forceinline__ void store_packets(const Constants<typename Dist::Rea
                                               T* out) {
   using Shape = Tile<Dist, T>;
   constexpr int groups = Shape::kGroupsInFlight, of_packet = Shape::kPacketGroups;
-  uint64_t highs[groups], x[groups][4];
+  uint64_t x[groups][4];
 #pragma unroll
   for (int n = 0; n < groups; ++n) {
     const uint32_t ahead = n / of_packet * (kThreads * of_packet) + n % of_packet;
-    highs[n] = high;
-    x[n][0] = wide_product(low + ahead, kPhiloxM0);
+    first_rounds<Lane>(keys, wide_product(low + ahead, kPhiloxM0), high, x[n]);
   }
-  philox_of_products<Lane, groups>(keys, highs, x);
+  later_rounds<Lane, groups>(keys, x);
   typename Dist::Real v[groups][kGroup<Dist>];
   values<Dist>(c, x, v);
 #pragma unroll
@@ -222,7 +225,7 @@ struct DenseRun {
 
 // `out` is where element 0 lies, or would, aligned to a packet.
 template <class Dist, class T, bool device_key_given>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
     dense_kernel(const __grid_constant__ Constants<typename Dist::Real> c,
                  const __grid_constant__ KeySchedule by_value, const uint64_t* device_key,
                  const __grid_constant__ DenseRun run, T* out) {

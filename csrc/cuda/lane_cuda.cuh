@@ -1,5 +1,6 @@
 // The lane of one CUDA thread. Intrinsics with an explicit rounding, so that no flag can fuse or
-// flush; none of them is a MUFU approximation. Names and meanings as in cpu/lane_scalar.h.
+// flush; of approximations only the one that a correctly rounded root begins with. Names and
+// meanings as in cpu/lane_scalar.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -57,9 +58,13 @@ struct Lane {
 
   // --- float32
   PARAMINIT_FN F32 splat(float v) { return v; }
-  template <uint32_t bits>
-  PARAMINIT_FN F32 held() {
-    return __uint_as_float(held_constant<bits>);
+  template <auto bits>
+  PARAMINIT_FN auto held() {
+    if constexpr (sizeof(bits) == 4) {
+      return __uint_as_float(held_constant<bits>);
+    } else {
+      return __longlong_as_double(static_cast<long long>(held_constant<bits>));
+    }
   }
   PARAMINIT_FN F32 add(F32 a, F32 b) { return __fadd_rn(a, b); }
   PARAMINIT_FN F32 sub(F32 a, F32 b) { return __fsub_rn(a, b); }

@@ -170,8 +170,8 @@ inline float approximate_rsqrt(float a) {
 }
 
 inline float one_where_not_negative(float a) { return a >= 0 ? 1.0f : 0.0f; }
-template <uint32_t bits>
-inline uint32_t held_constant = bits;
+template <auto bits>
+inline decltype(bits) held_constant = bits;
 inline uint64_t opaque(uint64_t v) { return v; }
 
 }  // namespace paraminit::cuda
