@@ -22,7 +22,7 @@ BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no
 
 # Compiled sources; the Python files of the package are used in place.
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.h csrc/cuda/*.cuh)
-FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*.pyi paraminit_ext/py.typed)
+FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*.pyi paraminit_ext/py.typed paraminit_ext/golden.json)
 REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'

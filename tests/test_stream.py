@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import paraminit_ext
-from fills import DTYPES, FILLS, KEY, LAYOUTS, Fill, bits, filled, same, typed
+from fills import DTYPES, FILLS, KEY, LAYOUTS, RANDOM, Fill, bits, filled, same, typed
 from paraminit_ext import Key, init, shard
 
-GOLDEN = Path(__file__).with_name("golden.json")
+GOLDEN = Path(paraminit_ext.__file__).with_name("golden.json")
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
 
 # --- known answers ---------------------------------------------------------------------------
@@ -36,18 +36,121 @@ def test_philox_gives_random123s_known_answers(counter: str, key: str, words: st
     assert list(paraminit_ext._C.philox((c[0], c[1], c[2], c[3]), (k[0], k[1]))) == w
 
 
-@typed
-@filled
-def test_values_are_the_golden_ones(fill: Fill, dtype: torch.dtype, cpu_capability: str) -> None:
-    golden = json.loads(GOLDEN.read_text())
-    name = next(n for n, f in FILLS.items() if f is fill)
-    for shape, expected in golden["sha256"][f"{name}/{str(dtype)[6:]}"].items():
-        tensor = fill(torch.empty([int(n) for n in shape.split("x")], dtype=dtype), KEY)
-        assert hashlib.sha256(bits(tensor).numpy().tobytes()).hexdigest() == expected, (
-            "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/request.h, "
-            "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run "
-            "`python tests/test_stream.py` to write the new golden values"
+FOUR_SHAPES = ("5", "1001x7", "64x65", "2x3x5x7")
+MATRIX_SHAPES = ("5x3", "1001x7", "64x65")
+COMPLEX = [torch.complex64, torch.complex128]
+INF = math.inf
+# Function, arguments, dtypes, shapes: what a change of the stream would change.
+GOLDEN_FILLS: list[tuple[str, tuple[float, ...], list[torch.dtype], tuple[str, ...]]] = [
+    ("uniform_", (-0.3, 0.55), [*DTYPES, *COMPLEX], FOUR_SHAPES),
+    ("uniform_", (1.0, 1.0078125), DTYPES, FOUR_SHAPES),
+    ("normal_", (0.0, 0.02), DTYPES, FOUR_SHAPES),
+    ("normal_", (3.0, 2.0), [*DTYPES, *COMPLEX], FOUR_SHAPES),
+    ("normal_", (0.0, 1.0), [torch.float32, torch.float64], FOUR_SHAPES),  # orthogonal_'s Gaussian
+    ("trunc_normal_", (), DTYPES, FOUR_SHAPES),
+    ("trunc_normal_", (0.1, 1.0, -3.0, 4.0), DTYPES, FOUR_SHAPES),
+    ("trunc_normal_", (0.0, 1.0, 1.75, INF), DTYPES, FOUR_SHAPES),
+    ("trunc_normal_", (1.0, 0.5, -9.0, -1.0), DTYPES, FOUR_SHAPES),
+    ("trunc_normal_", (0.0, 0.02, -2.0, 2.0), DTYPES, FOUR_SHAPES),
+    ("sparse_", (0.3,), [*DTYPES, *COMPLEX], MATRIX_SHAPES),
+    ("sparse_", (0.9, 1.5), [*DTYPES, *COMPLEX], MATRIX_SHAPES),
+    *(
+        (name, (), DTYPES, ("64x65", "8x4x3x3"))
+        for name in (
+            "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_",
+            "lecun_uniform_", "lecun_normal_", "variance_scaling_",
         )
+    ),
+]  # fmt: skip
+GOLDEN_KEYS: list[tuple[Key, str, list[int | str]]] = [
+    (Key(0), "fold_in", [0]),
+    (KEY, "fold_in", [1]),
+    (KEY, "fold_in", [2**64 - 1]),
+    (KEY, "fold_in", ["layers.0.attn.wq.weight"]),
+    (KEY, "fold_in", ["слой"]),
+    (KEY, "split", [3]),
+]
+GOLDEN_GENERATORS = (0, 7, 2**63 - 1)
+HOW_TO_CHANGE = (
+    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/request.h, "
+    "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run "
+    "`python tests/test_stream.py` to write the new golden values"
+)
+
+
+def sha256(function: str, arguments: tuple[float, ...], dtype: torch.dtype, shape: str) -> str:
+    tensor = torch.empty([int(n) for n in shape.split("x")], dtype=dtype)
+    getattr(init, function)(tensor, *arguments, generator=KEY)
+    real = torch.view_as_real(tensor) if dtype.is_complex else tensor
+    return hashlib.sha256(bits(real).numpy().tobytes()).hexdigest()
+
+
+def made_keys(key: Key, method: str, arguments: list[int | str]) -> list[list[int]]:
+    made = getattr(key, method)(*arguments)
+    return [[k.seed, k.offset] for k in ([made] if isinstance(made, Key) else made)]
+
+
+def generator_key(seed: int) -> list[int]:
+    """The key that a fill takes from a CPU generator of that seed."""
+    return [n % 2**64 for n in paraminit_ext._C.draw(torch.Generator().manual_seed(seed))]
+
+
+def golden_values() -> dict[str, object]:
+    """Everything that golden.json holds, of today's stream."""
+    return {
+        "stream_version": paraminit_ext.STREAM_VERSION,
+        "key": [KEY.seed, KEY.offset],
+        "keys": [
+            {"of": [key.seed, key.offset], "call": method, "arguments": arguments,
+             "gives": made_keys(key, method, arguments)}
+            for key, method, arguments in GOLDEN_KEYS
+        ],
+        "generators": [{"seed": seed, "gives": generator_key(seed)} for seed in GOLDEN_GENERATORS],
+        "fills": [
+            {
+                "function": function,
+                "arguments": list(arguments),
+                "sha256": {
+                    str(dtype)[6:]: {shape: sha256(function, arguments, dtype, shape) for shape in shapes}
+                    for dtype in dtypes
+                },
+            }
+            for function, arguments, dtypes, shapes in GOLDEN_FILLS
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "n", range(len(GOLDEN_FILLS)), ids=lambda n: f"{GOLDEN_FILLS[n][0]}{GOLDEN_FILLS[n][1]}"
+)
+def test_values_are_the_golden_ones(n: int, cpu_capability: str) -> None:
+    function, arguments, dtypes, shapes = GOLDEN_FILLS[n]
+    golden = json.loads(GOLDEN.read_text())["fills"][n]
+    assert (golden["function"], tuple(golden["arguments"])) == (function, arguments)
+    assert list(golden["sha256"]) == [str(dtype)[6:] for dtype in dtypes]
+    for dtype in dtypes:
+        hashes = {shape: sha256(function, arguments, dtype, shape) for shape in shapes}
+        assert hashes == golden["sha256"][str(dtype)[6:]], HOW_TO_CHANGE
+
+
+def test_derived_keys_are_the_golden_ones() -> None:
+    golden, now = json.loads(GOLDEN.read_text()), golden_values()
+    for part in ("key", "keys", "generators"):
+        assert golden[part] == now[part], HOW_TO_CHANGE
+
+
+def test_every_function_that_draws_has_golden_values() -> None:
+    # An orthogonal matrix has the bits of its Gaussian alone: normal_ with std 1.
+    assert {function for function, *_ in GOLDEN_FILLS} == RANDOM.keys() - {"orthogonal_"}
+
+
+def test_a_changed_value_says_how_to_change_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = init.normal_
+    monkeypatch.setattr(
+        init, "normal_", lambda t, mean, std, generator: right(t, mean, std * 1.0001, generator)
+    )
+    with pytest.raises(AssertionError, match="raise STREAM_VERSION"):
+        test_values_are_the_golden_ones(2, paraminit_ext.cpu_capability())
 
 
 def test_the_stream_version_is_that_of_the_golden_values() -> None:
@@ -284,24 +387,6 @@ def test_the_draw_is_two_integers_over_their_whole_range() -> None:
     assert same(init.normal_(torch.empty(100)), expected)
 
 
-def write_golden() -> None:
-    """Writes the hashes of today's values, after a change of the stream that was meant."""
-    shapes = ("5", "1001x7", "64x65")
-    hashes = {
-        f"{name}/{str(dtype)[6:]}": {
-            shape: hashlib.sha256(
-                bits(fill(torch.empty([int(n) for n in shape.split("x")], dtype=dtype), KEY))
-                .numpy()
-                .tobytes()
-            ).hexdigest()
-            for shape in shapes
-        }
-        for name, fill in FILLS.items()
-        for dtype in DTYPES
-    }
-    text = json.dumps({"stream_version": paraminit_ext.STREAM_VERSION, "sha256": hashes}, indent=1)
-    GOLDEN.write_text(text + "\n")
-
-
 if __name__ == "__main__":
-    write_golden()
+    # After a change of the stream that was meant.
+    GOLDEN.write_text(json.dumps(golden_values(), indent=1) + "\n")
