@@ -1,4 +1,4 @@
-"""``python -m paraminit_ext info``: what was built, what it runs on; the text to paste into a bug report."""
+"""``python -m paraminit_ext``: ``info`` says what was built and runs here, ``verify`` that it is right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import paraminit_ext
 from paraminit_ext import _C
 from paraminit_ext._build_info import ARCH, COMPILER, CUDA, CXX_FLAGS, TORCH_VERSION
+from paraminit_ext.verify import verify
 
 
 def _cpu_name() -> str:
@@ -55,9 +56,16 @@ def info() -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is returned."""
     parser = argparse.ArgumentParser(prog="python -m paraminit_ext", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("info", help="versions, what was built, instruction sets, threads, GPUs")
-    parser.parse_args(arguments)
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    commands.add_parser(
+        "info", help="versions, what was built, instruction sets, threads, GPUs: for a bug report"
+    )
+    proof = commands.add_parser("verify", help="check the numbers of this build on this machine")
+    proof.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: the GPU as well")
+    proof.add_argument("--quick", action="store_true", help="smaller samples: under a minute")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "verify":
+        return verify(parsed.device, parsed.quick)
     facts = info()
     width = max(map(len, facts))
     for name, fact in facts.items():
