@@ -66,7 +66,7 @@ def test_the_committed_figures_are_of_the_flags_that_setup_compiles_with() -> No
 
 
 def test_a_compiler_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(guard.GuardError, match="^instructions: expected to run no-such-compiler, got"):
+    with pytest.raises(guard.ToolError, match="^expected to run no-such-compiler, got"):
         guard.compiler_version(["no-such-compiler"])
 
 

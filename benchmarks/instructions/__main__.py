@@ -7,24 +7,23 @@ gain time may cost instructions, and updates the figures with its reason.
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from benchmarks.compiler import ToolError, compiler, cxx_flags, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = Path(__file__).with_name("figures.json")
@@ -61,37 +60,12 @@ class Finding:
     wrong: str
 
 
-class GuardError(Exception):
-    """What keeps the guard from counting, in one line."""
-
-
-def tool(command: Sequence[str | Path]) -> str:
-    """What a tool prints."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise GuardError(f"instructions: expected to run {command[0]}, got {error}") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise GuardError(f"instructions: {command[0]} failed with status {done.returncode}: {last}")
-    return done.stdout
-
-
-def cxx_flags(root: Path) -> list[str]:
-    """CXX_FLAGS of setup.py, which cannot be imported without being run."""
-    names: dict[str, Any] = {}
-    for node in ast.parse((root / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("STANDARD", "CXX_FLAGS"):
-            exec(compile(ast.Module([node], []), "setup.py", "exec"), names)
-    return list(names["CXX_FLAGS"])
-
-
 def compiler_version(cxx: Sequence[str]) -> str:
     """As in "gcc 12.2.0"."""
     first = tool([*cxx, "--version"]).partition("\n")[0]
     versions = re.findall(r"\b\d+\.\d+\.\d+", first)
     if not versions:
-        raise GuardError(f"instructions: expected a version from {cxx[0]} --version, got {first!r}")
+        raise ToolError(f"expected a version from {cxx[0]} --version, got {first!r}")
     return f"clang {versions[0]}" if "clang" in first else f"gcc {versions[-1]}"
 
 
@@ -121,7 +95,7 @@ def count(driver: Path, folder: Path) -> dict[str, float]:
         dump = (folder / f"callgrind.out.{number}").read_text()
         total = re.search(r"^totals: (\d+)$", dump, re.MULTILINE)
         if total is None:
-            raise GuardError(f"instructions: expected a total in callgrind's dump {number}, got none")
+            raise ToolError(f"expected a total in callgrind's dump {number}, got none")
         name = f"instructions/{case}[isa={isa},dtype={dtype}]"
         points.setdefault(name, []).append((int(size), int(total.group(1))))
     return {
@@ -132,8 +106,8 @@ def count(driver: Path, folder: Path) -> dict[str, float]:
 def measure(root: Path = ROOT) -> Figures:
     """Builds and counts the fills of the sources under `root`."""
     if shutil.which("valgrind") is None:
-        raise GuardError("instructions: expected valgrind, got none; run `apt-get install valgrind`")
-    cxx, flags = os.environ.get("CXX", "c++").split(), cxx_flags(root)
+        raise ToolError("expected valgrind, got none; run `apt-get install valgrind`")
+    cxx, flags = compiler(), cxx_flags(root)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         counted = count(build(root, folder, cxx, flags), folder)
@@ -208,8 +182,8 @@ def main(
         return
     try:
         counted = measure(sources)
-    except GuardError as error:
-        console.print(str(error), highlight=False, markup=False)
+    except ToolError as error:
+        console.print(f"instructions: {error}", highlight=False, markup=False)
         raise typer.Exit(1) from None
     if update:
         write(figures, counted)
