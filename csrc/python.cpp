@@ -46,7 +46,8 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
   return {words[0], words[1], words[2], words[3]};
 }
 
-// What the distribution makes of these words (int32, four a group), for tests of the numbers.
+// What the distribution makes of these words (int32, four a group), for tests of the numbers. On a
+// CUDA device it does so for float32.
 at::Tensor apply_distribution(const std::string& name, const std::vector<double>& p,
                               const at::Tensor& words, at::ScalarType dtype) {
   using paraminit::ElementType;
@@ -66,11 +67,21 @@ at::Tensor apply_distribution(const std::string& name, const std::vector<double>
                           : paraminit::plan_trunc_normal(type, p.at(0), p.at(1), p.at(2), p.at(3));
   TORCH_CHECK_VALUE(!plan.is_constant,
                     "paraminit_ext._C.apply_distribution: one value takes no words.");
-  const at::Tensor out = at::empty({words.size(0) * (wide ? 2 : 4)}, dtype);
-  paraminit::apply_cpu(plan.request,
-                       reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>()),
-                       words.size(0), out.mutable_data_ptr());
+  const at::Tensor out = at::empty({words.size(0) * (wide ? 2 : 4)}, words.options().dtype(dtype));
+  const auto* from = reinterpret_cast<const uint32_t*>(words.const_data_ptr<int32_t>());
+  if (words.is_cpu()) {
+    paraminit::apply_cpu(plan.request, from, words.size(0), out.mutable_data_ptr());
+    return out;
+  }
+#ifdef PARAMINIT_WITH_CUDA
+  TORCH_CHECK_VALUE(words.is_cuda() && type == ElementType::kFloat32,
+                    "paraminit_ext._C.apply_distribution: expected float32 on CUDA.");
+  paraminit::apply_cuda(plan.request, from, words.size(0), out.mutable_data_ptr<float>(),
+                        words.device());
   return out;
+#else
+  TORCH_CHECK_VALUE(false, "paraminit_ext._C.apply_distribution: expected words on the CPU.");
+#endif
 }
 
 // The zeros of a sparse fill of ones, thresholds being looked for in a window of another width: for

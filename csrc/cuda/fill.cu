@@ -117,6 +117,12 @@ void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void
   }
 }
 
+void apply_cuda(const FillRequest& request, const uint32_t* words, int64_t groups, float* out,
+                c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch_apply(request, words, groups, out, at::cuda::getCurrentCUDAStream()));
+}
+
 Key draw_cuda(at::Generator generator) {
   auto* cuda_generator = at::check_generator<at::CUDAGeneratorImpl>(generator);
   uint64_t seed, philox_offset;

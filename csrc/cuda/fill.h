@@ -22,6 +22,10 @@ void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data,
 void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
                  const uint64_t* device_key, c10::Device device);
 
+// The distribution of the request, of float32, applied to given words, four a group: for tests.
+void apply_cuda(const FillRequest& request, const uint32_t* words, int64_t groups, float* out,
+                c10::Device device);
+
 // Key(seed, philox_offset / 4).fold_in(0) of the generator's state, which advances by 4.
 Key draw_cuda(at::Generator generator);
 at::Generator default_cuda_generator(int64_t device_index);

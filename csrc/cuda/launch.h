@@ -26,6 +26,10 @@ cudaError_t launch_normal(const Launch& launch);
 cudaError_t launch_trunc_normal(const Launch& launch);
 cudaError_t launch_words(const Launch& launch);
 
+// The distribution of a float32 request on given words, four a group: for tests.
+cudaError_t launch_apply(const FillRequest& request, const uint32_t* words, int64_t groups,
+                         float* out, cudaStream_t stream);
+
 // `width` columns of the whole from `first` on; `data` is their first element held here.
 struct SparseLaunch {
   SparseRequest request;
