@@ -35,7 +35,8 @@ def main(
         try:
             claims = list(STEPS[name](console, update))
         except ProofError as error:
-            claims = [Claim(f"{name} could be run", str(error), "", False)]
+            claims = [Claim("the step can be run", str(error), "", False)]
+        claims = claims or [Claim("the step claims something", "nothing", "a claim", False)]
         draw(console, f"{name}: {time.monotonic() - start:.0f} s", claims)
         failed += [f"{name}: {one.name}" for one in claims if not one.holds]
     for line in failed:

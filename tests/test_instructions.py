@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are not installed
 pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
+from benchmarks import compiler  # noqa: E402
 from benchmarks.instructions import __main__ as guard  # noqa: E402
 
 KNOWN = guard.Figures("gcc 12.2.0", "-O3", "glibc 2.36", "valgrind-3.19.0", {"a": 10.0, "b": 100.0})
@@ -53,7 +54,7 @@ def test_figures_survive_their_file(tmp_path: Path) -> None:
 
 def test_the_committed_figures_are_of_the_flags_that_setup_compiles_with() -> None:
     figures = guard.read(guard.FIGURES)
-    assert figures.flags.split() == guard.cxx_flags(ROOT)
+    assert figures.flags.split() == compiler.cxx_flags(ROOT)
     driver = (ROOT / "benchmarks/instructions/driver.cpp").read_text()
     cases = re.findall(r'^    \{"(\w+)",(?:$| \[\]\(ElementType)', driver, re.MULTILINE)
     expected = {
@@ -66,7 +67,7 @@ def test_the_committed_figures_are_of_the_flags_that_setup_compiles_with() -> No
 
 
 def test_a_compiler_that_is_not_there_is_one_line() -> None:
-    with pytest.raises(guard.ToolError, match="^expected to run no-such-compiler, got"):
+    with pytest.raises(compiler.ToolError, match="^expected to run no-such-compiler, got"):
         guard.compiler_version(["no-such-compiler"])
 
 
