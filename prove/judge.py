@@ -91,7 +91,7 @@ class Found:
     def error(self) -> float:
         """The greatest error, in the limit's unit."""
         unit = self.stream.limit.unit
-        return max(t.worst_ulp if unit else t.worst for t in self.tallies)
+        return max(float(t.worst_ulp if unit else t.worst) for t in self.tallies)
 
     @property
     def worst(self) -> tuple[int, float]:
@@ -104,7 +104,7 @@ class Found:
 
     @property
     def distance(self) -> float:
-        return max(t.distance for t in self.law)
+        return max(float(t.distance) for t in self.law)
 
     @property
     def law(self) -> list[Tally]:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 import paraminit_ext
-from paraminit_ext import Key, init, verify
+from paraminit_ext import _C, Key, init, verify
 from paraminit_ext.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
@@ -47,7 +47,7 @@ def test_verify_passes_on_the_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_device_that_is_not_there_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify._C, "has_cuda", lambda: False)
+    monkeypatch.setattr(_C, "has_cuda", lambda: False)
     assert main(["verify", "--device", "cuda"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -89,7 +89,7 @@ CHECKS: dict[str, Callable[[], verify.Check]] = {
 }
 
 
-def after(fill: Callable[..., Tensor], change: Callable[[Tensor], None]) -> Callable[..., Tensor]:
+def after(fill: Callable[..., Tensor], change: Callable[[Tensor], object]) -> Callable[..., Tensor]:
     """The fill, and then a change of what it filled."""
 
     def faulty(target: Any, *arguments: Any, **keywords: Any) -> Tensor:
@@ -106,11 +106,11 @@ def swap_lanes(tensor: Tensor) -> None:
 
 
 def planted(fault: str, patch: pytest.MonkeyPatch) -> None:
-    philox, draw, normal = verify._C.philox, verify._C.draw, init.normal_
+    philox, draw, normal = _C.philox, _C.draw, init.normal_
     if fault == "known answers":
-        patch.setattr(verify._C, "philox", lambda c, k: (*philox(c, k)[:3], 0))
+        patch.setattr(_C, "philox", lambda c, k: (*philox(c, k)[:3], 0))
     elif fault == "keys":
-        patch.setattr(verify._C, "draw", lambda g: draw(g)[::-1])
+        patch.setattr(_C, "draw", lambda g: draw(g)[::-1])
     elif fault == "fills":
         patch.setattr(init, "normal_", after(normal, lambda t: t.mul_(1.001)))
     elif fault == "instruction sets":
