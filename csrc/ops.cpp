@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 #include <new>
+#include <vector>
 
 #include "constants.h"
 #include "cpu/capability.h"
@@ -17,6 +18,7 @@
 #include "cpu/sparse.h"
 #include "forked.h"
 #include "generator.h"
+#include "ops.h"
 #include "orthogonal.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
@@ -227,6 +229,18 @@ Geometry geometry_of(const Tensor& self, IntArrayRef whole, IntArrayRef start) {
                        start.empty() ? nullptr : start.data());
 }
 
+// Of the real numbers that a complex tensor is made of, which are one dimension more.
+Geometry geometry_of_parts(const Tensor& self, const Tensor& real, IntArrayRef whole,
+                           IntArrayRef start) {
+  std::vector<int64_t> real_whole(whole.begin(), whole.end());
+  std::vector<int64_t> real_start(start.begin(), start.end());
+  if (self.is_complex() && !whole.empty()) {
+    real_whole.push_back(2);
+    real_start.push_back(0);
+  }
+  return geometry_of(real, real_whole, real_start);
+}
+
 template <class Dist>
 ElementType check_fill(const Dist& distribution, const Tensor& self) {
   check_layout(Dist::name, self);
@@ -259,13 +273,7 @@ void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayR
     real.fill_(plan.value);
     return;
   }
-  c10::SmallVector<int64_t, 8> real_whole(whole.begin(), whole.end());
-  c10::SmallVector<int64_t, 8> real_start(start.begin(), start.end());
-  if (self.is_complex() && !whole.empty()) {
-    real_whole.push_back(2);
-    real_start.push_back(0);
-  }
-  launch(plan.request, geometry_of(real, real_whole, real_start), real, key);
+  launch(plan.request, geometry_of_parts(self, real, whole, start), real, key);
 }
 
 void check_words(const Tensor& self) {
@@ -553,6 +561,11 @@ Tensor fold_in_tensor(const Tensor& key, int64_t) { return at::empty_like(key); 
 
 }  // namespace meta
 
+template <class Dist>
+Plan checked_plan(const Dist& distribution, const Tensor& self) {
+  return distribution.plan(check_fill(distribution, self), self.is_complex());
+}
+
 constexpr const char* kFills[] = {"uniform_",      "uniform_.key",      "normal_", "normal_.key",
                                   "trunc_normal_", "trunc_normal_.key", "sparse_", "sparse_.key",
                                   "orthogonal_",   "orthogonal_.key",   "words_",  "words_.key"};
@@ -575,6 +588,24 @@ void register_fills(torch::Library& m) {
 }
 
 }  // namespace
+
+Plan plan_of(const std::string& fill, at::ArrayRef<double> p, const Tensor& self) {
+  const DefaultFloatMode mode;
+  if (fill == Uniform::name && p.size() == 2) return checked_plan(Uniform{p[0], p[1]}, self);
+  if (fill == Normal::name && p.size() == 2) return checked_plan(Normal{p[0], p[1]}, self);
+  TORCH_CHECK_VALUE(fill == TruncNormal::name && p.size() == 4,
+                    "paraminit_ext.fill_many: expected an elementwise fill, got ", fill, " of ",
+                    p.size(), " parameters.");
+  return checked_plan(TruncNormal{p[0], p[1], p[2], p[3]}, self);
+}
+
+Geometry geometry_for(const char* fill, const Tensor& self, bool parts, IntArrayRef whole,
+                      IntArrayRef start) {
+  check_shard(fill, self, whole, start);
+  if (!self.is_contiguous()) check_disjoint(fill, self);
+  if (!parts || !self.is_complex()) return geometry_of(self, whole, start);
+  return geometry_of_parts(self, at::view_as_real(self), whole, start);
+}
 
 TORCH_LIBRARY(paraminit_ext, m) {
   m.def(

@@ -4,10 +4,13 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -18,6 +21,7 @@
 #include "cpu/fill.h"
 #include "cpu/sparse.h"
 #include "generator.h"
+#include "many.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
@@ -120,6 +124,134 @@ auto direct_fill(const char* name) {
   };
 }
 
+// Whether a value may stand for another one among a call's arguments: a number for one of the same
+// type and, to the sign of a zero, the same value.
+bool same_value(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (Py_TYPE(a) != Py_TYPE(b)) return false;
+  if (PyFloat_CheckExact(a)) {
+    const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
+    return std::memcmp(&x, &y, sizeof(x)) == 0;
+  }
+  if (PyUnicode_CheckExact(a)) return PyUnicode_Compare(a, b) == 0;
+  return PyLong_CheckExact(a) && PyObject_RichCompareBool(a, b, Py_EQ) == 1;
+}
+
+bool same_arguments(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (PyDict_GET_SIZE(a) != PyDict_GET_SIZE(b)) return false;
+  PyObject *name_a, *value_a, *name_b, *value_b;
+  Py_ssize_t at_a = 0, at_b = 0;
+  while (PyDict_Next(a, &at_a, &name_a, &value_a) && PyDict_Next(b, &at_b, &name_b, &value_b)) {
+    if (!same_value(name_a, name_b) || !same_value(value_a, value_b)) return false;
+  }
+  return true;
+}
+
+// For each entry of a fill of many the first one that differs from it in nothing that the checks of
+// a fill look at: the same function and arguments, and tensors of the same dtype, shape and kind of
+// device that nothing else could be said about. -1 for an entry that has to be looked at by itself.
+std::vector<int64_t> first_alike(const py::list& entries, const py::handle key_type) {
+  // More kinds of calls than this are looked at anew.
+  constexpr size_t kKinds = 64;
+  struct Kind {
+    PyObject *name, *arguments;
+    const at::Tensor* tensor;
+    int64_t first;
+  };
+  std::vector<Kind> kinds;
+  std::vector<int64_t> found(entries.size(), -1);
+  for (size_t i = 0; i < found.size(); ++i) {
+    PyObject* const entry = PyList_GET_ITEM(entries.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 4) continue;
+    PyObject* const given = PyTuple_GET_ITEM(entry, 0);
+    PyObject* const name = PyTuple_GET_ITEM(entry, 1);
+    PyObject* const arguments = PyTuple_GET_ITEM(entry, 2);
+    PyObject* const source = PyTuple_GET_ITEM(entry, 3);
+    if (!THPVariable_CheckExact(given) || !PyUnicode_CheckExact(name) ||
+        !PyDict_CheckExact(arguments) ||
+        (source != Py_None && reinterpret_cast<PyObject*>(Py_TYPE(source)) != key_type.ptr())) {
+      continue;
+    }
+    const at::Tensor& tensor = THPVariable_Unpack(given);
+    if (!paraminit::is_plain(tensor) || !tensor.is_contiguous() || tensor.numel() == 0 ||
+        tensor.is_inference()) {
+      continue;
+    }
+    const auto alike = [&](const Kind& kind) {
+      return tensor.scalar_type() == kind.tensor->scalar_type() &&
+             tensor.device().type() == kind.tensor->device().type() &&
+             tensor.sizes() == kind.tensor->sizes() && same_value(name, kind.name) &&
+             same_arguments(arguments, kind.arguments);
+    };
+    const auto kind = std::find_if(kinds.rbegin(), kinds.rend(), alike);
+    found[i] = kind != kinds.rend() ? kind->first : static_cast<int64_t>(i);
+    if (kind == kinds.rend() && kinds.size() < kKinds) {
+      kinds.push_back({name, arguments, &tensor, static_cast<int64_t>(i)});
+    }
+  }
+  return found;
+}
+
+// The key of one fill: of a paraminit_ext.Key, or one draw from a generator, or from the default
+// one of the tensor's device.
+paraminit::Key take_key(const py::handle source, const at::Tensor& tensor) {
+  static PyObject* const seed = PyUnicode_InternFromString("seed");
+  static PyObject* const offset = PyUnicode_InternFromString("offset");
+  if (source.is_none()) {
+#ifdef PARAMINIT_WITH_CUDA
+    if (tensor.is_cuda())
+      return paraminit::draw(paraminit::default_cuda_generator(tensor.device().index()));
+#endif
+    (void)tensor;
+    return paraminit::draw(at::detail::getDefaultCPUGenerator());
+  }
+  if (THPGenerator_Check(source.ptr())) return paraminit::draw(source.cast<at::Generator>());
+  const auto word = [&](PyObject* name) {
+    const auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(source.ptr(), name));
+    const uint64_t value =
+        number ? PyLong_AsUnsignedLongLong(number.ptr()) : static_cast<uint64_t>(-1);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return value;
+  };
+  const uint64_t first = word(seed);
+  return {first, word(offset)};
+}
+
+void fill_many(const py::list& fills, const py::list& calls, const py::list& which,
+               const py::dict& places) {
+  std::vector<paraminit::ManyFill> asked;
+  for (const py::handle fill : fills) {
+    const auto pair = fill.cast<py::tuple>();
+    paraminit::ManyFill& made = asked.emplace_back();
+    made.name = pair[0].cast<std::string>();
+    if (THPVariable_Check(pair[1].ptr())) {
+      made.value = pair[1].cast<at::Tensor>();
+    } else {
+      made.parameters = pair[1].cast<std::vector<double>>();
+    }
+  }
+  std::vector<paraminit::ManyEntry> entries(calls.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    paraminit::ManyEntry& entry = entries[i];
+    PyObject* const call = PyList_GET_ITEM(calls.ptr(), static_cast<Py_ssize_t>(i));
+    entry.self = THPVariable_Unpack(PyTuple_GET_ITEM(call, 0));
+    entry.fill = PyLong_AsSize_t(PyList_GET_ITEM(which.ptr(), static_cast<Py_ssize_t>(i)));
+    const py::handle source = PyTuple_GET_ITEM(call, 3);
+    if (source.ptr() != Py_False && !asked.at(entry.fill).value.defined()) {
+      entry.key = take_key(source, entry.self);
+    }
+  }
+  for (const auto& [index, place] : places) {
+    paraminit::ManyEntry& entry = entries.at(index.cast<size_t>());
+    std::tie(entry.whole, entry.start) =
+        place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
+  }
+  const py::gil_scoped_release no_gil;
+  const at::NoGradGuard no_grad;
+  paraminit::fill_many(asked, entries);
+}
+
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
 #ifdef PARAMINIT_WITH_CUDA
@@ -179,6 +311,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::call_guard<py::gil_scoped_release>());
   m.def("sparse_ones", sparse_ones, py::arg("matrix"), py::arg("zeros"), py::arg("key"),
         py::arg("spread"), py::call_guard<py::gil_scoped_release>());
+  m.def("calls_are_plain", paraminit::calls_are_plain);
+  m.def("is_plain", paraminit::is_plain, py::arg("tensor"));
+  m.def("first_alike", first_alike, py::arg("entries"), py::arg("key_type"));
+  m.def("fill_many", fill_many, py::arg("fills"), py::arg("calls"), py::arg("which"),
+        py::arg("places"));
   m.def("overlaps_itself", paraminit::overlaps_itself, py::arg("tensor"));
   m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
   m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));

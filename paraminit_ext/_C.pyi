@@ -1,4 +1,8 @@
+from typing import Any, Literal
+
 from torch import Generator, Tensor, dtype
+
+from paraminit_ext.key import Key
 
 def build_info() -> dict[str, str]: ...
 def cpu_capability() -> str: ...
@@ -19,6 +23,24 @@ def trunc_normal_(
     tensor: Tensor, mean: float, std: float, a: float, b: float, seed: int, offset: int
 ) -> None: ...
 def overlaps_itself(tensor: Tensor) -> bool: ...
+
+# Whether an operator called now reaches its kernel with nothing in between; whether the tensor is plain
+# memory on a device with kernels.
+def calls_are_plain() -> bool: ...
+def is_plain(tensor: Tensor) -> bool: ...
+
+# For each entry of fill_many the index of the first one that has all that is checked in common with it,
+# itself perhaps; -1 for one that has to be looked at.
+def first_alike(entries: list[Any], key_type: type[Key]) -> list[int]: ...
+
+# Calls are (local tensor, _, _, source), where a source of False takes no draw; `which` counts in `fills`;
+# `places` has the shape of the whole and the offset of the calls that are for parts.
+def fill_many(
+    fills: list[tuple[str, tuple[float, ...] | Tensor]],
+    calls: list[tuple[Any, Any, Any, Generator | Key | Literal[False] | None]],
+    which: list[int],
+    places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> None: ...
 
 # For tests: the zeros of a sparse fill of ones, by windows of another width (standard deviations).
 def sparse_ones(matrix: Tensor, zeros: int, key: tuple[int, int], spread: float) -> None: ...

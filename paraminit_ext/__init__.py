@@ -83,6 +83,7 @@ from paraminit_ext.init import (  # noqa: E402
     zeros_,
 )
 from paraminit_ext.key import Key  # noqa: E402
+from paraminit_ext.many import fill_many  # noqa: E402
 
 __all__ = [
     "STREAM_VERSION",
@@ -101,6 +102,7 @@ __all__ = [
     "dirac_",
     "eye",
     "eye_",
+    "fill_many",
     "init",
     "kaiming_normal",
     "kaiming_normal_",

@@ -10,7 +10,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ _NonlinearityType = Literal[
 _FanMode = Literal["fan_in", "fan_out"]
 _VarianceMode = Literal["fan_in", "fan_out", "fan_avg"]
 _VarianceDistribution = Literal["normal", "uniform", "truncated_normal"]
-_FillName = Literal["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_"]
+_FillName = Literal["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_", "delta_orthogonal_"]
 
 # The overloads, looked up once: a packet's call would try each of them in turn.
 _EAGER = {
@@ -111,7 +111,9 @@ _UNIT_GAINS = (
 
 # A warning names the first frame outside these: the line that called the function, whatever mode was in
 # between.
-_PLUMBING = frozenset({__name__, "torch._tensor", "torch.overrides", "torch.utils._device"})
+_PLUMBING = frozenset(
+    {__name__, "paraminit_ext.many", "torch._tensor", "torch.overrides", "torch.utils._device"}
+)
 
 
 # ----------------------------------------------------------------------------------------
@@ -186,6 +188,29 @@ def _refuse_parameters(fill: _FillName, local: Tensor, parameters: tuple[float, 
         _accepted.add(asked)
 
 
+@final
+class Held:
+    """Given to a function in place of a generator, takes the fill that the call comes down to.
+
+    The call has then been checked, and nothing has been drawn or written. It stays empty where there is
+    nothing to do. :func:`paraminit_ext.fill_many` checks its entries so.
+    """
+
+    __slots__ = ("fill", "parameters", "part")
+
+    part: Part
+    parameters: tuple[float, ...]
+
+    def __init__(self) -> None:
+        self.fill: _FillName | None = None
+
+    def hold(self, fill: _FillName, part: Part, parameters: tuple[float, ...]) -> None:
+        self.fill, self.part, self.parameters = fill, part, parameters
+
+
+_Source: TypeAlias = torch.Generator | Key | Held | None
+
+
 def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> FillKey:
     """The key of this fill; a fill without elements takes none, but its generator is still looked at."""
     if part.draws:
@@ -199,6 +224,9 @@ def _apply(fill: _FillName, part: Part, key: FillKey, parameters: tuple[float, .
     if direct is not None and not part.global_shape and not isinstance(key, Tensor):
         direct(part.local, *parameters, *key)
         return
+    if fill == "delta_orthogonal_":
+        _write_delta_orthogonal(part, key, *parameters)
+        return
     with torch.no_grad():
         if isinstance(key, Tensor):
             _KEYED[fill](part.local, *parameters, key, part.global_shape, part.shard_offset)
@@ -210,12 +238,26 @@ def _fill(
     name: str,
     fill: _FillName,
     part: Part,
-    generator: torch.Generator | Key | None,
+    generator: _Source,
     parameters: tuple[float, ...],
 ) -> Tensor:
     """Check everything, take one key, fill: what each function that draws comes down to."""
     _refuse(name, fill, part.local, parameters)
-    _apply(fill, part, _take(name, part, generator), parameters)
+    return _finish(name, fill, part, generator, parameters)
+
+
+def _finish(
+    name: str,
+    fill: _FillName,
+    part: Part,
+    generator: _Source,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    """Take one key and fill, everything having been checked; or leave both for later."""
+    if type(generator) is Held:
+        generator.hold(fill, part, parameters)
+    else:
+        _apply(fill, part, _take(name, part, generator), parameters)
     return part.given
 
 
@@ -459,13 +501,17 @@ def trunc_normal_(
     mean, std = _number("trunc_normal_", "mean", mean), _number("trunc_normal_", "std", std)
     a, b = _number("trunc_normal_", "a", a), _number("trunc_normal_", "b", b)
     _refuse("trunc_normal_", "trunc_normal_", part.local, (mean, std, a, b))
-    if (mean < a - 2 * std or mean > b + 2 * std) and not part.local.is_meta:
+    if _in_a_tail(mean, std, a, b) and not part.local.is_meta:
         _warn(
             "mean is more than 2 std from [a, b] in paraminit_ext.trunc_normal_: the values are right, "
             "but they are those of a tail, crowded at the nearer bound."
         )
-    _apply("trunc_normal_", part, _take("trunc_normal_", part, generator), (mean, std, a, b))
-    return part.given
+    return _finish("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
+
+
+def _in_a_tail(mean: float, std: float, a: float, b: float) -> bool:
+    """Where stock warns, since its own method is then slow and imprecise."""
+    return mean < a - 2 * std or mean > b + 2 * std
 
 
 # ----------------------------------------------------------------------------------------
@@ -569,6 +615,15 @@ def eye_(tensor: Tensor | Shard) -> Tensor:
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
+    part = _check_eye(tensor)
+    row, column = part.start
+    with torch.no_grad():
+        # Element (i, j) held here is (i + row, j + column) of the whole.
+        part.local.zero_().diagonal(row - column).fill_(1)
+    return part.given
+
+
+def _check_eye(tensor: Tensor | Shard) -> Part:
     part = locate("eye_", tensor)
     if part.local.dim() != 2:
         raise ValueError(
@@ -576,11 +631,7 @@ def eye_(tensor: Tensor | Shard) -> Tensor:
             "matrix."
         )
     refuse_unfillable("eye_", part.local, frozenset(), kernel=False)
-    row, column = part.start
-    with torch.no_grad():
-        # Element (i, j) held here is (i + row, j + column) of the whole.
-        part.local.zero_().diagonal(row - column).fill_(1)
-    return part.given
+    return part
 
 
 @_overridable
@@ -614,6 +665,15 @@ def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
         >>> init.dirac_(torch.empty(6, 2, 3), groups=3).sum().item()
         6.0
     """
+    part = _check_dirac(tensor, groups)
+    with torch.no_grad():
+        part.local.zero_()
+        if not part.local.is_meta:
+            _write_dirac(part, groups)
+    return part.given
+
+
+def _check_dirac(tensor: Tensor | Shard, groups: int = 1) -> Part:
     part = locate("dirac_", tensor)
     shape = part.whole_shape
     if len(shape) not in (3, 4, 5):
@@ -631,11 +691,7 @@ def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
             f"dimension 0, got {groups}. Pass the layer's own groups."
         )
     refuse_unfillable("dirac_", part.local, frozenset(), kernel=False)
-    with torch.no_grad():
-        part.local.zero_()
-        if not part.local.is_meta:
-            _write_dirac(part, groups)
-    return part.given
+    return part
 
 
 def _centre_tap(part: Part) -> Tensor | None:
@@ -901,8 +957,7 @@ def orthogonal_(
         )
     gain = _finite("orthogonal_", "gain", gain)
     refuse_unfillable("orthogonal_", part.local, REAL_DTYPES)
-    _apply("orthogonal_", part, _take("orthogonal_", part, generator), (gain,))
-    return part.given
+    return _finish("orthogonal_", "orthogonal_", part, generator, (gain,))
 
 
 @_overridable
@@ -960,8 +1015,7 @@ def sparse_(
             f"paraminit_ext.sparse_: expected a finite std >= 0, got {std}. Pass a standard deviation."
         )
     _refuse("sparse_", "normal_", part.local, (0.0, std))
-    _apply("sparse_", part, _take("sparse_", part, generator), (std, math.ceil(sparsity * rows)))
-    return part.given
+    return _finish("sparse_", "sparse_", part, generator, (std, math.ceil(sparsity * rows)))
 
 
 # ----------------------------------------------------------------------------------------
@@ -1019,13 +1073,15 @@ def delta_orthogonal_(
         )
     gain = _finite("delta_orthogonal_", "gain", gain)
     refuse_unfillable("delta_orthogonal_", part.local, REAL_DTYPES)
-    key = _take("delta_orthogonal_", part, generator)
+    return _finish("delta_orthogonal_", "delta_orthogonal_", part, generator, (gain,))
+
+
+def _write_delta_orthogonal(part: Part, key: FillKey, gain: float) -> None:
     with torch.no_grad():
         part.local.zero_()
     plane = _centre_tap(part)
     if plane is not None:
-        _apply("orthogonal_", Part(plane, plane, shape[:2], part.start[:2]), key, (gain,))
-    return part.given
+        _apply("orthogonal_", Part(plane, plane, part.whole_shape[:2], part.start[:2]), key, (gain,))
 
 
 @_overridable

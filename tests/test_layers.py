@@ -20,7 +20,10 @@ CUDA = [name for name in FILES if name.startswith("cuda/")]
 TORCH_AWARE = {
     "forked.h",
     "forked.cpp",
+    "ops.h",
     "ops.cpp",
+    "many.h",
+    "many.cpp",
     "python.cpp",
     "generator.h",
     "generator.cpp",

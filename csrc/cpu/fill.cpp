@@ -33,16 +33,24 @@ void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byt
 #endif
 }
 
-void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
-  FillRequest request = asked;
-  const int64_t bytes = g.numel() * element_size(request.type);
-  if (g.dense_runs() && g.run_count == 1 && bytes >= kLargeFill) {
-    request.streaming = true;
-    ask_for_huge_pages(data, static_cast<size_t>(bytes));
-  }
+bool is_large(int64_t size, const Geometry& g) {
+  return g.dense_runs() && g.run_count == 1 && g.numel() * size >= kLargeFill;
+}
+
+FillFunction fill_function(const FillRequest& request, const Geometry& g) {
   // A vector's worth of work for a handful of elements: the scalar lane writes the same bits.
   const auto functions = g.run_length < kShortRun ? baseline::run_functions : run_functions;
-  const auto fill = functions(request.distribution, request.type).fill;
+  return functions(request.distribution, request.type).fill;
+}
+
+void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
+  FillRequest request = asked;
+  const int64_t size = element_size(request.type);
+  if (is_large(size, g)) {
+    request.streaming = true;
+    ask_for_huge_pages(data, static_cast<size_t>(g.numel() * size));
+  }
+  const FillFunction fill = fill_function(request, g);
   const auto write = [&](uint64_t index, int64_t count, void* out) {
     fill(request, index, count, out);
   };

@@ -5,6 +5,7 @@
 
 #include "../geometry.h"
 #include "../request.h"
+#include "run_function.h"
 
 namespace paraminit {
 
@@ -12,6 +13,12 @@ namespace paraminit {
 // reading each line before it is overwritten; and where its pages are new, they are asked for by
 // the 2 MiB rather than the 4 KiB.
 constexpr int64_t kLargeFill = int64_t(8) << 20;
+bool is_large(int64_t element_size, const Geometry& geometry);
+
+// Of the instruction set that is chosen now, for runs as long as these.
+using FillFunction = decltype(RunFunctions::fill);
+FillFunction fill_function(const FillRequest& request, const Geometry& geometry);
+
 void fill_cpu(const FillRequest& request, const Geometry& geometry, void* data);
 
 // Before new pages are touched.

@@ -199,18 +199,23 @@ void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
   });
 }
 
+// Calls f with the units of the tensor.
+template <class Write, class F>
+void with_units(const Write& write, int64_t size, const Geometry& g, void* data, F&& f) {
+  char* const bytes = static_cast<char*>(data);
+  if (const int row_dim = find_tile_rows(g); row_dim >= 0) {
+    f(Tiles<Write>{write, size, g, bytes, row_dim});
+  } else {
+    f(Runs<Write>{write, size, g, bytes});
+  }
+}
+
 // Every element of the tensor, from `write`.
 template <class Write>
 void write_tensor(const Write& write, int64_t size, const Geometry& g, void* data) {
-  char* const bytes = static_cast<char*>(data);
-  const auto run = [](const auto& units) {
+  with_units(write, size, g, data, [](const auto& units) {
     run_on_threads(units.units(), units.unit_elements(), units);
-  };
-  if (const int row_dim = find_tile_rows(g); row_dim >= 0) {
-    run(Tiles<Write>{write, size, g, bytes, row_dim});
-  } else {
-    run(Runs<Write>{write, size, g, bytes});
-  }
+  });
 }
 
 }  // namespace paraminit

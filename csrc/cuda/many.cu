@@ -1,0 +1,160 @@
+// See many.h. What the kernels need to know of the items is written into pinned memory, which
+// torch's allocator keeps until the copy is done, and copied once; the copy in device memory goes
+// back to its allocator in the order of the stream.
+#include "many.h"
+
+#include <ATen/Functions.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <cstring>
+#include <map>
+#include <type_traits>
+#include <utility>
+
+#include "many_launch.h"
+
+namespace paraminit {
+namespace {
+
+constexpr int64_t kPacket = 16;
+constexpr int64_t kChunk = int64_t{kManyThreads} * kManyGroups;
+
+int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What one launch fills: a distribution and an element type, or constants of a size.
+using Kind = std::pair<int, int64_t>;
+constexpr int kConstant = -1;
+
+Kind kind_of(const ManyItem& item) {
+  if (item.request == nullptr) return {kConstant, item.size};
+  return {static_cast<int>(item.request->distribution), static_cast<int64_t>(item.request->type)};
+}
+
+struct Described {
+  DeviceItem item;
+  int64_t chunks;
+  bool scattered;
+};
+
+// Without the place of its geometry in the device's memory.
+Described describe(const ManyItem& item, const Geometry& g) {
+  Described made{};
+  const int64_t packet = kPacket / item.size;
+  const bool dense = g.run_count == 1 && g.dense_runs();
+  int64_t units;
+  if (item.request == nullptr) {
+    // A constant is the same everywhere: packets lie as the memory does.
+    made.item.head =
+        static_cast<int64_t>(reinterpret_cast<uintptr_t>(item.data) % kPacket) / item.size;
+    made.item.value[0] = item.value[0];
+    made.scattered = !dense;
+    made.item.end = made.item.head + g.run_length;
+    units = dense ? quotient_up(made.item.end, packet) : quotient_up(g.numel(), packet);
+  } else {
+    const int64_t group = item.size == 8 ? 2 : 4;
+    made.item.head = static_cast<int64_t>(g.first_index % static_cast<uint64_t>(packet));
+    made.item.first_group =
+        (g.first_index - static_cast<uint64_t>(made.item.head)) / static_cast<uint64_t>(group);
+    made.item.key = item.key;
+    if (item.size == 8) {
+      made.item.c64 = item.request->c64;
+    } else {
+      made.item.c32 = item.request->c32;
+    }
+    const uintptr_t out =
+        reinterpret_cast<uintptr_t>(item.data) - static_cast<uintptr_t>(made.item.head * item.size);
+    made.scattered = !dense || out % kPacket != 0;
+    made.item.end = made.item.head + g.run_length;
+    units = made.scattered ? (quotient_up(g.run_length, group) + 1) * g.run_count
+                           : quotient_up(made.item.end, packet) * (packet / group);
+  }
+  made.item.data =
+      made.scattered ? item.data : static_cast<char*>(item.data) - made.item.head * item.size;
+  made.chunks = quotient_up(units, kChunk);
+  return made;
+}
+
+cudaError_t dispatch(const ManyLaunch& launch, const Kind& kind) {
+  if (kind.first == kConstant) return launch_many_constant(launch, kind.second);
+  switch (launch.distribution) {
+    case Distribution::kUniform:
+    case Distribution::kUniformClamped:
+    case Distribution::kUniformTiny:
+      return launch_many_uniform(launch);
+    case Distribution::kNormal:
+    case Distribution::kNormalClamped:
+      return launch_many_normal(launch);
+    default:
+      return launch_many_trunc_normal(launch);
+  }
+}
+
+}  // namespace
+
+void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  struct Group {
+    std::vector<DeviceItem> items;
+    std::vector<int64_t> first_chunk{0};
+  };
+  std::map<Kind, Group> groups;
+  std::vector<Geometry> geometries;
+  for (const ManyItem& item : items) {
+    const Geometry flat = item.geometry != nullptr ? Geometry{} : flat_geometry(item.numel);
+    const Geometry& g = item.geometry != nullptr ? *item.geometry : flat;
+    Described made = describe(item, g);
+    if (made.scattered) {
+      geometries.push_back(g);
+      // Its number, counted from 1, until its address is known.
+      made.item.geometry = reinterpret_cast<const Geometry*>(geometries.size());
+    }
+    Group& group = groups[kind_of(item)];
+    group.items.push_back(made.item);
+    group.first_chunk.push_back(group.first_chunk.back() + made.chunks);
+  }
+
+  const size_t bytes = items.size() * sizeof(DeviceItem) +
+                       (items.size() + groups.size()) * sizeof(int64_t) +
+                       geometries.size() * sizeof(Geometry);
+  const auto options = at::TensorOptions().dtype(at::kByte);
+  const at::Tensor host =
+      at::empty({static_cast<int64_t>(bytes)}, options.device(at::kCPU).pinned_memory(true));
+  const at::Tensor there = at::empty({static_cast<int64_t>(bytes)}, options.device(device));
+  char* to = reinterpret_cast<char*>(host.mutable_data_ptr<uint8_t>());
+  const char* at_device = reinterpret_cast<const char*>(there.const_data_ptr<uint8_t>());
+  // Appends an array, and says where on the device it will lie.
+  const auto put = [&](const auto& array) {
+    using Element = typename std::decay_t<decltype(array)>::value_type;
+    const auto* const place = reinterpret_cast<const Element*>(at_device);
+    const size_t size = array.size() * sizeof(Element);
+    std::memcpy(to, array.data(), size);
+    to += size;
+    at_device += size;
+    return place;
+  };
+  const Geometry* const first_geometry = geometries.empty() ? nullptr : put(geometries);
+  std::vector<std::pair<Kind, ManyLaunch>> launches;
+  for (auto& [kind, group] : groups) {
+    for (DeviceItem& item : group.items) {
+      const auto number = reinterpret_cast<uintptr_t>(item.geometry);
+      if (number != 0) item.geometry = first_geometry + (number - 1);
+    }
+    ManyLaunch launch{};
+    if (kind.first != kConstant) {
+      launch.distribution = static_cast<Distribution>(kind.first);
+      launch.type = static_cast<ElementType>(kind.second);
+    }
+    launch.items = put(group.items);
+    launch.first_chunk = put(group.first_chunk);
+    launch.count = static_cast<int>(group.items.size());
+    launch.chunks = group.first_chunk.back();
+    launch.stream = at::cuda::getCurrentCUDAStream();
+    launches.emplace_back(kind, launch);
+  }
+  there.copy_(host, /*non_blocking=*/true);
+  for (const auto& [kind, launch] : launches) C10_CUDA_CHECK(dispatch(launch, kind));
+}
+
+}  // namespace paraminit

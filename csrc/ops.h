@@ -1,0 +1,21 @@
+// What the elementwise operators check and work out before they write, for fills of many tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "constants.h"
+#include "geometry.h"
+
+namespace paraminit {
+
+// Raises what the operator called `fill` raises for these parameters and a tensor of this dtype.
+Plan plan_of(const std::string& fill, at::ArrayRef<double> parameters, const at::Tensor& self);
+
+// Where the elements of a tensor that has some lie, or with `parts` those of a complex one's real
+// and imaginary parts; raises what the operator raises for its shape and strides.
+Geometry geometry_for(const char* fill, const at::Tensor& self, bool parts, at::IntArrayRef whole,
+                      at::IntArrayRef start);
+
+}  // namespace paraminit
