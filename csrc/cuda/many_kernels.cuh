@@ -42,10 +42,17 @@ __device__ __forceinline__ const Constants<typename Dist::Real>& item_constants(
   }
 }
 
+// Made anew for each step: its twenty words, kept in registers, would be spilled around the calls
+// that a square root is.
+__device__ __forceinline__ KeySchedule fresh_schedule(Key key) {
+  asm volatile("" : "+l"(key.seed));
+  return key_schedule(key);
+}
+
 // `packets` packets of 16 bytes, a packet of each thread apart; `counter` is the first one's.
 template <class Dist, class T, int packets>
-__device__ __forceinline__ void fill_packets(const Constants<typename Dist::Real>& c,
-                                             const KeySchedule& keys, uint64_t counter, T* out) {
+__device__ __forceinline__ void fill_packets(const Constants<typename Dist::Real>& c, Key key,
+                                             uint64_t counter, T* out) {
   constexpr int group = kGroup<Dist>;
   constexpr int packet = kPacketBytes / sizeof(T);
   constexpr int groups = packet / group;
@@ -57,7 +64,7 @@ __device__ __forceinline__ void fill_packets(const Constants<typename Dist::Real
       x[n * groups + i][0] = counter + static_cast<uint64_t>(n * kManyThreads * groups + i);
     }
   }
-  philox<Lane, packets * groups>(keys, x);
+  philox<Lane, packets * groups>(fresh_schedule(key), x);
 #pragma unroll
   for (int n = 0; n < packets; ++n) {
     typename Dist::Real v[groups][group];
@@ -78,8 +85,8 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
   constexpr int chunk_packets = kManyThreads * packets;
   // By value: what is stored below might otherwise be these.
   const Constants<typename Dist::Real> c = item_constants<Dist>(item);
-  const KeySchedule keys = key_schedule(item.key);
-  uint64_t counter = keys.offset + item.first_group +
+  const Key key = item.key;
+  uint64_t counter = key.offset + item.first_group +
                      static_cast<uint64_t>(chunk * chunk_packets + threadIdx.x) * groups;
   T* out = static_cast<T*>(item.data) + (chunk * chunk_packets + threadIdx.x) * packet;
   int low, high;
@@ -87,7 +94,7 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
   if (low == 0 && high == chunk_packets * packet) {
 #pragma unroll 1
     for (int n = 0; n < packets; n += in_flight) {
-      fill_packets<Dist, T, in_flight>(c, keys, counter, out);
+      fill_packets<Dist, T, in_flight>(c, key, counter, out);
       counter += in_flight * kManyThreads * groups;
       out += in_flight * kManyThreads * packet;
     }
@@ -101,7 +108,7 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
     if (first + group <= low || first >= high) continue;
     uint64_t x[1][4];
     x[0][0] = counter + static_cast<uint64_t>(n / groups * kManyThreads * groups + n % groups);
-    philox<Lane, 1>(keys, x);
+    philox<Lane, 1>(fresh_schedule(key), x);
     typename Dist::Real v[group];
     group_values<Dist>(c, x[0], v);
 #pragma unroll
@@ -111,34 +118,33 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
   }
 }
 
-// A chunk of any geometry: a unit is one group of one run.
+// A chunk of any geometry: a unit is one group of one run. Divisions and square roots are calls,
+// around which little fits into registers: what is needed after one is read again from the item.
 template <class Dist, class T>
 __device__ __forceinline__ void fill_scattered(const DeviceItem& item, int64_t chunk) {
   constexpr int group = kGroup<Dist>;
-  const Geometry& geometry = *item.geometry;
-  const Constants<typename Dist::Real> c = item_constants<Dist>(item);
-  const KeySchedule keys = key_schedule(item.key);
-  T* const out = static_cast<T*>(item.data);
-  const int64_t run_groups = (geometry.run_length + group - 1) / group + 1;
-  const int64_t units = run_groups * geometry.run_count;
-  const int64_t end = (chunk + 1) * kManyGroups * kManyThreads;
-  int64_t unit = chunk * kManyGroups * kManyThreads + threadIdx.x;
 #pragma unroll 1
-  for (; unit < end && unit < units; unit += kManyThreads) {
+  for (int n = 0; n < kManyGroups; ++n) {
+    const volatile Geometry& asked = *item.geometry;
+    const int64_t run_groups = (asked.run_length + group - 1) / group + 1;
+    const int64_t unit = (chunk * kManyGroups + n) * kManyThreads + threadIdx.x;
+    if (unit >= run_groups * asked.run_count) return;
     int64_t offset;
     uint64_t index;
+    const Geometry& geometry = *item.geometry;
     locate_run(geometry, unit / run_groups, offset, index);
     const uint64_t g = index / group + static_cast<uint64_t>(unit % run_groups);
     uint64_t x[1][4];
-    x[0][0] = keys.offset + g;
-    philox<Lane, 1>(keys, x);
+    x[0][0] = item.key.offset + g;
+    philox<Lane, 1>(fresh_schedule(item.key), x);
     typename Dist::Real v[group];
-    group_values<Dist>(c, x[0], v);
+    group_values<Dist>(item_constants<Dist>(item), x[0], v);
+    T* const out = static_cast<T*>(item.data) + offset;
+    const int64_t first = static_cast<int64_t>(g * group - index);
 #pragma unroll
     for (int m = 0; m < group; ++m) {
-      const int64_t position = static_cast<int64_t>(g * group + m - index);
-      if (position >= 0 && position < geometry.run_length) {
-        store_one(out + offset + locate_in_run(geometry, position), v[m]);
+      if (first + m >= 0 && first + m < geometry.run_length) {
+        store_one(out + locate_in_run(geometry, first + m), v[m]);
       }
     }
   }
