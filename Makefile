@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
-GPU_GROUPS ?= fill,small
+GPU_GROUPS ?= fill,small,many
 ARGS ?=
 
 VENV := .venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from benchmarks.models import FAMILIES, Entry, Recipe, fill_calls
 from benchmarks.peers import Peer
 from benchmarks.rows import DTYPES, Case, Trial
 from benchmarks.timing import Call, SelfTimed
-from paraminit_ext import Key, init
+from paraminit_ext import Key, fill_many, init
 
 # The kinds are what tables call them.
 FILLS = {
@@ -34,6 +35,8 @@ FRESH_EXPONENT, QUICK_FRESH_EXPONENT = 30, 25
 # Smaller blocks than this come from the allocator's own store, whose pages are not fresh.
 LEAST_FRESH_EXPONENT = 24
 PEAK_EXPONENT, QUICK_PEAK_EXPONENT = 26, 24
+MANY = 1000
+MANY_SHAPES = ((8, 8), (64, 64))
 SMALL_SHAPES = ((8, 8), (64, 64), (256, 256), (1024, 1024))
 ORTHOGONAL_SHAPES = (*((n, n) for n in (64, 128, 256, 512, 1024, 2048, 4096)), (8192, 1024))
 CUDA_ORTHOGONAL_SHAPES = (*ORTHOGONAL_SHAPES, (8192, 8192), (16384, 16384))
@@ -177,6 +180,38 @@ def small_cases(options: Options) -> Iterator[Case]:
         numel = 1000 * 64 * 64
         name = options.name("small/normal_of_1000", dtype=dtype, shape="64x64")
         yield Case(name, numel, size_of(dtype, numel), prepare_many)
+
+
+def many_cases(options: Options) -> Iterator[Case]:
+    """A thousand small tensors in one call, against the same calls one by one."""
+    for dtype in options.dtypes_or("fp32"):
+        for case in ("normal", "trunc_normal"):
+            for shape in MANY_SHAPES:
+
+                def prepare(case: str = case, shape: tuple[int, int] = shape, dtype: str = dtype) -> Trial:
+                    recipe = FILLS[case]
+                    stacked = torch.empty(MANY, *shape, dtype=DTYPES[dtype], device=options.device)
+                    tensors = stacked.unbind()
+                    names = list(inspect.signature(getattr(init, recipe.function)).parameters)[1:]
+                    arguments = dict(zip(names, recipe.arguments, strict=False))
+                    entries = [(tensor, recipe.function, arguments, None) for tensor in tensors]
+
+                    def one_by_one(module: ModuleType) -> Call:
+                        function = getattr(module, recipe.function)
+                        return lambda: [function(tensor, *recipe.arguments) for tensor in tensors]
+
+                    return Trial(
+                        {
+                            "fill": lambda: [tensor.fill_(1.0) for tensor in tensors],
+                            "stock": one_by_one(nn.init),
+                            "ours, one by one": one_by_one(init),
+                            "ours": partial(fill_many, entries),
+                        }
+                    )
+
+                numel = MANY * shape[0] * shape[1]
+                name = options.name(f"many/{case}", dtype=dtype, shape="x".join(map(str, shape)))
+                yield Case(name, numel, size_of(dtype, numel), prepare)
 
 
 def thread_counts() -> list[int]:
@@ -373,6 +408,7 @@ GROUPS: dict[str, Callable[[Options], Iterator[Case]]] = {
     "model": model_cases,
     "fresh-memory": fresh_cases,
     "small": small_cases,
+    "many": many_cases,
     "scaling": scaling_cases,
     "orthogonal": orthogonal_cases,
     "sparse": sparse_cases,

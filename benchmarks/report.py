@@ -64,7 +64,13 @@ def label(row: Row, rows: Sequence[Row]) -> str:
     else:
         name = case
     said = [name]
-    always = {"fill": "dtype", "small": "shape", "orthogonal": "shape", "sparse": "shape"}.get(row.group)
+    always = {
+        "fill": "dtype",
+        "small": "shape",
+        "many": "shape",
+        "orthogonal": "shape",
+        "sparse": "shape",
+    }.get(row.group)
     for key in ("dtype", "numel", "shape", "sparsity", "threads"):
         value = row.parameters.get(key)
         if value is None or (row.group == "model" and key == "numel"):
@@ -183,6 +189,7 @@ TIMED: dict[str, tuple[str, str, bool, bool]] = {
     "model": ("all parameters of a model", "model", False, False),
     "fresh-memory": ("fresh memory: allocation and page faults included", "fresh tensor", False, True),
     "small": ("one call, from Python to Python", "call", False, True),
+    "many": ("1,000 tensors in one call of fill_many", "fill", False, True),
     "scaling": ("over threads and sizes", "fill", True, False),
     "orthogonal": ("orthogonal_", "matrix", False, False),
     "sparse": ("sparse_", "matrix", False, False),
