@@ -183,9 +183,11 @@ def _refuse_parameters(fill: _FillName, local: Tensor, parameters: tuple[float, 
     asked = (fill, local.dtype, parameters)
     if asked not in _accepted:
         _EAGER[fill](local.new_empty(0), *parameters, 0, 0, (), ())
-        if len(_accepted) >= 4096:
-            _accepted.clear()
-        _accepted.add(asked)
+        # A mode may have swallowed the question.
+        if _C.calls_are_plain():
+            if len(_accepted) >= 4096:
+                _accepted.clear()
+            _accepted.add(asked)
 
 
 @final

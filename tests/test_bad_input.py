@@ -280,3 +280,16 @@ def test_a_device_without_kernels_is_refused(
     message = refused(name, tensor.as_subclass(Elsewhere), *arguments, error=NotImplementedError)
     assert "FORCE_CUDA=1 pip install --no-build-isolation" in message
     assert not tensor.any()
+
+
+def test_parameters_that_a_mode_swallowed_are_looked_at_again() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Swallow(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return None if func.namespace == "paraminit_ext" else func(*args, **(kwargs or {}))
+
+    mode: Any = Swallow
+    with mode():
+        init.normal_(torch.zeros(4), std=-0.125)
+    refused("normal_", torch.zeros(4), std=-0.125, error=RuntimeError)
