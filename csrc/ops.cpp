@@ -21,6 +21,7 @@
 #include "ops.h"
 #include "orthogonal.h"
 #include "overlap.h"
+#include "staging.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
 #endif
@@ -57,6 +58,8 @@ void check_layout(const char* op, const Tensor& self) {
   TORCH_CHECK_NOT_IMPLEMENTED(!self.is_quantized(), "paraminit_ext.", op,
                               ": expected a floating-point tensor, got ", self.scalar_type(),
                               ". Fill a float tensor and quantize it.");
+  TORCH_CHECK_NOT_IMPLEMENTED(!self.is_nested(), "paraminit_ext.", op,
+                              ": expected a dense tensor, got a nested one. Fill its parts.");
 }
 
 void check_shard(const char* op, const Tensor& self, IntArrayRef whole, IntArrayRef start) {
@@ -257,14 +260,41 @@ void check_disjoint(const char* op, const Tensor& self) {
               " with strides ", self.strides(), ". Use .contiguous() or .clone().");
 }
 
+bool has_kernels(const Tensor& self) {
+#ifdef PARAMINIT_WITH_CUDA
+  if (self.is_cuda()) return true;
+#endif
+  return self.is_cpu();
+}
+
+// The bytes of each piece of a fill by way of the host's memory, 0 where kernels reach the tensor.
+// Tests ask for a number of their own.
+int64_t staging_of(const Tensor& self, int64_t asked) {
+  return has_kernels(self) ? asked : kStagingBytes;
+}
+
+// The key where the CPU can read it: of a fill on a device without kernels.
+KeySource key_on_host(KeySource key) {
+  if (key.tensor == nullptr) return key;
+  const Tensor copy = key.tensor->cpu();
+  return {host_key({{}, &copy})};
+}
+
 template <class Dist>
 void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayRef whole,
-          IntArrayRef start) {
+          IntArrayRef start, int64_t staging_bytes = 0) {
   const ElementType type = check_fill(distribution, self);
   check_shard(Dist::name, self, whole, start);
   check_disjoint(Dist::name, self);
   if (key.tensor != nullptr) check_key(Dist::name, *key.tensor, self);
   if (self.numel() == 0) return;
+  if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
+    const KeySource on_host = key_on_host(key);
+    const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
+      fill(distribution, piece, on_host, of, place);
+    };
+    return fill_by_pieces(Dist::name, self, whole, start, bytes, false, part);
+  }
   const DefaultFloatMode mode;
   const Plan plan = distribution.plan(type, self.is_complex());
   const Tensor real = self.is_complex() ? at::view_as_real(self) : self;
@@ -282,12 +312,20 @@ void check_words(const Tensor& self) {
                               ": expected an int64 tensor, got ", self.scalar_type(), ".");
 }
 
-void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRef start) {
+void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRef start,
+                int64_t staging_bytes = 0) {
   check_words(self);
   check_shard(RawWords::name, self, whole, start);
   check_disjoint(RawWords::name, self);
   if (key.tensor != nullptr) check_key(RawWords::name, *key.tensor, self);
   if (self.numel() == 0) return;
+  if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
+    const KeySource on_host = key_on_host(key);
+    const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
+      fill_words(piece, on_host, of, place);
+    };
+    return fill_by_pieces(RawWords::name, self, whole, start, bytes, false, part);
+  }
   launch(plan_words().request, geometry_of(self, whole, start), self, key);
 }
 
@@ -306,7 +344,7 @@ void check_orthogonal(const Orthogonal& orthogonal, const Tensor& self) {
 }
 
 void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySource key,
-                 IntArrayRef whole, IntArrayRef start) {
+                 IntArrayRef whole, IntArrayRef start, int64_t staging_bytes = 0) {
   const ElementType type = check_sparse(sparse, self);
   check_shard(Sparse::name, self, whole, start);
   check_disjoint(Sparse::name, self);
@@ -317,7 +355,7 @@ void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySou
   TORCH_CHECK_NOT_IMPLEMENTED(rows < int64_t(1) << 32, "paraminit_ext.", Sparse::name,
                               ": expected fewer than 2^32 rows, got ", rows,
                               ". Fill the transpose of a smaller matrix.");
-  if (zeros == 0) return fill(Normal{0.0, sparse.std}, self, key, whole, start);
+  if (zeros == 0) return fill(Normal{0.0, sparse.std}, self, key, whole, start, staging_bytes);
   if (self.numel() == 0) return;
   const DefaultFloatMode mode;
   const Plan plan = sparse.plan(type, self.is_complex());
@@ -325,6 +363,14 @@ void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySou
     at::AutoDispatchBelowADInplaceOrView guard;
     self.zero_();
     return;
+  }
+  if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
+    const KeySource on_host = key_on_host(key);
+    const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
+      fill_sparse(sparse, zeros, piece, on_host, of, place);
+    };
+    // Whole columns where they fit: each piece counts the words of its columns anew.
+    return fill_by_pieces(Sparse::name, self, whole, start, bytes, true, part);
   }
   SparseRequest request{};
   request.values = plan.request;
@@ -463,21 +509,24 @@ void words_key(Tensor& self, const Tensor& key, IntArrayRef whole, IntArrayRef s
 }
 
 Tensor draw_key(at::Device device, std::optional<at::Generator> generator) {
-  const Tensor key = at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
+  const auto options = at::TensorOptions().dtype(at::kUInt64);
 #ifdef PARAMINIT_WITH_CUDA
   if (device.is_cuda()) {
+    const Tensor key = at::empty({2}, options.device(device));
     draw_key_cuda(key.mutable_data_ptr<uint64_t>(), key.device(), generator);
     return key;
   }
 #endif
+  const Tensor key = at::empty({2}, options.device(at::kCPU));
   const Key drawn = draw(generator.value_or(at::detail::getDefaultCPUGenerator()));
   key.mutable_data_ptr<uint64_t>()[0] = drawn.seed;
   key.mutable_data_ptr<uint64_t>()[1] = drawn.offset;
-  return key;
+  return device.is_cpu() ? key : key.to(device);
 }
 
 Tensor fold_in_tensor(const Tensor& key, int64_t data) {
   check_key("fold_in", key, key);
+  if (!has_kernels(key)) return fold_in_tensor(key.cpu(), data).to(key.device());
   const Tensor folded = at::empty_like(key);
 #ifdef PARAMINIT_WITH_CUDA
   if (key.is_cuda()) {
@@ -607,6 +656,23 @@ Geometry geometry_for(const char* fill, const Tensor& self, bool parts, IntArray
   return geometry_of_parts(self, at::view_as_real(self), whole, start);
 }
 
+void fill_staged(const std::string& fill, at::ArrayRef<double> p, const Tensor& self, Key key,
+                 IntArrayRef whole, IntArrayRef start, int64_t bytes) {
+  const KeySource source{key};
+  if (fill == Uniform::name) {
+    paraminit::fill(Uniform{p.at(0), p.at(1)}, self, source, whole, start, bytes);
+  } else if (fill == Normal::name) {
+    paraminit::fill(Normal{p.at(0), p.at(1)}, self, source, whole, start, bytes);
+  } else if (fill == TruncNormal::name) {
+    const TruncNormal law{p.at(0), p.at(1), p.at(2), p.at(3)};
+    paraminit::fill(law, self, source, whole, start, bytes);
+  } else if (fill == Sparse::name) {
+    fill_sparse(Sparse{p.at(0)}, static_cast<int64_t>(p.at(1)), self, source, whole, start, bytes);
+  } else {
+    fill_words(self, source, whole, start, bytes);
+  }
+}
+
 TORCH_LIBRARY(paraminit_ext, m) {
   m.def(
       "uniform_(Tensor(a!) self, float a, float b, int seed, int offset, "
@@ -655,6 +721,9 @@ TORCH_LIBRARY_IMPL(paraminit_ext, CPU, m) { register_fills(m); }
 #ifdef PARAMINIT_WITH_CUDA
 TORCH_LIBRARY_IMPL(paraminit_ext, CUDA, m) { register_fills(m); }
 #endif
+
+// Every other device, by way of the host's memory.
+TORCH_LIBRARY_IMPL(paraminit_ext, CompositeExplicitAutograd, m) { register_fills(m); }
 
 TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
   m.impl("uniform_", meta::uniform);

@@ -1,4 +1,4 @@
-// What the elementwise operators check and work out before they write, for fills of many tensors.
+// What other files need of the operators: the checks and plans of the elementwise ones.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,5 +17,10 @@ Plan plan_of(const std::string& fill, at::ArrayRef<double> parameters, const at:
 // and imaginary parts; raises what the operator raises for its shape and strides.
 Geometry geometry_for(const char* fill, const at::Tensor& self, bool parts, at::IntArrayRef whole,
                       at::IntArrayRef start);
+
+// For tests: the operator by way of pieces of at most so many bytes, on a tensor that does not need
+// it.
+void fill_staged(const std::string& fill, at::ArrayRef<double> parameters, const at::Tensor& self,
+                 Key key, at::IntArrayRef whole, at::IntArrayRef start, int64_t bytes);
 
 }  // namespace paraminit

@@ -22,6 +22,7 @@
 #include "cpu/sparse.h"
 #include "generator.h"
 #include "many.h"
+#include "ops.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
@@ -311,6 +312,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::call_guard<py::gil_scoped_release>());
   m.def("sparse_ones", sparse_ones, py::arg("matrix"), py::arg("zeros"), py::arg("key"),
         py::arg("spread"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "fill_staged",
+      [](const std::string& name, const std::vector<double>& parameters, const at::Tensor& tensor,
+         std::pair<uint64_t, uint64_t> key, const std::vector<int64_t>& whole,
+         const std::vector<int64_t>& start, int64_t bytes) {
+        const at::NoGradGuard no_grad;
+        paraminit::fill_staged(name, parameters, tensor, {key.first, key.second}, whole, start,
+                               bytes);
+      },
+      py::arg("name"), py::arg("parameters"), py::arg("tensor"), py::arg("key"), py::arg("whole"),
+      py::arg("start"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   m.def("calls_are_plain", paraminit::calls_are_plain);
   m.def("is_plain", paraminit::is_plain, py::arg("tensor"));
   m.def("first_alike", first_alike, py::arg("entries"), py::arg("key_type"));

@@ -45,6 +45,17 @@ def fill_many(
 # For tests: the zeros of a sparse fill of ones, by windows of another width (standard deviations).
 def sparse_ones(matrix: Tensor, zeros: int, key: tuple[int, int], spread: float) -> None: ...
 
+# For tests: a fill by way of pieces of at most so many bytes, as on a device without kernels.
+def fill_staged(
+    name: str,
+    parameters: list[float],
+    tensor: Tensor,
+    key: tuple[int, int],
+    whole: tuple[int, ...],
+    start: tuple[int, ...],
+    bytes: int,  # noqa: A002
+) -> None: ...
+
 # For tests of the numbers: what a fill's constants are made of, and a distribution on given words (int32,
 # four a group).
 def upper_tail(x: float) -> float: ...

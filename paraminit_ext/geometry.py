@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paraminit_ext import _C
+from paraminit_ext.warn import warn
 
 _MAX_NUMEL = (1 << 63) - 1
 _HAS_CUDA = _C.has_cuda()
@@ -159,7 +160,7 @@ def refuse_unfillable(
         kernel: whether it needs a kernel of this package (torch's own fills do not)
 
     Raises:
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
         RuntimeError: elements share memory, an inference tensor outside inference mode, a batched one in
             vmap.
     """
@@ -175,7 +176,7 @@ def refuse_unfillable(
             "Fill a dense tensor and convert it."
         )
     if kernel and not local.is_cpu and not (local.is_cuda and _HAS_CUDA) and not local.is_meta:
-        _refuse_device(name, local.device)
+        _warn_of_staging(local.device)
     # Asking breaks a graph that is being traced; the ops ask again when a compiled one runs.
     compiling = torch.compiler.is_compiling()
     if kernel and not compiling and torch._C._functorch.is_batchedtensor(local):
@@ -201,17 +202,26 @@ def _join(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(names[:-1]) + f" or {names[-1]}"
 
 
-def _refuse_device(name: str, device: torch.device) -> None:
+_warned = False
+
+
+def _warn_of_staging(device: torch.device) -> None:
+    """Say once a process that the CPU fills what lies on another device, and what would do it there."""
+    global _warned
+    if _warned or torch.compiler.is_compiling():
+        return
+    _warned = True
     if device.type == "cuda":
-        raise NotImplementedError(
-            f"paraminit_ext.{name}: expected a tensor on cpu or meta, since no CUDA kernels were built, got "
-            f"one on {device}. Install a CUDA toolkit and run `FORCE_CUDA=1 pip install --no-build-isolation "
-            "-e .`."
+        warn(
+            "paraminit_ext was built without CUDA kernels: tensors on cuda are filled by the CPU and copied, "
+            "with the same values. Install a CUDA toolkit and run `FORCE_CUDA=1 pip install "
+            "--no-build-isolation -e .`."
         )
-    raise NotImplementedError(
-        f"paraminit_ext.{name}: expected a tensor on cpu, cuda or meta, got one on {device}, for which there "
-        "is no kernel. Fill it on the CPU and move it there."
-    )
+    else:
+        warn(
+            f"paraminit_ext has no kernels for {device.type}: the CPU fills its tensors and copies them, "
+            "with the same values. Nothing can be installed for it: only the CPU and CUDA have kernels."
+        )
 
 
 def _integers(what: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -7,8 +7,6 @@ with one key to one op. Nothing here is random, and nothing is written before ev
 import functools
 import inspect
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, final
 
@@ -19,6 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from paraminit_ext import _C
 from paraminit_ext.geometry import FLOATING_DTYPES, REAL_DTYPES, Part, Shard, locate, refuse_unfillable
 from paraminit_ext.key import FillKey, Key, refuse_generator, take_key
+from paraminit_ext.warn import warn as _warn
 
 __all__ = [
     "calculate_gain",
@@ -107,12 +106,6 @@ _UNIT_GAINS = (
     "conv_transpose2d",
     "conv_transpose3d",
     "sigmoid",
-)
-
-# A warning names the first frame outside these: the line that called the function, whatever mode was in
-# between.
-_PLUMBING = frozenset(
-    {__name__, "paraminit_ext.many", "torch._tensor", "torch.overrides", "torch.utils._device"}
 )
 
 
@@ -271,16 +264,6 @@ def _refuse(name: str, fill: _FillName, local: Tensor, parameters: tuple[float, 
         _refuse_parameters(fill, local, parameters)
 
 
-def _warn(message: str, category: type[Warning] = UserWarning) -> None:
-    level = 2
-    if not torch.compiler.is_compiling():
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_globals.get("__name__") in _PLUMBING:
-            frame = frame.f_back
-            level += 1
-    warnings.warn(message, category, stacklevel=level)
-
-
 # ----------------------------------------------------------------------------------------
 # Gains and fans
 # ----------------------------------------------------------------------------------------
@@ -411,7 +394,7 @@ def uniform_(
 
     Raises:
         RuntimeError: ``b < a``, a bound or ``b - a`` beyond the dtype's range, or elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Parallel random numbers: as easy as 1, 2, 3` - Salmon, J. et al. (2011).
 
@@ -446,7 +429,7 @@ def normal_(
 
     Raises:
         RuntimeError: ``std < 0``, a parameter that is not finite, or elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `A note on the generation of random normal deviates` - Box, G. & Muller, M. (1958).
 
@@ -488,7 +471,7 @@ def trunc_normal_(
         ValueError: ``a > b``, ``std <= 0``, a mean or std that is not finite, or an interval more than 37
             standard deviations from the mean.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
 
     Source: `Non-uniform random variate generation` - Devroye, L. (1986), section II.2: inversion.
 
@@ -749,7 +732,7 @@ def xavier_uniform_(
         ValueError: fewer than 2 dimensions.
         ZeroDivisionError: both fans are 0.
         RuntimeError: a gain that is negative or not finite, or elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio,
     Y. (2010), equation 16.
@@ -790,7 +773,7 @@ def xavier_normal_(
         ValueError: fewer than 2 dimensions.
         ZeroDivisionError: both fans are 0.
         RuntimeError: a gain that is negative or not finite, or elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio,
     Y. (2010), equation 12.
@@ -835,7 +818,7 @@ def kaiming_uniform_(
     Raises:
         ValueError: fewer than 2 dimensions, an unknown mode or nonlinearity, or a slope that is not finite.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Delving deep into rectifiers: Surpassing human-level performance on ImageNet classification` -
     He, K. et al. (2015), equations 10 and 14.
@@ -887,7 +870,7 @@ def kaiming_normal_(
     Raises:
         ValueError: fewer than 2 dimensions, an unknown mode or nonlinearity, or a slope that is not finite.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Delving deep into rectifiers: Surpassing human-level performance on ImageNet classification` -
     He, K. et al. (2015), equations 10 and 14.
@@ -937,7 +920,7 @@ def orthogonal_(
     Raises:
         ValueError: fewer than 2 dimensions, or a gain that is not finite.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
 
     Source: `The efficient generation of random orthogonal matrices` - Stewart, G. (1980); as an
     initialisation, `Exact solutions to the nonlinear dynamics of learning in deep linear neural networks` -
@@ -983,7 +966,7 @@ def sparse_(
     Raises:
         ValueError: another number of dimensions, or a sparsity outside [0, 1].
         RuntimeError: ``std < 0`` or not finite, or elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill; 2**32 or more rows.
+        NotImplementedError: dtype or layout has no fill; 2**32 or more rows.
 
     Source: `Deep learning via Hessian-free optimization` - Martens, J. (2010), section 5.
 
@@ -1047,7 +1030,7 @@ def delta_orthogonal_(
         ValueError: another number of dimensions, fewer out channels than in channels, or a gain that is not
             finite.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
 
     Source: `Dynamical isometry and a mean field theory of CNNs: how to train 10,000-layer vanilla
     convolutional neural networks` - Xiao, L. et al. (2018), algorithm 1.
@@ -1116,7 +1099,7 @@ def variance_scaling_(
         ValueError: fewer than 2 dimensions, a scale that is not positive and finite, an unknown mode or
             distribution.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Delving deep into rectifiers` - He, K. et al. (2015), equation 10, with the scale of
     `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio, Y.
@@ -1146,7 +1129,7 @@ def lecun_normal_(tensor: Tensor | Shard, generator: torch.Generator | Key | Non
     Raises:
         ValueError: fewer than 2 dimensions.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example), layout or device has no fill.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
 
     Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16; `Self-normalizing neural networks` -
     Klambauer, G. et al. (2017).
@@ -1174,7 +1157,7 @@ def lecun_uniform_(tensor: Tensor | Shard, generator: torch.Generator | Key | No
     Raises:
         ValueError: fewer than 2 dimensions.
         RuntimeError: elements that share memory.
-        NotImplementedError: dtype, layout or device has no fill.
+        NotImplementedError: dtype or layout has no fill.
 
     Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16.
 

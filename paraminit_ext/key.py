@@ -18,6 +18,7 @@ from paraminit_ext import _C
 
 _TWO_64 = 1 << 64
 _LOW_32 = (1 << 32) - 1
+_HAS_CUDA = _C.has_cuda()
 
 _draw_key = torch.ops.paraminit_ext.draw_key.default
 
@@ -204,7 +205,7 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
     if torch.compiler.is_compiling():
         return _take_traced_key(name, generator, device)
     if generator is None:
-        if device.type != "cuda":
+        if device.type != "cuda" or not _HAS_CUDA:
             return _C.draw_default("cpu", -1)
         if torch.cuda.is_current_stream_capturing():
             return _draw_on_device(device, None)
@@ -213,6 +214,8 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
     if isinstance(generator, Key):
         return _to_signed(generator.seed), _to_signed(generator.offset)
     kind = generator.device.type
+    if kind == "cuda" and not _HAS_CUDA:
+        return _draw_by_state(generator)
     if kind == "cuda" and torch.cuda.is_current_stream_capturing():
         return _draw_on_device(device, generator)
     if kind in ("cpu", "cuda"):
@@ -239,6 +242,14 @@ def _draw_on_device(device: torch.device, generator: torch.Generator | None) -> 
     """Draw inside the graph, so that each run of a compiled or captured one draws anew."""
     key: Tensor = _draw_key(device) if generator is None else _draw_key(device, generator)
     return key
+
+
+def _draw_by_state(generator: torch.Generator) -> tuple[int, int]:
+    """The draw from a CUDA generator where no kernels were built: its state is the host's to read."""
+    place = generator.get_offset()
+    generator.set_offset(place + 4)
+    key = Key(generator.initial_seed() % _TWO_64, place // 4).fold_in(0)
+    return _to_signed(key.seed), _to_signed(key.offset)
 
 
 def _draw_two_integers(generator: torch.Generator) -> Tensor:

@@ -24,6 +24,8 @@ TORCH_AWARE = {
     "ops.cpp",
     "many.h",
     "many.cpp",
+    "staging.h",
+    "staging.cpp",
     "python.cpp",
     "generator.h",
     "generator.cpp",
