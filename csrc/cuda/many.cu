@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "fill.h"
 #include "many_launch.h"
 
 namespace paraminit {
@@ -67,8 +68,7 @@ Described describe(const ManyItem& item, const Geometry& g) {
         reinterpret_cast<uintptr_t>(item.data) - static_cast<uintptr_t>(made.item.head * item.size);
     made.scattered = !dense || out % kPacket != 0;
     made.item.end = made.item.head + g.run_length;
-    units = made.scattered ? (quotient_up(g.run_length, group) + 1) * g.run_count
-                           : quotient_up(made.item.end, packet) * (packet / group);
+    units = made.scattered ? g.numel() : quotient_up(made.item.end, packet) * (packet / group);
   }
   made.item.data =
       made.scattered ? item.data : static_cast<char*>(item.data) - made.item.head * item.size;
@@ -105,6 +105,11 @@ void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
     const Geometry flat = item.geometry != nullptr ? Geometry{} : flat_geometry(item.numel);
     const Geometry& g = item.geometry != nullptr ? *item.geometry : flat;
     Described made = describe(item, g);
+    if (made.scattered && item.request != nullptr) {
+      // Strides leave the kernel no registers for finding its tensor as well: a launch of its own.
+      fill_cuda(*item.request, g, item.data, item.key, nullptr, device);
+      continue;
+    }
     if (made.scattered) {
       geometries.push_back(g);
       // Its number, counted from 1, until its address is known.
@@ -115,6 +120,7 @@ void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
     group.first_chunk.push_back(group.first_chunk.back() + made.chunks);
   }
 
+  if (groups.empty()) return;
   const size_t bytes = items.size() * sizeof(DeviceItem) +
                        (items.size() + groups.size()) * sizeof(int64_t) +
                        geometries.size() * sizeof(Geometry);

@@ -118,48 +118,12 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
   }
 }
 
-// A chunk of any geometry: a unit is one group of one run. Divisions and square roots are calls,
-// around which little fits into registers: what is needed after one is read again from the item.
-template <class Dist, class T>
-__device__ __forceinline__ void fill_scattered(const DeviceItem& item, int64_t chunk) {
-  constexpr int group = kGroup<Dist>;
-#pragma unroll 1
-  for (int n = 0; n < kManyGroups; ++n) {
-    const volatile Geometry& asked = *item.geometry;
-    const int64_t run_groups = (asked.run_length + group - 1) / group + 1;
-    const int64_t unit = (chunk * kManyGroups + n) * kManyThreads + threadIdx.x;
-    if (unit >= run_groups * asked.run_count) return;
-    int64_t offset;
-    uint64_t index;
-    const Geometry& geometry = *item.geometry;
-    locate_run(geometry, unit / run_groups, offset, index);
-    const uint64_t g = index / group + static_cast<uint64_t>(unit % run_groups);
-    uint64_t x[1][4];
-    x[0][0] = item.key.offset + g;
-    philox<Lane, 1>(fresh_schedule(item.key), x);
-    typename Dist::Real v[group];
-    group_values<Dist>(item_constants<Dist>(item), x[0], v);
-    T* const out = static_cast<T*>(item.data) + offset;
-    const int64_t first = static_cast<int64_t>(g * group - index);
-#pragma unroll
-    for (int m = 0; m < group; ++m) {
-      if (first + m >= 0 && first + m < geometry.run_length) {
-        store_one(out + locate_in_run(geometry, first + m), v[m]);
-      }
-    }
-  }
-}
-
 template <class Dist, class T>
 __global__ void __launch_bounds__(kManyThreads)
     many_kernel(const DeviceItem* items, const int64_t* first_chunk, int count) {
   int64_t chunk;
   const DeviceItem& item = find_item(items, first_chunk, count, chunk);
-  if (item.geometry == nullptr) {
-    fill_dense<Dist, T>(item, chunk);
-  } else {
-    fill_scattered<Dist, T>(item, chunk);
-  }
+  fill_dense<Dist, T>(item, chunk);
 }
 
 // Elements of 2, 4 or 8 bytes, moved by their bits.
