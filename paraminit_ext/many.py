@@ -63,7 +63,7 @@ def fill_many(entries: Iterable[Entry]) -> list[Tensor]:
     :mod:`paraminit_ext.init`, its other arguments by name, and where its numbers come from; the last two may
     be left out. Values, draws and warnings are those of ``init.<name>(tensor, **arguments, generator=key)``,
     entry by entry. On the CPU small tensors share the threads, and on CUDA each distribution and dtype is one
-    launch.
+    launch (and one more for each tensor that is strided or not aligned to 16 bytes).
 
     Args:
         entries: the calls. A key may be a :class:`Key`, a generator, or None, torch's default one, which is

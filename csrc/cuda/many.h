@@ -9,8 +9,8 @@
 
 namespace paraminit {
 
-// One launch for each distribution and element type among the items, none of which overlaps
-// another.
+// One launch for each distribution and element type among the items, and one for each item that is
+// strided or not aligned to 16 bytes; no two items may overlap.
 void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device);
 
 }  // namespace paraminit
