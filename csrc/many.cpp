@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "cpu/many.h"
+#include "forked.h"
 #include "many_request.h"
 #include "ops.h"
 #ifdef PARAMINIT_WITH_CUDA
@@ -110,7 +111,7 @@ class Wave {
         continue;
       }
 #endif
-      fill_many_cpu(items);
+      run_with_threads([&items] { fill_many_cpu(items); });
       items.clear();
     }
     spans_.clear();

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.instructions.__main__ import cxx_flags
+from benchmarks.compiler import cxx_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
