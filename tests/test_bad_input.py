@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fills import every_random
 from paraminit_ext import Key, init, shard
@@ -262,24 +261,6 @@ def test_a_shard_of_what_is_no_tensor_or_of_no_integers_is_refused() -> None:
 def test_a_key_of_wrong_parts_is_refused(build: Callable[[], object], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^paraminit_ext\.Key[.\w]*: expected .*, got "):
         build()
-
-
-@every_random
-def test_a_device_without_kernels_is_refused(
-    name: str, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # No such device is at hand: a tensor that says it lies on one.
-    class Elsewhere(Tensor):
-        is_cpu = False
-        is_cuda = True
-        device = torch.device("cuda:0")
-        __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    monkeypatch.setattr("paraminit_ext.geometry._HAS_CUDA", False)
-    tensor = torch.zeros(4, 6)
-    message = refused(name, tensor.as_subclass(Elsewhere), *arguments, error=NotImplementedError)
-    assert "FORCE_CUDA=1 pip install --no-build-isolation" in message
-    assert not tensor.any()
 
 
 def test_parameters_that_a_mode_swallowed_are_looked_at_again() -> None:

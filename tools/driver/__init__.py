@@ -20,6 +20,8 @@ SOURCES = (
     "csrc/cpu/fill_avx2.cpp",
     "csrc/cpu/fill_avx512.cpp",
     "csrc/cpu/fill_baseline.cpp",
+    "csrc/cpu/many.cpp",
+    "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
 )
 
