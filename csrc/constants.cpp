@@ -240,7 +240,9 @@ void fit_tail(double middle, double half, double (&tail)[kTailDegree + 1]) {
 // Constants::calm for bounds on both sides of 0. What r = -2 ln(1 - u^2) leaves uncertain of z is
 // far below the margin, as long as r is not much below 1.
 double calm_limit(const Constants<double>& c, double most) {
-  const double below = (c.shift - c.low) / c.std, above = (c.high - c.shift) / c.std;
+  // As the fill has them: a mean far from 0 is rounded by more than the margin.
+  const double shift = static_cast<float>(c.shift), std = static_cast<float>(c.std);
+  const double below = (shift - c.low) / std, above = (c.high - shift) / std;
   const double reach = (below < above ? below : above) - 0x1p-14;
   if (!(reach >= 0.5)) return -1.0;  // no r is as low
   if (reach >= kNormalReach32) return most;

@@ -291,7 +291,7 @@ void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayR
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      fill(distribution, piece, on_host, of, place);
+      run_with_threads([&] { fill(distribution, piece, on_host, of, place); });
     };
     return fill_by_pieces(Dist::name, self, whole, start, bytes, false, part);
   }
@@ -322,7 +322,7 @@ void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRe
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      fill_words(piece, on_host, of, place);
+      run_with_threads([&] { fill_words(piece, on_host, of, place); });
     };
     return fill_by_pieces(RawWords::name, self, whole, start, bytes, false, part);
   }
@@ -367,7 +367,7 @@ void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySou
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      fill_sparse(sparse, zeros, piece, on_host, of, place);
+      run_with_threads([&] { fill_sparse(sparse, zeros, piece, on_host, of, place); });
     };
     // Whole columns where they fit: each piece counts the words of its columns anew.
     return fill_by_pieces(Sparse::name, self, whole, start, bytes, true, part);

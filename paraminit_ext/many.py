@@ -228,10 +228,12 @@ class _Calls:
         local = part.local
         strided = local.layout is torch.strided
         overlaps = strided and _C.overlaps_itself(local)
-        # As torch does: it refuses an expanded tensor, and lets pass what it does not see through.
-        if strided and not (overlaps and 0 not in local.stride()):
+        # Elements that share memory are no fault here: torch writes one value to them, however often.
+        if strided and not overlaps:
             refuse_unfillable(name, local, frozenset(), kernel=False)
-        value = torch.empty((), dtype=local.dtype, device="cpu").fill_(number)
+        # torch lets a lone element on the CPU overflow, which it refuses of more.
+        count = 1 if local.is_cpu and local.numel() == 1 else 2
+        value = torch.empty(count, dtype=local.dtype, device="cpu").fill_(number)[0]
         if overlaps or local.element_size() not in (2, 4, 8) or not _C.is_plain(local):
             self._then(partial(_call, tensor, name, arguments, None))
             return None

@@ -223,7 +223,9 @@ BAD: dict[str, tuple[Callable[[], Any], str, Any, Any, type[Exception]]] = {
     "no value": (lambda: torch.zeros(4), "constant_", {}, None, TypeError),
     "key": (lambda: torch.zeros(4), "normal_", {}, 5, TypeError),
     "overlap": (lambda: torch.zeros(1, 6).expand(4, 6), "normal_", {}, None, RuntimeError),
-    "overlapping constant": (lambda: torch.zeros(1, 6).expand(4, 6), "ones_", {}, None, RuntimeError),
+    "a value of 16 bits": (
+        lambda: torch.zeros(4, dtype=torch.float16), "constant_", {"val": 1e6}, None, RuntimeError
+    ),
     "sparse": (lambda: torch.zeros(3, 4), "sparse_", {"sparsity": 2.0}, None, ValueError),
     "gain": (lambda: torch.zeros(3, 4), "orthogonal_", {"gain": math.inf}, None, ValueError),
     "eye": (lambda: torch.zeros(3), "eye_", {}, None, ValueError),

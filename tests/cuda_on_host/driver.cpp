@@ -40,6 +40,15 @@ const Case kCases[] = {
     {"uneven", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -1.0, 4.0); }},
     {"half a line", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -1.25, kInf); }},
     {"5 std, at 100", [](ElementType t) { return plan_trunc_normal(t, 100.0, 2.0, 90.0, 110.0); }},
+    // Their means are rounded by more than what the bounds leave of a deviation.
+    {"at 4096",
+     [](ElementType t) { return plan_trunc_normal(t, 4096.00023, 1.0, 4095.0, 4098.0); }},
+    {"at 2^20",
+     [](ElementType t) { return plan_trunc_normal(t, 1048576.06, 1.0, 1048575.0, 1048578.0); }},
+    {"subnormal",
+     [](ElementType t) {
+       return plan_trunc_normal(t, 0.0, 3.5 * 0x1p-149, -7 * 0x1p-149, 7 * 0x1p-149);
+     }},
     {"above", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, 1.75, kInf); }},
     {"below", [](ElementType t) { return plan_trunc_normal(t, 0.5, 1.0, -9.0, -4.0); }},
 };
