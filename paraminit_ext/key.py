@@ -236,7 +236,7 @@ def _take_traced_key(name: str, generator: torch.Generator | Key | None, device:
     if generator is not None and generator.device.type == "cuda" and not _HAS_CUDA:
         raise RuntimeError(
             f"paraminit_ext.{name}: expected a Key or a CPU generator in a compiled function under a build "
-            "without CUDA kernels, got a CUDA generator. Give one of those, or build with CUDA (FORCE_CUDA=1)."
+            "without CUDA kernels, got a CUDA generator. Give one of those, or build with FORCE_CUDA=1."
         )
     if generator is None or generator.device.type == "cuda":
         return _draw_on_device(device, generator)
