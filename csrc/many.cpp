@@ -135,11 +135,7 @@ bool calls_are_plain() {
 }
 
 bool is_plain(const Tensor& tensor) {
-  bool has_kernels = tensor.is_cpu();
-#ifdef PARAMINIT_WITH_CUDA
-  has_kernels = has_kernels || tensor.is_cuda();
-#endif
-  return has_kernels && tensor.layout() == at::kStrided &&
+  return has_kernels(tensor) && tensor.layout() == at::kStrided &&
          !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() &&
          nothing_but(tensor.key_set(), {c10::DispatchKey::CPU, c10::DispatchKey::CUDA,
                                         c10::DispatchKey::ADInplaceOrView});

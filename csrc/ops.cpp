@@ -260,13 +260,6 @@ void check_disjoint(const char* op, const Tensor& self) {
               " with strides ", self.strides(), ". Use .contiguous() or .clone().");
 }
 
-bool has_kernels(const Tensor& self) {
-#ifdef PARAMINIT_WITH_CUDA
-  if (self.is_cuda()) return true;
-#endif
-  return self.is_cpu();
-}
-
 // The bytes of each piece of a fill by way of the host's memory, 0 where kernels reach the tensor.
 // Tests ask for a number of their own.
 int64_t staging_of(const Tensor& self, int64_t asked) {
@@ -291,7 +284,7 @@ void fill(const Dist& distribution, const Tensor& self, KeySource key, IntArrayR
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      run_with_threads([&] { fill(distribution, piece, on_host, of, place); });
+      fill(distribution, piece, on_host, of, place);
     };
     return fill_by_pieces(Dist::name, self, whole, start, bytes, false, part);
   }
@@ -322,7 +315,7 @@ void fill_words(const Tensor& self, KeySource key, IntArrayRef whole, IntArrayRe
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      run_with_threads([&] { fill_words(piece, on_host, of, place); });
+      fill_words(piece, on_host, of, place);
     };
     return fill_by_pieces(RawWords::name, self, whole, start, bytes, false, part);
   }
@@ -367,7 +360,7 @@ void fill_sparse(const Sparse& sparse, int64_t zeros, const Tensor& self, KeySou
   if (const int64_t bytes = staging_of(self, staging_bytes); bytes != 0) {
     const KeySource on_host = key_on_host(key);
     const auto part = [&](const Tensor& piece, IntArrayRef of, IntArrayRef place) {
-      run_with_threads([&] { fill_sparse(sparse, zeros, piece, on_host, of, place); });
+      fill_sparse(sparse, zeros, piece, on_host, of, place);
     };
     // Whole columns where they fit: each piece counts the words of its columns anew.
     return fill_by_pieces(Sparse::name, self, whole, start, bytes, true, part);
@@ -442,7 +435,8 @@ void fill_orthogonal(const Orthogonal& orthogonal, const Tensor& self, KeySource
 
 // --- kernels ---------------------------------------------------------------------------------
 
-// What every kernel runs in. CUDA's streams are a thread's own, and it has no use for OpenMP.
+// What every kernel runs in. Other devices' streams are a thread's own, and have no use for OpenMP;
+// what the CPU does for them, fill_by_pieces() runs so.
 template <class Work>
 void run(const char* op, const Tensor& self, const Work& work) {
   try {
@@ -637,6 +631,13 @@ void register_fills(torch::Library& m) {
 }
 
 }  // namespace
+
+bool has_kernels(const Tensor& tensor) {
+#ifdef PARAMINIT_WITH_CUDA
+  if (tensor.is_cuda()) return true;
+#endif
+  return tensor.is_cpu();
+}
 
 Plan plan_of(const std::string& fill, at::ArrayRef<double> p, const Tensor& self) {
   const DefaultFloatMode mode;

@@ -1,4 +1,5 @@
-// What other files need of the operators: the checks and plans of the elementwise ones.
+// What other files need of the operators: devices, and the checks and plans of the elementwise
+// ones.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +10,9 @@
 #include "geometry.h"
 
 namespace paraminit {
+
+// Whether there are kernels for the tensor's device in this build.
+bool has_kernels(const at::Tensor& tensor);
 
 // Raises what the operator called `fill` raises for these parameters and a tensor of this dtype.
 Plan plan_of(const std::string& fill, at::ArrayRef<double> parameters, const at::Tensor& self);

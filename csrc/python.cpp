@@ -17,8 +17,8 @@
 
 #include "constants.h"
 #include "cpu/capability.h"
-#include "cpu/quota.h"
 #include "cpu/fill.h"
+#include "cpu/quota.h"
 #include "cpu/sparse.h"
 #include "generator.h"
 #include "many.h"

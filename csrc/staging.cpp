@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "forked.h"
+
 namespace paraminit {
 namespace {
 
@@ -54,7 +56,7 @@ void fill_by_pieces(const char* op, const Tensor& self, IntArrayRef whole, IntAr
       if (size[d] != sizes[d]) view = view.narrow(static_cast<int64_t>(d), begin[d], size[d]);
     }
     const Tensor piece = buffer.narrow(0, 0, c10::multiply_integers(size)).view(size);
-    fill(piece, whole.empty() ? sizes : whole, place);
+    run_with_threads([&] { fill(piece, whole.empty() ? sizes : whole, place); });
     view.copy_(piece);
     size_t d = dims;
     while (d > 0 && begin[d - 1] + box[d - 1] >= sizes[d - 1]) begin[--d] = 0;

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 import paraminit_ext
-from benchmarks.compiler import ToolError, compiler, cxx_flags, tool
+from benchmarks.compiler import ToolError, compiler, cxx_flags, output
 from prove.claims import ProofError
 from prove.sweeps import ALL, COSINE, RADIUS, SINE, Stream, Sweep, values
 
@@ -58,7 +58,7 @@ class Judge:
             out = Path(folder) / "judge.so"
             source = ROOT / "prove" / "judge.cpp"
             try:
-                tool([*compiler(), *cxx_flags(ROOT), "-shared", "-fPIC", source, "-o", out])
+                output([*compiler(), *cxx_flags(ROOT), "-shared", "-fPIC", source, "-o", out])
             except ToolError as error:
                 raise ProofError(f"expected judge.cpp to compile, got {error}") from None
             library = ctypes.CDLL(str(out))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from paraminit_ext import _C
+from test_processes import run
 
 # Files under the root, and the processors that they allow; 0 is no quota.
 GROUPS: dict[str, tuple[dict[str, str], int]] = {
@@ -101,11 +99,8 @@ print(cost(4) / cost(1))
 
 
 def own_share(*group: Path) -> float:
-    command = [sys.executable, "-c", SHARE, *map(str, group)]
     # Waiting threads sleep, so that their time on a processor is work.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(done.stdout)
+    return float(*run(SHARE, *map(str, group), OMP_WAIT_POLICY="passive"))
 
 
 @contextlib.contextmanager

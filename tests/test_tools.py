@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # tools are not installed
 pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
+from benchmarks.compiler import ToolError, output  # noqa: E402
 from tools import matrix, sanitize  # noqa: E402
-from tools.driver import SOURCES, ToolError, checksums, disagreements, output  # noqa: E402
+from tools.driver import SOURCES, checksums, disagreements  # noqa: E402
 
 PRINTED = "avx2;normal, dense;fp32;00ff\nbaseline;normal, dense;fp32;00ff\nbaseline;normal, dense;bf16;01\n"
 

@@ -23,7 +23,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tools.driver import ROOT, ToolError, build, compiler, disagreements, output, run
+from benchmarks.compiler import ROOT, ToolError, output, run
+from tools.driver import build, compiler, disagreements
 
 FOLDER = ROOT / "build" / "matrix"
 TESTS = ("test_stream.py", "test_oracle.py", "test_ops.py", "test_transforms.py", "test_shards.py")

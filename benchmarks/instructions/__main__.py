@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.compiler import ToolError, compiler, cxx_flags, tool
+from benchmarks.compiler import ToolError, compiler, cxx_flags, output
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = Path(__file__).with_name("figures.json")
@@ -62,7 +62,7 @@ class Finding:
 
 def compiler_version(cxx: Sequence[str]) -> str:
     """As in "gcc 12.2.0"."""
-    first = tool([*cxx, "--version"]).partition("\n")[0]
+    first = output([*cxx, "--version"]).partition("\n")[0]
     versions = re.findall(r"\b\d+\.\d+\.\d+", first)
     if not versions:
         raise ToolError(f"expected a version from {cxx[0]} --version, got {first!r}")
@@ -74,12 +74,12 @@ def build(root: Path, folder: Path, cxx: Sequence[str], flags: Sequence[str]) ->
 
     def compiled(source: str) -> Path:
         out = folder / f"{Path(source).stem}.o"
-        tool([*cxx, *flags, "-c", root / source, "-o", out])
+        output([*cxx, *flags, "-c", root / source, "-o", out])
         return out
 
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(compiled, SOURCES))
-    tool([*cxx, "-fopenmp", *objects, "-o", folder / "driver"])
+    output([*cxx, "-fopenmp", *objects, "-o", folder / "driver"])
     return folder / "driver"
 
 
@@ -87,7 +87,7 @@ def count(driver: Path, folder: Path) -> dict[str, float]:
     """Instructions an element by case: the difference of two sizes, over the difference of their elements."""
     options = ["--collect-atstart=no", "--toggle-collect=measured", "--dump-after=measured"]
     out = folder / "callgrind.out"
-    printed = tool(["valgrind", "--tool=callgrind", *options, f"--callgrind-out-file={out}", driver])
+    printed = output(["valgrind", "--tool=callgrind", *options, f"--callgrind-out-file={out}", driver])
     points: dict[str, list[tuple[int, int]]] = {}
     # One dump for each call of `measured`, numbered from 1, in the order of the driver's lines.
     for number, line in enumerate(printed.splitlines(), 1):
@@ -115,7 +115,7 @@ def measure(root: Path = ROOT) -> Figures:
         compiler=compiler_version(cxx),
         flags=" ".join(flags),
         libc=" ".join(platform.libc_ver()),
-        valgrind=tool(["valgrind", "--version"]).strip(),
+        valgrind=output(["valgrind", "--version"]).strip(),
         instructions=counted,
     )
 

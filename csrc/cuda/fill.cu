@@ -44,22 +44,6 @@ __global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
 // and stores element by element.
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
-cudaError_t dispatch(const Launch& launch) {
-  switch (launch.request.distribution) {
-    case Distribution::kUniform:
-    case Distribution::kUniformClamped:
-    case Distribution::kUniformTiny:
-      return launch_uniform(launch);
-    case Distribution::kNormal:
-    case Distribution::kNormalClamped:
-      return launch_normal(launch);
-    case Distribution::kWords:
-      return launch_words(launch);
-    default:
-      return launch_trunc_normal(launch);
-  }
-}
-
 }  // namespace
 
 void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,

@@ -26,6 +26,23 @@ cudaError_t launch_normal(const Launch& launch);
 cudaError_t launch_trunc_normal(const Launch& launch);
 cudaError_t launch_words(const Launch& launch);
 
+// By the request's distribution.
+inline cudaError_t dispatch(const Launch& launch) {
+  switch (launch.request.distribution) {
+    case Distribution::kUniform:
+    case Distribution::kUniformClamped:
+    case Distribution::kUniformTiny:
+      return launch_uniform(launch);
+    case Distribution::kNormal:
+    case Distribution::kNormalClamped:
+      return launch_normal(launch);
+    case Distribution::kWords:
+      return launch_words(launch);
+    default:
+      return launch_trunc_normal(launch);
+  }
+}
+
 // The distribution of a float32 request on given words, four a group: for tests.
 cudaError_t launch_apply(const FillRequest& request, const uint32_t* words, int64_t groups,
                          float* out, cudaStream_t stream);

@@ -43,7 +43,7 @@ __device__ __forceinline__ const Constants<typename Dist::Real>& item_constants(
 }
 
 // Made anew for each step: its twenty words, kept in registers, would be spilled around the calls
-// that a square root is.
+// that a division and a square root of doubles are.
 __device__ __forceinline__ KeySchedule fresh_schedule(Key key) {
   asm volatile("" : "+l"(key.seed));
   return key_schedule(key);

@@ -68,23 +68,6 @@ const char* name_of(ElementType type) {
   }
 }
 
-// As fill.cu, which needs torch.
-cudaError_t dispatch(const Launch& launch) {
-  switch (launch.request.distribution) {
-    case Distribution::kUniform:
-    case Distribution::kUniformClamped:
-    case Distribution::kUniformTiny:
-      return launch_uniform(launch);
-    case Distribution::kNormal:
-    case Distribution::kNormalClamped:
-      return launch_normal(launch);
-    case Distribution::kWords:
-      return launch_words(launch);
-    default:
-      return launch_trunc_normal(launch);
-  }
-}
-
 int64_t compared = 0, failed = 0;
 
 struct Memory {

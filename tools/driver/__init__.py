@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from benchmarks.compiler import cxx_flags
+from benchmarks.compiler import ROOT, cxx_flags, output
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     "tools/driver/driver.cpp",
     "csrc/constants.cpp",
@@ -24,37 +21,6 @@ SOURCES = (
     "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
 )
-
-
-class ToolError(Exception):
-    """What keeps a proof from being made, in one line."""
-
-
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Any:
-    """The finished process, its output as text, stderr apart."""
-    try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=cwd,
-            env={**os.environ, **(environment or {})},
-        )
-    except OSError as error:
-        raise ToolError(f"expected to run {command[0]}, got {error}") from None
-
-
-def output(
-    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT
-) -> str:
-    """What a command prints; an error where it fails."""
-    done = run(command, environment, cwd)
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        first = next((line for line in said if "rror" in line), said[-1])
-        raise ToolError(f"{Path(command[0]).name} failed with status {done.returncode}: {first}")
-    return str(done.stdout)
 
 
 def has_avx512() -> bool:
