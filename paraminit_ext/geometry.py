@@ -265,3 +265,14 @@ def _locate_dtensor(name: str, tensor: Any) -> Part:
             f"shape {tuple(shape)}, got {tuple(local.shape)}. Fill its parts through paraminit_ext.shard."
         )
     return Part(local, tensor, whole, tuple(start))
+
+
+def centre_tap(part: Part) -> Tensor | None:
+    """The matrix at the middle of a convolution's kernel, as far as this part of the weight holds it."""
+    plane = part.local
+    for size, begin in zip(reversed(part.whole_shape[2:]), reversed(part.start[2:]), strict=True):
+        place = size // 2 - begin
+        if not 0 <= place < plane.size(-1):
+            return None
+        plane = plane.select(-1, place)
+    return plane

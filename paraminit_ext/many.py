@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
-from paraminit_ext import _C, init
+from paraminit_ext import _C, calls, init
 from paraminit_ext.geometry import Part, Shard, locate, refuse_unfillable
 from paraminit_ext.key import Key, refuse_generator
 
@@ -203,7 +203,7 @@ class _Calls:
             raise type(error)(message) from None
 
     def _check_drawing(self, tensor: Any, name: str, arguments: Arguments, source: Source) -> int | None:
-        held = init.Held()
+        held = calls.Held()
         given = _PLAIN[name](tensor, **arguments, generator=held)
         if held.fill is None:
             self.results.append(given)
@@ -211,7 +211,7 @@ class _Calls:
         part = held.part
         refuse_generator(name, source, part.local.device)
         if held.fill not in _ELEMENTWISE or not _C.is_plain(part.local):
-            self._then(partial(init._finish, name, held.fill, part, source, held.parameters))
+            self._then(partial(calls.finish, name, held.fill, part, source, held.parameters))
             return None
         draws: Source | Literal[False] = source if part.draws else False
         fill = self._add(given, part.local, draws, (held.fill, held.parameters))

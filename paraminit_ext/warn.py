@@ -12,6 +12,8 @@ import torch
 _PLUMBING = frozenset(
     {
         __name__,
+        "paraminit_ext.beside",
+        "paraminit_ext.calls",
         "paraminit_ext.geometry",
         "paraminit_ext.init",
         "paraminit_ext.many",

@@ -1,0 +1,214 @@
+"""Beside stock's functions: what users of other libraries ask for, by the same rules."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from paraminit_ext.calls import as_finite, as_number, check_and_fill, finish, overridable
+from paraminit_ext.fans import fans_of
+from paraminit_ext.geometry import REAL_DTYPES, Shard, locate, refuse_unfillable
+from paraminit_ext.key import Key
+from paraminit_ext.warn import warn
+
+VarianceMode = Literal["fan_in", "fan_out", "fan_avg"]
+VarianceDistribution = Literal["normal", "uniform", "truncated_normal"]
+
+
+@overridable
+def delta_orthogonal_(
+    tensor: Tensor | Shard,
+    gain: float = 1,
+    generator: torch.Generator | Key | None = None,
+) -> Tensor:
+    r"""Fill the {3, 4, 5}-dimensional input `Tensor` with an orthogonal matrix at the centre of its kernel.
+
+    The other taps are zero, so that the convolution of a circular signal preserves its norm (times ``gain``).
+    The centre of a kernel of size :math:`k` is tap :math:`\lfloor k / 2 \rfloor`, as :func:`dirac_`'s is.
+
+    Args:
+        tensor: a {3, 4, 5}-dimensional real `torch.Tensor` (out channels, in channels, kernel sizes) with at
+            least as many out channels as in channels, or a shard of one
+        gain: optional scaling factor
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator);
+            the matrix is that of :func:`orthogonal_` for (out channels, in channels)
+
+    Raises:
+        ValueError: another number of dimensions, fewer out channels than in channels, or a gain that is not
+            finite.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
+
+    Source: `Dynamical isometry and a mean field theory of CNNs: how to train 10,000-layer vanilla
+    convolutional neural networks` - Xiao, L. et al. (2018), algorithm 1.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = init.delta_orthogonal_(torch.empty(6, 4, 3, 3))
+        >>> torch.allclose(w[:, :, 1, 1].T @ w[:, :, 1, 1], torch.eye(4), atol=1e-6)
+        True
+        >>> w.count_nonzero().item()
+        24
+    """
+    part = locate("delta_orthogonal_", tensor)
+    shape = part.whole_shape
+    if len(shape) not in (3, 4, 5):
+        raise ValueError(
+            f"paraminit_ext.delta_orthogonal_: expected a tensor of 3, 4 or 5 dimensions, got shape {shape}. "
+            "Pass the weight of a convolution."
+        )
+    if shape[0] < shape[1]:
+        raise ValueError(
+            "paraminit_ext.delta_orthogonal_: expected at least as many out channels as in channels, got "
+            f"shape {shape}. No such convolution preserves norms; use orthogonal_."
+        )
+    gain = as_finite("delta_orthogonal_", "gain", gain)
+    refuse_unfillable("delta_orthogonal_", part.local, REAL_DTYPES)
+    return finish("delta_orthogonal_", "delta_orthogonal_", part, generator, (gain,))
+
+
+@overridable
+def variance_scaling_(
+    tensor: Tensor | Shard,
+    scale: float = 1.0,
+    mode: VarianceMode = "fan_in",
+    distribution: VarianceDistribution = "normal",
+    generator: torch.Generator | Key | None = None,
+) -> Tensor:
+    r"""Fill the input `Tensor` with values whose variance is a multiple of the inverse of a fan.
+
+    .. math::
+        \text{Var} = \frac{\text{scale}}{\text{fan\_mode}}
+
+    from :math:`\mathcal{N}(0, \text{Var})`, or :math:`\mathcal{U}[-\sqrt{3 \text{Var}},
+    \sqrt{3 \text{Var}})`, or the normal distribution cut at two of its standard deviations, which are
+    :math:`\sqrt{\text{Var}} / 0.87962566` so that the variance after the cut is Var. Names and meaning are
+    those of `jax.nn.initializers.variance_scaling` and Keras's `VarianceScaling`; the fans are those of a
+    torch weight, (out, in, kernel sizes).
+
+    Args:
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        scale: the factor on the variance, positive
+        mode: ``'fan_in'``, ``'fan_out'`` or ``'fan_avg'``, the mean of both
+        distribution: ``'normal'``, ``'uniform'`` or ``'truncated_normal'``
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions, a scale that is not positive and finite, an unknown mode or
+            distribution.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype or layout has no fill.
+
+    Source: `Delving deep into rectifiers` - He, K. et al. (2015), equation 10, with the scale of
+    `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio, Y.
+    (2010), equation 12.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.variance_scaling_(w, 2.0, "fan_avg", "truncated_normal") is w
+        True
+    """
+    return _variance_scaling("variance_scaling_", tensor, scale, mode, distribution, generator)
+
+
+@overridable
+def lecun_normal_(tensor: Tensor | Shard, generator: torch.Generator | Key | None = None) -> Tensor:
+    r"""Fill the input `Tensor` from a truncated normal distribution of variance :math:`1 / \text{fan\_in}`.
+
+    What JAX and Keras call LeCun normal: :func:`variance_scaling_` with ``"truncated_normal"``.
+
+    Args:
+        tensor: an n-dimensional real `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the
+            whole's)
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
+
+    Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16; `Self-normalizing neural networks` -
+    Klambauer, G. et al. (2017).
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.lecun_normal_(w) is w
+        True
+    """
+    return _variance_scaling("lecun_normal_", tensor, 1.0, "fan_in", "truncated_normal", generator)
+
+
+@overridable
+def lecun_uniform_(tensor: Tensor | Shard, generator: torch.Generator | Key | None = None) -> Tensor:
+    r"""Fill the input `Tensor` from a uniform distribution of variance :math:`1 / \text{fan\_in}`.
+
+    :math:`\mathcal{U}[-\sqrt{3 / \text{fan\_in}}, \sqrt{3 / \text{fan\_in}})`.
+
+    Args:
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+
+    Raises:
+        ValueError: fewer than 2 dimensions.
+        RuntimeError: elements that share memory.
+        NotImplementedError: dtype or layout has no fill.
+
+    Source: `Efficient BackProp` - LeCun, Y. et al. (1998), equation 16.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import init
+        >>> w = torch.empty(3, 5)
+        >>> init.lecun_uniform_(w).abs().max().item() <= (3 / 5) ** 0.5
+        True
+    """
+    return _variance_scaling("lecun_uniform_", tensor, 1.0, "fan_in", "uniform", generator)
+
+
+# The standard deviation of the standard normal distribution cut at -2 and 2.
+_CUT_STD = 0.87962566103423978
+
+
+def _variance_scaling(
+    name: str,
+    tensor: Tensor | Shard,
+    scale: float,
+    mode: str,
+    distribution: str,
+    generator: torch.Generator | Key | None,
+) -> Tensor:
+    part = locate(name, tensor)
+    fan_in, fan_out = fans_of(name, part)
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    if mode not in fans:
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a mode, got {mode!r}. Use one of {', '.join(fans)}."
+        )
+    if distribution not in ("normal", "uniform", "truncated_normal"):
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a distribution, got {distribution!r}. Use 'normal', 'uniform' "
+            "or 'truncated_normal'."
+        )
+    scale = as_number(name, "scale", scale)
+    if not 0.0 < scale < math.inf:
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a positive finite scale, got {scale}. It multiplies the "
+            "variance."
+        )
+    if 0 in part.whole_shape:
+        warn("Initializing zero-element tensors is a no-op")
+        return part.given
+    std = math.sqrt(scale / fans[mode])
+    if distribution == "normal":
+        return check_and_fill(name, "normal_", part, generator, (0.0, std))
+    if distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        return check_and_fill(name, "uniform_", part, generator, (-bound, bound))
+    std /= _CUT_STD
+    return check_and_fill(name, "trunc_normal_", part, generator, (0.0, std, -2.0 * std, 2.0 * std))

@@ -1,0 +1,208 @@
+"""From the arguments of a function to one call of an op: what every function that draws comes down to.
+
+Everything is checked, then one key is taken, then one op fills.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, final
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from paraminit_ext import _C
+from paraminit_ext.geometry import FLOATING_DTYPES, REAL_DTYPES, Part, Shard, centre_tap, refuse_unfillable
+from paraminit_ext.key import FillKey, Key, refuse_generator, take_key
+
+_R = TypeVar("_R")
+_P = ParamSpec("_P")
+
+FillName = Literal["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_", "delta_orthogonal_"]
+
+# The overloads, looked up once: a packet's call would try each of them in turn.
+_EAGER = {
+    "uniform_": torch.ops.paraminit_ext.uniform_.default,
+    "normal_": torch.ops.paraminit_ext.normal_.default,
+    "trunc_normal_": torch.ops.paraminit_ext.trunc_normal_.default,
+    "sparse_": torch.ops.paraminit_ext.sparse_.default,
+    "orthogonal_": torch.ops.paraminit_ext.orthogonal_.default,
+}
+# The same without the cost of torch.ops' call, several times that of a small fill. torch.compile sees none of
+# it, since its keys are tensors; other tracers see the operator through the dispatcher.
+_DIRECT: dict[str, Callable[..., None]] = {
+    "uniform_": _C.uniform_,
+    "normal_": _C.normal_,
+    "trunc_normal_": _C.trunc_normal_,
+}
+_KEYED = {
+    "uniform_": torch.ops.paraminit_ext.uniform_.key,
+    "normal_": torch.ops.paraminit_ext.normal_.key,
+    "trunc_normal_": torch.ops.paraminit_ext.trunc_normal_.key,
+    "sparse_": torch.ops.paraminit_ext.sparse_.key,
+    "orthogonal_": torch.ops.paraminit_ext.orthogonal_.key,
+}
+
+
+# Its stub binds the handler's arguments to the function's own, which named ones from a dict cannot show.
+_handle: Callable[..., Any] = handle_torch_function
+
+
+def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Honour ``__torch_function__`` of the tensor (of the local one of a shard) and of active modes.
+
+    What a handler is given is the decorated function, with every argument by its name as ``torch.nn.init``
+    does, so a mode that calls it back comes here again and not to torch's own.
+    """
+    parameters = inspect.signature(function).parameters
+    names = tuple(parameters)
+    defaults = {p.name: p.default for p in parameters.values() if p.default is not inspect.Parameter.empty}
+
+    @functools.wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        tensor = args[0] if args else kwargs.get("tensor")
+        carrier = tensor.local if type(tensor) is Shard else tensor
+        if has_torch_function_variadic(carrier) and len(args) <= len(names):
+            named = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+            answer: _R = _handle(wrapper, (carrier,), **named)
+            return answer
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def as_number(name: str, what: str, value: object) -> float:
+    """A parameter as a Python float: from a number, a NumPy scalar or a tensor of no dimensions."""
+    if type(value) is float:
+        return value
+    if isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        return float(value)
+    if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise TypeError(
+        f"paraminit_ext.{name}: expected a real number for {what}, got {type(value).__name__}. Pass a float."
+    )
+
+
+def as_finite(name: str, what: str, value: object) -> float:
+    """The same, where infinities and NaN mean nothing."""
+    number = as_number(name, what, value)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"paraminit_ext.{name}: expected a finite {what}, got {number}. Pass a finite factor."
+        )
+    return number
+
+
+# Parameters that an op has accepted for a dtype. Only what it accepts is remembered, so what it refuses is
+# asked anew.
+_accepted: set[tuple[object, ...]] = set()
+
+
+def _refuse_parameters(fill: FillName, local: Tensor, parameters: tuple[float, ...]) -> None:
+    """Raise what the op raises for these parameters: it is asked on a tensor of no elements."""
+    asked = (fill, local.dtype, parameters)
+    if asked not in _accepted:
+        _EAGER[fill](local.new_empty(0), *parameters, 0, 0, (), ())
+        # A mode may have swallowed the question.
+        if _C.calls_are_plain():
+            if len(_accepted) >= 4096:
+                _accepted.clear()
+            _accepted.add(asked)
+
+
+@final
+class Held:
+    """Given to a function in place of a generator, takes the fill that the call comes down to.
+
+    The call has then been checked, and nothing has been drawn or written. It stays empty where there is
+    nothing to do. :func:`paraminit_ext.fill_many` checks its entries so.
+    """
+
+    __slots__ = ("fill", "parameters", "part")
+
+    part: Part
+    parameters: tuple[float, ...]
+
+    def __init__(self) -> None:
+        self.fill: FillName | None = None
+
+    def hold(self, fill: FillName, part: Part, parameters: tuple[float, ...]) -> None:
+        self.fill, self.part, self.parameters = fill, part, parameters
+
+
+Source: TypeAlias = torch.Generator | Key | Held | None
+
+
+def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> FillKey:
+    """The key of this fill; a fill without elements takes none, but its generator is still looked at."""
+    if part.draws:
+        return take_key(name, generator, part.local.device)
+    refuse_generator(name, generator, part.local.device)
+    return 0, 0
+
+
+def _apply(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
+    """Fill, by the shortest way that the call has."""
+    direct = _DIRECT.get(fill)
+    if direct is not None and not part.global_shape and not isinstance(key, Tensor):
+        direct(part.local, *parameters, *key)
+        return
+    if fill == "delta_orthogonal_":
+        _write_delta_orthogonal(part, key, *parameters)
+        return
+    with torch.no_grad():
+        if isinstance(key, Tensor):
+            _KEYED[fill](part.local, *parameters, key, part.global_shape, part.shard_offset)
+        else:
+            _EAGER[fill](part.local, *parameters, key[0], key[1], part.global_shape, part.shard_offset)
+
+
+def _write_delta_orthogonal(part: Part, key: FillKey, gain: float) -> None:
+    """Zeros, then an orthogonal matrix at the centre: the one fill that is not a single op."""
+    with torch.no_grad():
+        part.local.zero_()
+    plane = centre_tap(part)
+    if plane is not None:
+        _apply("orthogonal_", Part(plane, plane, part.whole_shape[:2], part.start[:2]), key, (gain,))
+
+
+def check_and_fill(
+    name: str,
+    fill: FillName,
+    part: Part,
+    generator: Source,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    """Check everything, take one key, fill: what each function that draws comes down to."""
+    refuse_fill(name, fill, part.local, parameters)
+    return finish(name, fill, part, generator, parameters)
+
+
+def finish(
+    name: str,
+    fill: FillName,
+    part: Part,
+    generator: Source,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    """Take one key and fill, everything having been checked; or leave both for later."""
+    if type(generator) is Held:
+        generator.hold(fill, part, parameters)
+    else:
+        _apply(fill, part, _take(name, part, generator), parameters)
+    return part.given
+
+
+def refuse_fill(name: str, fill: FillName, local: Tensor, parameters: tuple[float, ...]) -> None:
+    """Raise what the op would raise for this tensor and these parameters, before a key is taken."""
+    refuse_unfillable(name, local, REAL_DTYPES if fill == "trunc_normal_" else FLOATING_DTYPES)
+    # While a graph is traced the op's own check runs then and there, and memory of past calls would be
+    # guarded on.
+    if not torch.compiler.is_compiling():
+        _refuse_parameters(fill, local, parameters)
