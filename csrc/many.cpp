@@ -12,9 +12,9 @@
 #include <optional>
 
 #include "cpu/many.h"
+#include "fills.h"
 #include "forked.h"
 #include "many_request.h"
-#include "ops.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/many.h"
 #endif

@@ -20,9 +20,9 @@
 #include "cpu/fill.h"
 #include "cpu/quota.h"
 #include "cpu/sparse.h"
+#include "fills.h"
 #include "generator.h"
 #include "many.h"
-#include "ops.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"

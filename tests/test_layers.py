@@ -18,9 +18,12 @@ CUDA = [name for name in FILES if name.startswith("cuda/")]
 
 # The only ones that may include torch's headers.
 TORCH_AWARE = {
+    "checks.h",
+    "checks.cpp",
+    "fills.h",
+    "fills.cpp",
     "forked.h",
     "forked.cpp",
-    "ops.h",
     "ops.cpp",
     "many.h",
     "many.cpp",
