@@ -124,8 +124,8 @@ def errors_table(results: Sequence[Found]) -> str:
             one.stream.name,
             shown(one.error, one.stream.limit.unit),
             str(one.stream.limit),
-            f"{min(t.least for t in one.tallies):.7g}",
-            f"{max(t.greatest for t in one.tallies):.7g}",
+            f"{min(t.least for t in one.tallies):.9g}",
+            f"{max(t.greatest for t in one.tallies):.9g}",
         ]
         for one in results
     ]
