@@ -37,6 +37,7 @@ def _gpus() -> str:
 def info() -> dict[str, str]:
     """Facts by name, in the order in which a reader wants them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _C.read_cpu_quota("")
     return {
         "paraminit_ext": f"{paraminit_ext.__version__}, stream version {paraminit_ext.STREAM_VERSION}",
         "torch": f"{torch.__version__} running, {TORCH_VERSION} built for",
@@ -49,7 +50,8 @@ def info() -> dict[str, str]:
         "instruction set": f"{paraminit_ext.cpu_capability()}, of "
         + ", ".join(paraminit_ext.available_cpu_capabilities()),
         "threads": f"{torch.get_num_threads()}, OMP_NUM_THREADS="
-        + os.environ.get("OMP_NUM_THREADS", "(not set)"),
+        + os.environ.get("OMP_NUM_THREADS", "(not set)")
+        + (f", at most {quota} for the control group's quota" if quota else ", no quota of a control group"),
     }
 
 
