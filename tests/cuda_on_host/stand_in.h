@@ -26,7 +26,7 @@ To bits_as(From from) {
 
 // --- launches
 
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
 using cudaStream_t = void*;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
@@ -54,14 +54,20 @@ const paraminit::cuda::DenseRun* as_run(const Argument& argument) {
   return nullptr;
 }
 
+// Of a launch's last argument, which is where it writes if it is a pointer.
+template <class Argument>
+const void* as_memory(const Argument& argument) {
+  if constexpr (std::is_pointer_v<Argument>) return argument;
+  return nullptr;
+}
+
 // kernel<<<blocks, threads, 0, stream>>>(...) is rewritten to launched(kernel, blocks, ...)(...).
 template <class Kernel>
 auto launched(Kernel kernel, int blocks, int threads, int, cudaStream_t) {
   return [=](const auto&... arguments) {
     const paraminit::cuda::DenseRun* run = nullptr;
     ((run = run == nullptr ? as_run(arguments) : run), ...);
-    const void* const out = (arguments, ...);  // the last one
-    if (!look(blocks, run, out)) return;
+    if (!look(blocks, run, as_memory((arguments, ...)))) return;
     gridDim.x = static_cast<unsigned>(blocks);
     for (int b = 0; b < blocks; ++b) {
       for (int t = 0; t < threads; ++t) {
@@ -75,7 +81,10 @@ auto launched(Kernel kernel, int blocks, int threads, int, cudaStream_t) {
 
 // --- intrinsics
 
-inline uint64_t __ldg(const uint64_t* p) { return *p; }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -141,9 +150,13 @@ struct alignas(16) double2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(16) ulonglong2 {
+  uint64_t x, y;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline ulonglong2 make_ulonglong2(uint64_t x, uint64_t y) { return {x, y}; }
 
 // --- cuda/instructions.cuh
 
