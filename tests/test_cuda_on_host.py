@@ -26,6 +26,7 @@ FAMILIES = ("uniform", "normal", "trunc_normal")
 PROGRAMS = {
     "driver": ["driver.cpp", *(f"csrc/cuda/{name}.cu" for name in FAMILIES), *REFERENCE],
     "many_driver": ["many_driver.cpp", *(f"csrc/cuda/many_{name}.cu" for name in FAMILIES), *REFERENCE],
+    "sparse_driver": ["sparse_driver.cpp", "csrc/cuda/sparse.cu", *REFERENCE],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C++ compiler")
@@ -37,8 +38,8 @@ def prepare(folder: Path) -> None:
     shutil.copytree(ROOT / "tests/cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "csrc/cuda/instructions.cuh"):
         (folder / name).write_text('#include "stand_in.h"\n')
-    for path in (folder / "csrc/cuda").glob("*.cuh"):
-        launch = r"([\w]+(?:<[\w, ]*>)?)<<<(.*?)>>>\("
+    for path in (folder / "csrc/cuda").glob("*.cu*"):
+        launch = r"([\w:]+(?:<[\w, ]*>)?)<<<(.*?)>>>\("
         path.write_text(re.sub(launch, r"launched(\1, \2)(", path.read_text(), flags=re.DOTALL))
 
 
@@ -63,8 +64,12 @@ def link(folder: Path, objects: Sequence[Path], program: str) -> Path:
     return folder / program
 
 
+def run(program: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program], capture_output=True, text=True, check=False)
+
+
 def lines(program: Path) -> list[str]:
-    return subprocess.run([program], capture_output=True, text=True, check=False).stdout.splitlines()
+    return run(program).stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("program", "least"), [("driver", 20_000_000), ("many_driver", 2_000_000)])
+@pytest.mark.parametrize(
+    ("program", "least"), [("driver", 20_000_000), ("many_driver", 2_000_000), ("sparse_driver", 400_000)]
+)
 def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
     program: str, least: int, built: Path
 ) -> None:
@@ -162,6 +169,33 @@ FAULTS = [
         "constant, float32, columns of a matrix",
         id="of many, a strided constant is written elsewhere",
     ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "prefix = prefix << 8 | static_cast<uint64_t>(d);\n    }\n    __syncthreads();",
+        "prefix = prefix << 8 | static_cast<uint64_t>(d);\n    }",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "a long list",
+        id="of sparse, threads go on before the digit is found",
+    ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "if (count > plan.capacity || rank < 0",
+        "if (rank < 0",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "lists too short",
+        id="of sparse, a list that is too short is taken for whole",
+    ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "ranked(words[n], static_cast<uint64_t>(row + folded[n]));",
+        "ranked(words[n], static_cast<uint64_t>(row));",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "few columns",
+        id="of sparse, rows side by side are taken for one",
+    ),
 ]
 
 
@@ -174,8 +208,9 @@ def test_a_planted_fault_is_noticed(
     assert text.count(right) == 1
     (tmp_path / file).write_text(text.replace(right, wrong))
     others = [object_of(built, other) for other in PROGRAMS[program] if other != source]
-    differing = lines(link(tmp_path, [*compile_all(tmp_path, [source]), *others], program))[:-1]
-    assert any(line.startswith(case) for line in differing)
+    ran = run(link(tmp_path, [*compile_all(tmp_path, [source]), *others], program))
+    # A wrong index may end the program before it has said anything.
+    assert ran.returncode < 0 or any(line.startswith(case) for line in ran.stdout.splitlines()[:-1])
 
 
 def test_the_square_root_is_correctly_rounded_whatever_the_hardware_approximates(built: Path) -> None:
