@@ -117,6 +117,15 @@ FAULTS = [
     ),
     pytest.param(
         "csrc/cuda/lane_cuda.cuh",
+        "constexpr int three = 0x01400000;",
+        "constexpr int three = 0x01800000;",
+        "driver",
+        "csrc/cuda/trunc_normal.cu",
+        "2 std",
+        id="an exponent of 3 is taken for 4",
+    ),
+    pytest.param(
+        "csrc/cuda/lane_cuda.cuh",
         "return __fmaf_rn(__fmaf_rn(-root, root, a), half, root);",
         "return root;",
         "driver",
@@ -221,3 +230,10 @@ def test_the_square_root_is_correctly_rounded_whatever_the_hardware_approximates
     # Floats 2^-24 apart and within 2^-22.9 of 1/sqrt(a), whose mean over the floats a of [1, 4) is sqrt(1/2).
     floats = 2**24 * math.sqrt(0.5) * 2 * 2**-22.9 / 2**-24
     assert int(last.split()[0]) == pytest.approx(floats, rel=0.01)
+
+
+def test_the_logarithm_between_near_bounds_is_that_of_every_lane(built: Path) -> None:
+    # Four binades, and 1 itself.
+    assert lines(link(built, compile_all(built, ["interior.cpp"]), "interior")) == [
+        f"{4 * 2**23 + 1} checked"
+    ]

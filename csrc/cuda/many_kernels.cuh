@@ -65,11 +65,11 @@ __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk
   const uint64_t mine = counter + threadIdx.x * Shape::kPacketGroups;
   const uint64_t of_high = wide_product(static_cast<uint32_t>(mine >> 32) ^ keys.k0[0], kPhiloxM0);
   T* out = static_cast<T*>(item.data) + chunk * (tiles * tile) + threadIdx.x * packet;
-  uint32_t of_tile = static_cast<uint32_t>(mine);
+  LowProducts<Dist, T> products(static_cast<uint32_t>(mine));
 #pragma unroll 1
   for (int n = 0; n < whole; ++n) {
-    store_packets<Dist>(c, keys, of_high, of_tile, out);
-    of_tile += Shape::kGroups;
+    store_packets(c, keys, of_high, products, out);
+    products.advance(Shape::kGroups);
     out += tile;
   }
   int first = static_cast<int>(threadIdx.x) * packet + whole * tile;

@@ -183,6 +183,10 @@ inline float __uint_as_float(unsigned a) { return bits_as<float>(a); }
 inline float __int_as_float(int a) { return bits_as<float>(a); }
 inline long long __double_as_longlong(double a) { return bits_as<long long>(a); }
 inline double __longlong_as_double(long long a) { return bits_as<double>(a); }
+inline int __viaddmin_s32(int a, int b, int c) {
+  const int sum = static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b));
+  return sum < c ? sum : c;
+}
 inline int __vimax3_s32(int a, int b, int c) {
   const int most = a > b ? a : b;
   return most > c ? most : c;
@@ -259,6 +263,11 @@ inline float approximate_rsqrt(float a) {
   return rsqrt_beside(a, ulps);
 }
 
+// A NaN becomes 0.
+inline float saturated_fma(float a, float b, float c) {
+  const float v = std::fma(a, b, c);
+  return v > 0 ? (v < 1 ? v : 1.0f) : 0.0f;
+}
 inline float one_where_not_negative(float a) { return a >= 0 ? 1.0f : 0.0f; }
 template <auto bits>
 inline decltype(bits) held_constant = bits;
