@@ -345,7 +345,7 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   if (!wide && alpha >= -kInteriorLimit && beta <= kInteriorLimit) {
     c.slope = within * 0x1p-31;
     c.lower = (below - above) + within * 0x1p-32;
-    c.calm = calm_limit(c, kInteriorMost);
+    c.calm = calm_limit(c, kInteriorMost) / baseline::kInteriorUnit;
     return make_plan(type, Distribution::kTruncInterior, c);
   }
   c.slope = within * (wide ? 0x1p-53 : 0x1p-32);

@@ -105,17 +105,18 @@ struct NormalD {
 // and no rejection. Which of the three evaluates a fill is decided from its bounds alone.
 
 // Two of them in float32 also come in two steps, for a lane that would rather not clamp what needs
-// none: most() is the value wherever r, which it gives besides, is at most c.calm; completed()
-// takes both and is the value everywhere.
+// none: most() is the value wherever r, which it gives besides, is at most c.calm, in the same
+// unit; completed() takes both and is the value everywhere.
 
-// u = 2 Phi(z) - 1 is affine in the word read as a signed integer.
+// u = 2 Phi(z) - 1 is affine in the word read as a signed integer. Bounds within 2.125 leave
+// 1 - u^2 above 1/16.
 struct TruncInteriorF : Elementwise<TruncInteriorF> {
   using Real = float;
   template <class L>
   PARAMINIT_FN typename L::F32 most(const Constants<float>& c, typename L::U32 w,
                                     typename L::F32& r) {
     const typename L::F32 u = L::fma(L::from_int32(w), L::splat(c.slope), L::splat(c.lower));
-    r = minus_two_log<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
+    r = minus_two_log_interior<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
     const typename L::F32 z = L::mul(u, quantile_interior<L>(r));
     return L::fma(z, L::splat(c.std), L::splat(c.shift));
   }

@@ -85,7 +85,9 @@ struct Constants {
   Real upper;
   Real log_tail;
   Real middle;
-  Real calm;  // float32: at most this -2 ln(1 - u^2), no bound can bind and no tail is reached
+  // float32: at most this -2 ln(1 - u^2), no bound can bind and no tail is reached; of
+  // kTruncInterior in units of kInteriorUnit.
+  Real calm;
   Real tail[kTailDegree + 1];
   uint64_t flip;  // xor on the word: all ones where a one-sided interval counts from its far end
 };

@@ -66,13 +66,22 @@ constexpr float signed_unit() {
   if constexpr (requires { L::kSignedUnit; }) return L::kSignedUnit;
   return 1.0f;
 }
-
-// -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3.
+// And the one that it may want r = -2 ln s in, for s of [1/16, 1] alone: there r is at most 1.
+constexpr float kInteriorUnit = 8.0f;
 template <class L>
+constexpr float interior_unit() {
+  if constexpr (requires { L::kInteriorExponentUnit; }) return kInteriorUnit;
+  return 1.0f;
+}
+
+// -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3; in a unit that is a power of two.
+template <class L, uint32_t unit = bits_of(1.0f)>
 PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
-  constexpr float c[] = {-0x1p+1f,        0x1.fffecp-1f,   -0x1.55a384p-1f, 0x1.f313e4p-2f,
-                         -0x1.0df6dep-1f, -0x1.722976p-2f, -0x1.355066p+1f, -0x1.a399d8p+1f};
-  return polynomial<L, bits_of(-0x1.6a0fa8p+1f)>(f, c);
+  constexpr float v = 1.0f / std::bit_cast<float>(unit);
+  constexpr float c[] = {-0x1p+1f * v,        0x1.fffecp-1f * v,   -0x1.55a384p-1f * v,
+                         0x1.f313e4p-2f * v,  -0x1.0df6dep-1f * v, -0x1.722976p-2f * v,
+                         -0x1.355066p+1f * v, -0x1.a399d8p+1f * v};
+  return polynomial<L, bits_of(-0x1.6a0fa8p+1f * v)>(f, c);
 }
 
 // -2 ln U, where v is U itself, or U - 1 when negative: so that it stays relative near U = 1. In
@@ -92,6 +101,20 @@ PARAMINIT_FN typename L::F32 minus_two_log(typename L::F32 s) {
   L::split(s, f, exponent);
   const typename L::F32 t = L::mul(f, log_quotient<L>(f));
   return L::fma(exponent, L::splat(-kTwoLn2F / exponent_unit<L>()), t);
+}
+
+// The same for s in [1/16, 1], in units of interior_unit().
+template <class L>
+PARAMINIT_FN typename L::F32 minus_two_log_interior(typename L::F32 s) {
+  if constexpr (requires { L::kInteriorExponentUnit; }) {
+    constexpr float unit = kInteriorUnit;
+    typename L::F32 f, exponent;
+    L::split_interior(s, f, exponent);
+    const typename L::F32 t = L::mul(f, log_quotient<L, bits_of(unit)>(f));
+    return L::fma_interior(exponent, L::splat(-kTwoLn2F / L::kInteriorExponentUnit / unit), t);
+  } else {
+    return minus_two_log<L>(s);
+  }
 }
 
 // sqrt(-2 ln((w + 1/2) 2^-32)) within 2 ulp. As a signed integer, w gives U below 2^31 and U - 1
@@ -127,12 +150,14 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
 }
 
 // z with erf(z / sqrt 2) = u, divided by u, as a polynomial in r = -2 ln(1 - u^2): up to
-// r = 5.45 (|z| = 2.128), absolute error of z 2^-25.3.
+// r = 5.45 (|z| = 2.128), absolute error of z 2^-25.3. r comes in units of interior_unit().
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
-  constexpr float c[] = {0x1.40d92ep+0f,   0x1.4ffeecp-3f,   0x1.0b4938p-8f,
-                         -0x1.ab661cp-12f, -0x1.dd66a0p-17f, 0x1.8e221ap-19f};
-  return polynomial<L, bits_of(-0x1.d10630p-24f)>(r, c);
+  constexpr float u = interior_unit<L>(), u2 = u * u, u4 = u2 * u2;
+  constexpr float c[] = {0x1.40d92ep+0f,        0x1.4ffeecp-3f * u,
+                         0x1.0b4938p-8f * u2,   -0x1.ab661cp-12f * u2 * u,
+                         -0x1.dd66a0p-17f * u4, 0x1.8e221ap-19f * u4 * u};
+  return polynomial<L, bits_of(-0x1.d10630p-24f * u4 * u2)>(r, c);
 }
 
 // The same up to r = 10 (|z| = 2.93), 2^-26.1.

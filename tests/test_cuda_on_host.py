@@ -1,4 +1,4 @@
-"""The CUDA fill kernels, compiled for the host with stand-ins for intrinsics, against the CPU's bit for bit.
+"""The CUDA fill kernels, compiled for the host with stand-ins for intrinsics, against the CPU bit for bit.
 
 The sources are those of csrc/cuda/, but for the launch syntax, which is rewritten, and instructions.cuh, for
 which the stand-ins are. What becomes of them on a GPU is not tested here, but by tests/test_cuda.py.
@@ -20,14 +20,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CXX = os.environ.get("CXX", "c++").split()
 FLAGS = ["-O1", "-ffp-contract=off", "-std=c++20", "-w", "-I."]
-SOURCES = [
-    "driver.cpp",
-    "csrc/cuda/uniform.cu",
-    "csrc/cuda/normal.cu",
-    "csrc/cuda/trunc_normal.cu",
-    "csrc/constants.cpp",
-    "csrc/cpu/fill_baseline.cpp",
-]
+REFERENCE = ["csrc/constants.cpp", "csrc/cpu/fill_baseline.cpp"]
+FAMILIES = ("uniform", "normal", "trunc_normal")
+# By program, each of its driver's name.
+PROGRAMS = {
+    "driver": ["driver.cpp", *(f"csrc/cuda/{name}.cu" for name in FAMILIES), *REFERENCE],
+    "many_driver": ["many_driver.cpp", *(f"csrc/cuda/many_{name}.cu" for name in FAMILIES), *REFERENCE],
+    "sparse_driver": ["sparse_driver.cpp", "csrc/cuda/sparse.cu", *REFERENCE],
+}
 
 pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C++ compiler")
 
@@ -38,51 +38,70 @@ def prepare(folder: Path) -> None:
     shutil.copytree(ROOT / "tests/cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "csrc/cuda/instructions.cuh"):
         (folder / name).write_text('#include "stand_in.h"\n')
-    for path in (folder / "csrc/cuda").glob("*.cuh"):
-        launch = r"([\w]+(?:<[\w, ]*>)?)<<<(.*?)>>>\("
+    for path in (folder / "csrc/cuda").glob("*.cu*"):
+        launch = r"([\w:]+(?:<[\w, ]*>)?)<<<(.*?)>>>\("
         path.write_text(re.sub(launch, r"launched(\1, \2)(", path.read_text(), flags=re.DOTALL))
 
 
-def build(folder: Path, sources: Sequence[str], program: str, others: Sequence[Path] = ()) -> Path:
-    """Compiles the sources, side by side, and links them with the other objects."""
+def compile_all(folder: Path, sources: Sequence[str]) -> list[Path]:
+    """The objects of the sources, compiled side by side."""
 
     def compiled(source: str) -> Path:
-        out = folder / f"{Path(source).stem}.o"
+        out = object_of(folder, source)
         subprocess.run([*CXX, *FLAGS, "-x", "c++", "-c", source, "-o", out], cwd=folder, check=True)
         return out
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    subprocess.run([*CXX, *objects, *others, "-o", program], cwd=folder, check=True)
+        return list(pool.map(compiled, sources))
+
+
+def object_of(folder: Path, source: str) -> Path:
+    return folder / f"{Path(source).stem}.o"
+
+
+def link(folder: Path, objects: Sequence[Path], program: str) -> Path:
+    subprocess.run([*CXX, *objects, "-o", program], cwd=folder, check=True)
     return folder / program
 
 
+def run(program: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program], capture_output=True, text=True, check=False)
+
+
 def lines(program: Path) -> list[str]:
-    return subprocess.run([program], capture_output=True, text=True, check=False).stdout.splitlines()
+    return run(program).stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda_on_host")
     prepare(folder)
-    build(folder, SOURCES, "driver")
+    compile_all(folder, sorted({source for sources in PROGRAMS.values() for source in sources}))
+    for program, sources in PROGRAMS.items():
+        link(folder, [object_of(folder, source) for source in sources], program)
     return folder
 
 
-def test_every_fill_kernel_writes_the_bits_of_the_cpu_and_nothing_else(built: Path) -> None:
-    *differing, last = lines(built / "driver")
+@pytest.mark.parametrize(
+    ("program", "least"), [("driver", 20_000_000), ("many_driver", 2_000_000), ("sparse_driver", 400_000)]
+)
+def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
+    program: str, least: int, built: Path
+) -> None:
+    *differing, last = lines(built / program)
     assert differing == []
     compared = re.fullmatch(r"(\d+) elements compared, 0 cases differ", last)
     assert compared is not None
-    assert int(compared[1]) > 20_000_000
+    assert int(compared[1]) > least
 
 
-# What is planted, in which file, which source sees it, and the case that must notice.
+# What is planted, in which file, which program and source see it, and the case that must notice.
 FAULTS = [
     pytest.param(
         "csrc/cuda/kernels.cuh",
         "const bool wraps = wrap_tile < tiles;",
         "const bool wraps = false;",
+        "driver",
         "csrc/cuda/uniform.cu",
         "wrapping counter",
         id="the high word of the counter is not carried into",
@@ -91,14 +110,25 @@ FAULTS = [
         "csrc/constants.cpp",
         "- 0x1p-14;",
         "+ 0x1p-6;",
+        "driver",
         "csrc/constants.cpp",
         "2 std",
         id="values that need a clamp are taken for calm",
     ),
     pytest.param(
         "csrc/cuda/lane_cuda.cuh",
+        "constexpr int three = 0x01400000;",
+        "constexpr int three = 0x01800000;",
+        "driver",
+        "csrc/cuda/trunc_normal.cu",
+        "2 std",
+        id="an exponent of 3 is taken for 4",
+    ),
+    pytest.param(
+        "csrc/cuda/lane_cuda.cuh",
         "return __fmaf_rn(__fmaf_rn(-root, root, a), half, root);",
         "return root;",
+        "driver",
         "csrc/cuda/normal.cu",
         "normal",
         id="the square root is not corrected",
@@ -107,31 +137,103 @@ FAULTS = [
         "csrc/cuda/kernels.cuh",
         "first_group += kMost / kGroup<Dist>;",
         "first_group += kMost;",
+        "driver",
         "csrc/cuda/uniform.cu",
         "a run of 8589934597 elements",
         id="the second launch of a long run begins elsewhere",
     ),
+    pytest.param(
+        "csrc/cuda/many_kernels.cuh",
+        "const int whole = low > 0 || wraps ? 0 : high / tile;",
+        "const int whole = low > 0 ? 0 : high / tile;",
+        "many_driver",
+        "csrc/cuda/many_uniform.cu",
+        "wrapping counter",
+        id="of many, the high word of the counter is not carried into",
+    ),
+    pytest.param(
+        "csrc/cuda/many_kernels.cuh",
+        "high = there < size ? static_cast<int>(there) : size;",
+        "high = there < size ? static_cast<int>(there) + 1 : size;",
+        "many_driver",
+        "csrc/cuda/many_normal.cu",
+        "normal, float32, a few elements: memory differs first at element 3",
+        id="of many, one element more is written",
+    ),
+    pytest.param(
+        "csrc/cuda/many_kernels.cuh",
+        "if (__ldg(first_chunk + middle) <= blockIdx.x) {",
+        "if (__ldg(first_chunk + middle) < blockIdx.x) {",
+        "many_driver",
+        "csrc/cuda/many_trunc_normal.cu",
+        "2 std",
+        id="of many, the first chunk of a tensor is taken for the one before",
+    ),
+    pytest.param(
+        "csrc/cuda/many_kernels.cuh",
+        "locate_run(geometry, e / length, offset, index);",
+        "locate_run(geometry, e / size, offset, index);",
+        "many_driver",
+        "csrc/cuda/many_uniform.cu",
+        "constant, float32, columns of a matrix",
+        id="of many, a strided constant is written elsewhere",
+    ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "prefix = prefix << 8 | static_cast<uint64_t>(d);\n    }\n    __syncthreads();",
+        "prefix = prefix << 8 | static_cast<uint64_t>(d);\n    }",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "a long list",
+        id="of sparse, threads go on before the digit is found",
+    ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "if (count > plan.capacity || rank < 0",
+        "if (rank < 0",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "lists too short",
+        id="of sparse, a list that is too short is taken for whole",
+    ),
+    pytest.param(
+        "csrc/cuda/sparse.cu",
+        "ranked(words[n], static_cast<uint64_t>(row + folded[n]));",
+        "ranked(words[n], static_cast<uint64_t>(row));",
+        "sparse_driver",
+        "csrc/cuda/sparse.cu",
+        "few columns",
+        id="of sparse, rows side by side are taken for one",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("file", "right", "wrong", "source", "case"), FAULTS)
+@pytest.mark.parametrize(("file", "right", "wrong", "program", "source", "case"), FAULTS)
 def test_a_planted_fault_is_noticed(
-    file: str, right: str, wrong: str, source: str, case: str, built: Path, tmp_path: Path
+    file: str, right: str, wrong: str, program: str, source: str, case: str, built: Path, tmp_path: Path
 ) -> None:
     prepare(tmp_path)
     text = (tmp_path / file).read_text()
     assert text.count(right) == 1
     (tmp_path / file).write_text(text.replace(right, wrong))
-    others = [built / f"{Path(other).stem}.o" for other in SOURCES if other != source]
-    differing = lines(build(tmp_path, [source], "driver", others))[:-1]
-    assert any(line.startswith(case) for line in differing)
+    others = [object_of(built, other) for other in PROGRAMS[program] if other != source]
+    ran = run(link(tmp_path, [*compile_all(tmp_path, [source]), *others], program))
+    # A wrong index may end the program before it has said anything.
+    assert ran.returncode < 0 or any(line.startswith(case) for line in ran.stdout.splitlines()[:-1])
 
 
 def test_the_square_root_is_correctly_rounded_whatever_the_hardware_approximates(built: Path) -> None:
-    *wrong, last = lines(build(built, ["square_root.cpp"], "square_root"))
+    *wrong, last = lines(link(built, compile_all(built, ["square_root.cpp"]), "square_root"))
     # Two of the reciprocal roots within 2^-22.9 are too far off for these steps. sqrt.rn takes the same
     # steps: hardware whose sqrt.rn is correctly rounded gives neither of them.
     assert wrong == ["0x1.f82294p+0 +1", "0x1.dd26e4p+1 +1"]
     # Floats 2^-24 apart and within 2^-22.9 of 1/sqrt(a), whose mean over the floats a of [1, 4) is sqrt(1/2).
     floats = 2**24 * math.sqrt(0.5) * 2 * 2**-22.9 / 2**-24
     assert int(last.split()[0]) == pytest.approx(floats, rel=0.01)
+
+
+def test_the_logarithm_between_near_bounds_is_that_of_every_lane(built: Path) -> None:
+    # Four binades, and 1 itself.
+    assert lines(link(built, compile_all(built, ["interior.cpp"]), "interior")) == [
+        f"{4 * 2**23 + 1} checked"
+    ]

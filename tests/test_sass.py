@@ -14,7 +14,7 @@ from benchmarks.instructions import sass  # noqa: E402
 
 ARGUMENTS = "EEvNS_9ConstantsINT_4RealEEENS_11KeyScheduleEPKmNS0_8DenseRunEPT0_"
 # Ten instructions a round for two stores of float32, of which the hot path skips two; then a loop that stores
-# less, and a function that is no dense kernel.
+# less, and a function that is none of these kernels.
 LISTING = """
 	code for sm_90
 		Function : _ZN9paraminit4cuda12dense_kernelINS0_8UniformFILb0EEEfLb0ARGUMENTS
@@ -64,18 +64,24 @@ def test_instructions_that_no_branch_skips_are_counted() -> None:
 @pytest.mark.parametrize(
     ("mangled", "name", "elements"),
     [
-        ("14TruncInteriorFENS_8BFloat16ELb0", "TruncInteriorF bf16", 16),
-        ("7NormalFILb1EEENS_4HalfELb1", "NormalF, clamped fp16, key on the device", 16),
-        ("8UniformDILb0EEEdLb0", "UniformD fp64", 4),
+        ("dense_kernelINS0_14TruncInteriorFENS_8BFloat16ELb0E", "TruncInteriorF bf16", 16),
+        ("dense_kernelINS0_7NormalFILb1EEENS_4HalfELb1E", "NormalF, clamped fp16, key on the device", 16),
+        ("dense_kernelINS0_8UniformDILb0EEEdLb0E", "UniformD fp64", 4),
+        ("many_kernelINS0_8UniformFILb0EEEfE", "UniformF fp32, many", 8),
+        ("many_kernelINS0_14TruncInteriorFENS_8BFloat16EE", "TruncInteriorF bf16, many", 16),
     ],
 )
 def test_a_kernel_is_known_by_its_mangled_name(mangled: str, name: str, elements: int) -> None:
-    one = counted(LISTING.replace("8UniformFILb0EEEfLb0EEv", f"{mangled}EEv"))
+    one = counted(LISTING.replace("dense_kernelINS0_8UniformFILb0EEEfLb0E", mangled))
     assert (one.name, one.elements) == (name, elements)
 
 
+def test_stores_to_an_address_of_any_space_are_counted() -> None:
+    assert counted(LISTING.replace("STG.E.128", "ST.E.128")) == counted(LISTING)
+
+
 def test_a_name_that_cannot_be_read_is_one_line() -> None:
-    with pytest.raises(sass.SassError, match="^sass: expected the name of a dense kernel, got _ZN9"):
+    with pytest.raises(sass.SassError, match="^sass: expected the name of a kernel of dense fills, got _ZN9"):
         sass.kernels(LISTING.replace("EEEfLb0", "EEEtLb0"))
 
 

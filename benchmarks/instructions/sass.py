@@ -19,24 +19,30 @@ from pathlib import Path
 ARCHITECTURE = "sm_90"
 # By kernel and element type.
 LIMITS = {
-    "UniformF fp32": 14.5,
-    "UniformF fp16": 15.0,
-    "UniformF bf16": 15.0,
+    "UniformF fp32": 14.0,
+    "UniformF fp16": 14.5,
+    "UniformF bf16": 14.5,
     "UniformD fp64": 26.0,
-    "NormalF fp32": 31.5,
-    "NormalF fp16": 32.0,
-    "NormalF bf16": 32.0,
+    "NormalF fp32": 31.0,
+    "NormalF fp16": 31.5,
+    "NormalF bf16": 31.5,
     "NormalD fp64": 79.0,
-    "TruncInteriorF fp32": 36.0,
-    "TruncInteriorF fp16": 36.5,
-    "TruncInteriorF bf16": 36.5,
-    "TruncTwoSidedF fp32": 47.5,
-    "TruncTwoSidedF fp16": 48.0,
-    "TruncTwoSidedF bf16": 48.0,
+    "TruncInteriorF fp32": 34.5,
+    "TruncInteriorF fp16": 35.0,
+    "TruncInteriorF bf16": 35.0,
+    "TruncTwoSidedF fp32": 46.5,
+    "TruncTwoSidedF fp16": 47.0,
+    "TruncTwoSidedF bf16": 47.0,
+    "UniformF fp32, many": 15.5,
+    "UniformF bf16, many": 16.0,
+    "NormalF fp32, many": 32.5,
+    "NormalF bf16, many": 33.0,
 }
 # A kernel that takes its key from device memory makes most of the key schedule anew in each round.
 KEY_ON_DEVICE = ", key on the device"
 SCHEDULE = 22
+# A kernel that fills many tensors.
+MANY = ", many"
 # What must not be in a main loop at all: local memory, barriers, approximations but those that a correctly
 # rounded root or a quotient of doubles begins with.
 FORBIDDEN = re.compile(r"^(LDL|STL|BAR|MUFU(?!\.(RSQ|RSQ64H|RCP64H)$))")
@@ -68,7 +74,8 @@ class Instruction:
 
     @property
     def stores_packet(self) -> bool:
-        return re.match(r"STG\.E(\.\w+)*\.128\b", self.text) is not None
+        # ST is for an address that came from memory, of which no compiler knows the space.
+        return re.match(r"STG?\.E(\.\w+)*\.128\b", self.text) is not None
 
 
 @dataclass(frozen=True)
@@ -81,21 +88,21 @@ class Kernel:
 
 
 def kernels(listing: str) -> list[Kernel]:
-    """The dense kernels of the listing."""
+    """The kernels of dense fills, of one tensor and of many, in the listing."""
     found = []
     for part in re.split(r"^\s*Function : ", listing, flags=re.MULTILINE)[1:]:
         mangled, _, body = part.partition("\n")
-        start = re.search(r"dense_kernelINS0_(\d+)", mangled)
+        start = re.search(r"(?:dense|(many))_kernelINS0_(\d+)", mangled)
         if start is None:
             continue
-        length = int(start[1])
+        length = int(start[2])
         distribution, rest = mangled[start.end() :][:length], mangled[start.end() + length :]
-        kind = re.match(rf"(?:ILb([01])EE)?E({'|'.join(TYPES)})Lb([01])E", rest)
+        kind = re.match(rf"(?:ILb([01])EE)?E({'|'.join(TYPES)})(?:Lb([01])E)?E", rest)
         if kind is None:
-            raise SassError(f"sass: expected the name of a dense kernel, got {mangled}")
+            raise SassError(f"sass: expected the name of a kernel of dense fills, got {mangled}")
         dtype, size = TYPES[kind[2]]
         name = distribution + (", clamped" if kind[1] == "1" else "") + f" {dtype}"
-        name += KEY_ON_DEVICE if kind[3] == "1" else ""
+        name += MANY if start[1] else KEY_ON_DEVICE if kind[3] == "1" else ""
         line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S.*?)\s*;", re.MULTILINE)
         instructions = [Instruction(int(at, 16), on, text) for at, on, text in line.findall(body)]
         found.append(Kernel(name, size, instructions))

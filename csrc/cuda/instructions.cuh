@@ -28,6 +28,13 @@ __device__ __forceinline__ float one_where_not_negative(float a) {
   return one;
 }
 
+// fma(a, b, c) clamped to [0, 1].
+__device__ __forceinline__ float saturated_fma(float a, float b, float c) {
+  float d;
+  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+  return d;
+}
+
 // A constant that is kept in a register: an immediate that an instruction has no room for, ptxas
 // builds anew in every round of a loop.
 template <auto bits>

@@ -191,20 +191,40 @@ __device__ __forceinline__ void store_part(
   }
 }
 
+// What Philox makes of the low word of a counter first, its product with kPhiloxM0, for each group
+// that a thread has in flight; the low word, `low` for the first, does not wrap between them. With
+// the next tile each grows by the product of the step, which one multiply-add does: of counters,
+// each would be added to and then multiplied.
+template <class Dist, class T>
+struct LowProducts {
+  using Shape = Tile<Dist, T>;
+  uint64_t of[Shape::kGroupsInFlight];
+
+  __device__ __forceinline__ explicit LowProducts(uint32_t low) {
+    constexpr int of_packet = Shape::kPacketGroups;
+#pragma unroll
+    for (int n = 0; n < Shape::kGroupsInFlight; ++n) {
+      const uint32_t ahead = n / of_packet * (kThreads * of_packet) + n % of_packet;
+      of[n] = wide_product(low + ahead, kPhiloxM0);
+    }
+  }
+  __device__ __forceinline__ void advance(uint32_t step) {
+#pragma unroll
+    for (int n = 0; n < Shape::kGroupsInFlight; ++n) of[n] += uint64_t{step} * kPhiloxM0;
+  }
+};
+
 // A thread's packets of one tile. Their counters agree in the high word, of which Philox has made
-// `high`; the low word, `low` for the first, does not wrap between them.
+// `high`.
 template <class Dist, class T>
 __device__ __forceinline__ void store_packets(const Constants<typename Dist::Real>& c,
-                                              const KeySchedule& keys, uint64_t high, uint32_t low,
-                                              T* out) {
+                                              const KeySchedule& keys, uint64_t high,
+                                              const LowProducts<Dist, T>& low, T* out) {
   using Shape = Tile<Dist, T>;
   constexpr int groups = Shape::kGroupsInFlight, of_packet = Shape::kPacketGroups;
   uint64_t x[groups][4];
 #pragma unroll
-  for (int n = 0; n < groups; ++n) {
-    const uint32_t ahead = n / of_packet * (kThreads * of_packet) + n % of_packet;
-    first_rounds<Lane>(keys, wide_product(low + ahead, kPhiloxM0), high, x[n]);
-  }
+  for (int n = 0; n < groups; ++n) first_rounds<Lane>(keys, low.of[n], high, x[n]);
   later_rounds<Lane, groups>(keys, x);
   typename Dist::Real v[groups][kGroup<Dist>];
   values<Dist>(c, x, v);
@@ -254,15 +274,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
     const uint64_t mine = tile_counter + tile * Shape::kGroups + threadIdx.x * Shape::kPacketGroups;
     const uint64_t high =
         opaque(wide_product(static_cast<uint32_t>(mine >> 32) ^ keys.k0[0], kPhiloxM0));
-    uint32_t low = static_cast<uint32_t>(mine);
+    const uint32_t low = static_cast<uint32_t>(mine);
     const uint32_t end = low + (stop - round) * step;
-    T* to = out +
-            (whole_begin + static_cast<int64_t>(tile * Shape::kPackets + threadIdx.x)) * packet -
-            stride;
+    const uint32_t end_product = end * kPhiloxM0;  // of no other low word, for kPhiloxM0 is odd
+    LowProducts<Dist, T> products(low);
+    T* to =
+        out + (whole_begin + static_cast<int64_t>(tile * Shape::kPackets + threadIdx.x)) * packet;
+    if (low != end) {
 #pragma unroll 1
-    for (; low != end; low += step) {
-      to += stride;  // before its use, so that ptxas need not keep the old address
-      store_packets<Dist, T>(c, keys, high, low, to);
+      for (;;) {
+        store_packets(c, keys, high, products, to);
+        products.advance(step);
+        if (static_cast<uint32_t>(products.of[0]) == end_product) break;
+        to += stride;  // not before the way out: ptxas would move it up, and copy the old one
+      }
     }
     if (stop == run.rounds) break;
     round = stop + (blockIdx.x + static_cast<uint64_t>(stop) * gridDim.x == wrap_tile);

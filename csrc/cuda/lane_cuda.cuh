@@ -98,6 +98,20 @@ struct Lane {
     f = __fsub_rn(__uint_as_float(m), 1.0f);
     exponent = __int2float_rn(static_cast<int>(b - m));
   }
+  // Of s in [1/16, 1]. Its exponent negated, 0 to 3, is the difference of two floats' bits times
+  // 2^-23. These bits are themselves a float, that number times 2^-126, except that 3 would be 4:
+  // so no integer is converted. s = 1 has the exponent 1, whose bits would be those of -infinity;
+  // of that fma_interior() makes 0, which is -2 ln 1.
+  static constexpr float kInteriorExponentUnit = -0x1p-126f;
+  PARAMINIT_FN void split_interior(F32 s, F32& f, F32& exponent) {
+    const uint32_t b = __float_as_uint(s);
+    const uint32_t m = (b & 0x7FFFFFu) | held_constant<0x3F000000u>;
+    f = __fsub_rn(__uint_as_float(m), 1.0f);
+    constexpr int three = 0x01400000;  // 3 * 2^-126
+    exponent = __int_as_float(__viaddmin_s32(static_cast<int>(m), -static_cast<int>(b), three));
+  }
+  // Clamped to [0, 1], where -2 ln s lies in its unit.
+  PARAMINIT_FN F32 fma_interior(F32 a, F32 b, F32 c) { return saturated_fma(a, b, c); }
   // v comes doubled. Its exponent is taken for that of 1 where it is negative, and no 1 is
   // subtracted there; the bits of the mantissa then come from b, and the others are those of 1 or
   // again of b.

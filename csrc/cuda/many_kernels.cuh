@@ -7,6 +7,8 @@
 
 namespace paraminit::cuda {
 
+static_assert(kManyThreads == kThreads);
+
 // The item that this block's chunk belongs to, and which of the item's chunks it is.
 __device__ __forceinline__ const DeviceItem& find_item(const DeviceItem* items,
                                                        const int64_t* first_chunk, int count,
@@ -42,84 +44,46 @@ __device__ __forceinline__ const Constants<typename Dist::Real>& item_constants(
   }
 }
 
-// Made anew for each step: its twenty words, kept in registers, would be spilled around the calls
-// that a division and a square root of doubles are.
-__device__ __forceinline__ KeySchedule fresh_schedule(Key key) {
-  asm volatile("" : "+l"(key.seed));
-  return key_schedule(key);
-}
-
-// `packets` packets of 16 bytes, a packet of each thread apart; `counter` is the first one's.
-template <class Dist, class T, int packets>
-__device__ __forceinline__ void fill_packets(const Constants<typename Dist::Real>& c, Key key,
-                                             uint64_t counter, T* out) {
-  constexpr int group = kGroup<Dist>;
-  constexpr int packet = kPacketBytes / sizeof(T);
-  constexpr int groups = packet / group;
-  uint64_t x[packets * groups][4];
-#pragma unroll
-  for (int n = 0; n < packets; ++n) {
-#pragma unroll
-    for (int i = 0; i < groups; ++i) {
-      x[n * groups + i][0] = counter + static_cast<uint64_t>(n * kManyThreads * groups + i);
-    }
-  }
-  philox<Lane, packets * groups>(fresh_schedule(key), x);
-#pragma unroll
-  for (int n = 0; n < packets; ++n) {
-    typename Dist::Real v[groups][group];
-#pragma unroll
-    for (int i = 0; i < groups; ++i) group_values<Dist>(c, x[n * groups + i], v[i]);
-    store_packet(out + n * kManyThreads * packet, v);
-  }
-}
-
-// A chunk of a run of packets.
+// A chunk of a run of packets: its whole tiles, which are its first ones, then packet by packet.
 template <class Dist, class T>
 __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk) {
-  constexpr int group = kGroup<Dist>;
-  constexpr int packet = kPacketBytes / sizeof(T);
-  constexpr int groups = packet / group;
-  constexpr int packets = kManyGroups / groups;  // of a thread
-  constexpr int in_flight = 2 / groups;
-  constexpr int chunk_packets = kManyThreads * packets;
+  using Shape = Tile<Dist, T>;
+  constexpr int packet = Shape::kPacket, tile = Shape::kPackets * packet;
+  constexpr int tiles = kManyGroups / Shape::kGroupsInFlight;
   // By value: what is stored below might otherwise be these.
   const Constants<typename Dist::Real> c = item_constants<Dist>(item);
-  const Key key = item.key;
-  uint64_t counter = key.offset + item.first_group +
-                     static_cast<uint64_t>(chunk * chunk_packets + threadIdx.x) * groups;
-  T* out = static_cast<T*>(item.data) + (chunk * chunk_packets + threadIdx.x) * packet;
+  const KeySchedule keys = key_schedule(item.key);
+  const uint64_t counter =
+      keys.offset + item.first_group + static_cast<uint64_t>(chunk) * (tiles * Shape::kGroups);
   int low, high;
-  clip(item, chunk * chunk_packets * packet, chunk_packets * packet, low, high);
-  if (low == 0 && high == chunk_packets * packet) {
+  clip(item, chunk * (tiles * tile), tiles * tile, low, high);
+  // Where the low word of the counter wraps, or the run begins inside, all is done by packets.
+  const bool wraps =
+      static_cast<uint32_t>(counter) > -static_cast<uint32_t>(tiles * Shape::kGroups);
+  const int whole = low > 0 || wraps ? 0 : high / tile;
+
+  const uint64_t mine = counter + threadIdx.x * Shape::kPacketGroups;
+  const uint64_t of_high = wide_product(static_cast<uint32_t>(mine >> 32) ^ keys.k0[0], kPhiloxM0);
+  T* out = static_cast<T*>(item.data) + chunk * (tiles * tile) + threadIdx.x * packet;
+  LowProducts<Dist, T> products(static_cast<uint32_t>(mine));
 #pragma unroll 1
-    for (int n = 0; n < packets; n += in_flight) {
-      fill_packets<Dist, T, in_flight>(c, key, counter, out);
-      counter += in_flight * kManyThreads * groups;
-      out += in_flight * kManyThreads * packet;
-    }
-    return;
+  for (int n = 0; n < whole; ++n) {
+    store_packets(c, keys, of_high, products, out);
+    products.advance(Shape::kGroups);
+    out += tile;
   }
-  // At both ends of the run: group by group, and element by element where one is not whole.
+  int first = static_cast<int>(threadIdx.x) * packet + whole * tile;
 #pragma unroll 1
-  for (int n = 0; n < packets * groups; ++n) {
-    const int place = n / groups * kManyThreads * packet + n % groups * group;
-    const int first = static_cast<int>(threadIdx.x) * packet + place;
-    if (first + group <= low || first >= high) continue;
-    uint64_t x[1][4];
-    x[0][0] = counter + static_cast<uint64_t>(n / groups * kManyThreads * groups + n % groups);
-    philox<Lane, 1>(fresh_schedule(key), x);
-    typename Dist::Real v[group];
-    group_values<Dist>(c, x[0], v);
-#pragma unroll
-    for (int m = 0; m < group; ++m) {
-      if (first + m >= low && first + m < high) store_one(out + place + m, v[m]);
-    }
+  for (; first < high; first += kThreads * packet, out += kThreads * packet) {
+    if (first + packet <= low) continue;
+    typename Dist::Real v[Shape::kPacketGroups][kGroup<Dist>];
+    packet_values<Dist, T>(c, keys, counter + static_cast<uint64_t>(first / kGroup<Dist>), v);
+    store_part<Dist>(out, v, low - first, high - first);
   }
 }
 
 template <class Dist, class T>
-__global__ void __launch_bounds__(kManyThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
     many_kernel(const DeviceItem* items, const int64_t* first_chunk, int count) {
   int64_t chunk;
   const DeviceItem& item = find_item(items, first_chunk, count, chunk);

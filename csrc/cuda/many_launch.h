@@ -9,8 +9,9 @@
 namespace paraminit {
 
 constexpr int kManyThreads = 256;
-// Groups (or, of a constant, 16-byte packets) that a thread of one chunk fills.
-constexpr int kManyGroups = 4;
+// Groups (or, of a constant, 16-byte packets) that a thread of one chunk fills: enough to pay for
+// finding the chunk's tensor, and few enough that tensors of a million elements go round.
+constexpr int kManyGroups = 8;
 
 // One tensor, in the device's memory.
 struct DeviceItem {

@@ -1,125 +1,20 @@
 // The CUDA fill kernels, run on the host, against the CPU's: one line a case that differs, and how
 // many were compared in the last line.
-#include <cstdio>
-#include <limits>
-#include <string>
-#include <vector>
-
-#include "csrc/constants.h"
-#include "csrc/cpu/run_function.h"
+#include "compare.h"
 #include "csrc/cuda/kernels.cuh"
 
 using namespace paraminit;
 
 namespace {
 
-const ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16,
-                              ElementType::kFloat64};
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-struct Case {
-  const char* name;
-  Plan (*plan)(ElementType);
-};
-const Case kCases[] = {
-    {"uniform", [](ElementType t) { return plan_uniform(t, -1.0, 1.5); }},
-    {"uniform of few values", [](ElementType t) { return plan_uniform(t, 1.0, 1.0 + 0x1p-6); }},
-    {"uniform, tiny", [](ElementType t) { return plan_uniform(t, 0.0, 0x1p-1000); }},
-    {"uniform, small", [](ElementType t) { return plan_uniform(t, 0.0, 0x1p-120); }},
-    {"normal", [](ElementType t) { return plan_normal(t, 0.0, 0.02); }},
-    {"normal of subnormals", [](ElementType t) { return plan_normal(t, 0.0, 0x1p-24); }},
-    {"normal of float32's subnormals", [](ElementType t) { return plan_normal(t, 0.0, 0x1p-130); }},
-    {"normal, large", [](ElementType t) { return plan_normal(t, 3.0, 0x1p120); }},
-    {"bounds far out", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -2.0, 2.0); }},
-    {"2 std", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -0.04, 0.04); }},
-    {"half a std", [](ElementType t) { return plan_trunc_normal(t, 1.0, 2.0, 0.0, 2.0); }},
-    {"close together", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -1e-3, 2e-3); }},
-    {"from 0", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, 0.0, 2.0); }},
-    {"to 0", [](ElementType t) { return plan_trunc_normal(t, -0.3, 1.0, -2.0, 0.0); }},
-    {"3 std", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -3.0, 3.0); }},
-    {"uneven", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -1.0, 4.0); }},
-    {"half a line", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -1.25, kInf); }},
-    {"5 std, at 100", [](ElementType t) { return plan_trunc_normal(t, 100.0, 2.0, 90.0, 110.0); }},
-    // Their means are rounded by more than what the bounds leave of a deviation.
-    {"at 4096",
-     [](ElementType t) { return plan_trunc_normal(t, 4096.00023, 1.0, 4095.0, 4098.0); }},
-    {"at 2^20",
-     [](ElementType t) { return plan_trunc_normal(t, 1048576.06, 1.0, 1048575.0, 1048578.0); }},
-    {"subnormal",
-     [](ElementType t) {
-       return plan_trunc_normal(t, 0.0, 3.5 * 0x1p-149, -7 * 0x1p-149, 7 * 0x1p-149);
-     }},
-    {"above", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, 1.75, kInf); }},
-    {"below", [](ElementType t) { return plan_trunc_normal(t, 0.5, 1.0, -9.0, -4.0); }},
-};
-
-const char* name_of(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return "float32";
-    case ElementType::kFloat16:
-      return "float16";
-    case ElementType::kBFloat16:
-      return "bfloat16";
-    case ElementType::kFloat64:
-      return "float64";
-    default:
-      return "words";
-  }
-}
-
-int64_t compared = 0, failed = 0;
-
-struct Memory {
-  const char* name;
-  std::vector<int64_t> sizes, strides, whole, start;  // whole is empty where the tensor is it
-  int64_t misplaced = 0;                              // elements after an aligned address
-};
-
-// Every element of the tensor as the CPU's, and nothing else written.
 void compare(const std::string& name, FillRequest request, Key key, const Memory& m,
              bool key_on_device) {
-  const int64_t size = element_size(request.type);
-  const int dims = static_cast<int>(m.sizes.size());
-  const Geometry geometry = make_geometry(dims, m.sizes.data(), m.strides.data(),
-                                          m.whole.empty() ? nullptr : m.whole.data(),
-                                          m.start.empty() ? nullptr : m.start.data());
-  int64_t extent = 1;
-  for (int d = 0; d < dims; ++d) extent += (m.sizes[d] - 1) * m.strides[d];
-  constexpr int64_t kAround = 64;
-  std::vector<char> got(static_cast<size_t>((extent + 2 * kAround) * size + 16), '\x5A');
-  char* aligned = got.data() + (16 - reinterpret_cast<uintptr_t>(got.data()) % 16) % 16;
-  char* data = aligned + (kAround + m.misplaced) * size;
-  std::vector<char> expected = got;
-  char* reference = expected.data() + (data - got.data());
-
-  request.keys = make_key_schedule(key);
-  const auto fill = baseline::run_functions(request.distribution, request.type).fill;
-  std::vector<char> run(static_cast<size_t>(geometry.run_length * size));
-  for (int64_t r = 0; r < geometry.run_count; ++r) {
-    int64_t offset;
-    uint64_t index;
-    locate_run(geometry, r, offset, index);
-    fill(request, index, geometry.run_length, run.data());
-    for (int64_t i = 0; i < geometry.run_length; ++i) {
-      std::memcpy(reference + (offset + locate_in_run(geometry, i)) * size, run.data() + i * size,
-                  static_cast<size_t>(size));
-    }
-  }
-
+  Tensor t = make_tensor(m, request.type);
+  expect_fill(t, request, key);
   const uint64_t words[] = {key.seed, key.offset};
-  if (key_on_device) request.keys = {};
-  dispatch({request, geometry, data, key_on_device ? words : nullptr, nullptr, 0, 2});
-  compared += geometry.numel();
-  if (got == expected) return;
-  ++failed;
-  for (size_t i = 0; i < got.size(); ++i) {
-    if (got[i] == expected[i]) continue;
-    std::printf("%s, %s, %s%s: memory differs first at element %lld\n", name.c_str(),
-                name_of(request.type), m.name, key_on_device ? ", key on the device" : "",
-                static_cast<long long>((static_cast<int64_t>(i) - (data - got.data())) / size));
-    return;
-  }
+  request.keys = key_on_device ? KeySchedule{} : make_key_schedule(key);
+  dispatch({request, t.geometry, t.data, key_on_device ? words : nullptr, nullptr, 0, 2});
+  check(name, t, key_on_device ? ", key on the device" : "");
 }
 
 // Blocks of a launch, set aside instead of run.
@@ -277,7 +172,5 @@ int main() {
       check_long_run<double>(count, first);
     }
   }
-  std::printf("%lld elements compared, %lld cases differ\n", static_cast<long long>(compared),
-              static_cast<long long>(failed));
-  return failed == 0 ? 0 : 1;
+  return finish();
 }

@@ -1,18 +1,25 @@
-// Stand-ins for what the fill kernels take from CUDA: a thread is a call that reads its place from
-// globals, an intrinsic is the same rounding in plain C++, and an instruction that approximates is
-// as wrong as its documentation allows. Stands in place of CUDA's headers and
-// cuda/instructions.cuh.
+// Stand-ins for what the kernels take from CUDA: a thread is a call that reads its place from
+// globals, one after the other, from barrier to barrier where there are any; an intrinsic is the
+// same rounding in plain C++, and an instruction that approximates is as wrong as its documentation
+// allows. Stands in place of CUDA's headers and cuda/instructions.cuh.
 #pragma once
+
+#include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <type_traits>
+#include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __grid_constant__
+#define __shared__ static
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -26,9 +33,13 @@ To bits_as(From from) {
 
 // --- launches
 
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
 using cudaStream_t = void*;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t size, cudaStream_t) {
+  std::memset(memory, value, size);
+  return cudaSuccess;
+}
 
 // Few, so that small tensors go several rounds.
 template <class Kernel>
@@ -37,10 +48,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   return cudaSuccess;
 }
 
-struct Index {
-  unsigned x;
+struct dim3 {
+  unsigned x, y;
+  dim3(unsigned columns = 0, unsigned rows = 1) : x(columns), y(rows) {}
 };
-inline Index threadIdx, blockIdx, gridDim;
+inline dim3 threadIdx, blockIdx, gridDim;
 
 namespace paraminit::cuda {
 struct DenseRun;
@@ -54,28 +66,102 @@ const paraminit::cuda::DenseRun* as_run(const Argument& argument) {
   return nullptr;
 }
 
+// Of a launch's last argument, which is where it writes if it is a pointer.
+template <class Argument>
+const void* as_memory(const Argument& argument) {
+  if constexpr (std::is_pointer_v<Argument>) return argument;
+  return nullptr;
+}
+
+// Set where a kernel has barriers: the threads of a block then have stacks of their own.
+inline bool threads_wait = false;
+
+// A block whose threads wait for each other. From one barrier to the next they run in ascending or
+// in descending order, as if by chance, so that what needs a barrier is wrong without it.
+class WaitingBlock {
+ public:
+  void run(unsigned threads, const std::function<void()>& kernel) {
+    threads_.resize(threads);
+    kernel_ = &kernel;
+    for (Thread& thread : threads_) {
+      thread.stack.resize(kStack);
+      thread.ended = false;
+      getcontext(&thread.context);
+      thread.context.uc_stack.ss_sp = thread.stack.data();
+      thread.context.uc_stack.ss_size = kStack;
+      thread.context.uc_link = &outside_;
+      makecontext(&thread.context, enter, 0);
+    }
+    unsigned ended = 0;
+    while (ended == 0) {
+      const bool ascending = (++phase_ * 0x9E3779B9u >> 31) == 0;
+      for (unsigned n = 0; n < threads; ++n) {
+        threadIdx.x = ascending ? n : threads - 1 - n;
+        swapcontext(&outside_, &threads_[threadIdx.x].context);
+        ended += threads_[threadIdx.x].ended;
+      }
+    }
+    if (ended == threads) return;
+    std::puts("some threads of a block have ended, others wait for them");
+    std::exit(2);
+  }
+  void wait() { swapcontext(&threads_[threadIdx.x].context, &outside_); }
+
+ private:
+  static constexpr size_t kStack = 1 << 16;
+  struct Thread {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool ended;
+  };
+  static void enter();
+
+  std::vector<Thread> threads_;
+  const std::function<void()>* kernel_ = nullptr;
+  ucontext_t outside_;
+  uint32_t phase_ = 0;
+};
+inline WaitingBlock waiting_block;
+inline void WaitingBlock::enter() {
+  (*waiting_block.kernel_)();
+  waiting_block.threads_[threadIdx.x].ended = true;
+}
+inline void __syncthreads() { waiting_block.wait(); }
+
+// One thread after the other, so that nothing comes between.
+template <class T, class U>
+T atomicAdd(T* to, U more) {
+  const T before = *to;
+  *to += more;
+  return before;
+}
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // kernel<<<blocks, threads, 0, stream>>>(...) is rewritten to launched(kernel, blocks, ...)(...).
 template <class Kernel>
-auto launched(Kernel kernel, int blocks, int threads, int, cudaStream_t) {
+auto launched(Kernel kernel, dim3 blocks, unsigned threads, int, cudaStream_t) {
   return [=](const auto&... arguments) {
     const paraminit::cuda::DenseRun* run = nullptr;
     ((run = run == nullptr ? as_run(arguments) : run), ...);
-    const void* const out = (arguments, ...);  // the last one
-    if (!look(blocks, run, out)) return;
-    gridDim.x = static_cast<unsigned>(blocks);
-    for (int b = 0; b < blocks; ++b) {
-      for (int t = 0; t < threads; ++t) {
-        blockIdx.x = static_cast<unsigned>(b);
-        threadIdx.x = static_cast<unsigned>(t);
-        kernel(arguments...);
+    if (!look(static_cast<int>(blocks.x), run, as_memory((arguments, ...)))) return;
+    gridDim = blocks;
+    for (unsigned b = 0; b < blocks.x * blocks.y; ++b) {
+      blockIdx = dim3(b % blocks.x, b / blocks.x);
+      if (threads_wait) {
+        waiting_block.run(threads, [&] { kernel(arguments...); });
+        continue;
       }
+      for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(arguments...);
     }
   };
 }
 
 // --- intrinsics
 
-inline uint64_t __ldg(const uint64_t* p) { return *p; }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -97,6 +183,10 @@ inline float __uint_as_float(unsigned a) { return bits_as<float>(a); }
 inline float __int_as_float(int a) { return bits_as<float>(a); }
 inline long long __double_as_longlong(double a) { return bits_as<long long>(a); }
 inline double __longlong_as_double(long long a) { return bits_as<double>(a); }
+inline int __viaddmin_s32(int a, int b, int c) {
+  const int sum = static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b));
+  return sum < c ? sum : c;
+}
 inline int __vimax3_s32(int a, int b, int c) {
   const int most = a > b ? a : b;
   return most > c ? most : c;
@@ -141,9 +231,13 @@ struct alignas(16) double2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(16) ulonglong2 {
+  uint64_t x, y;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline ulonglong2 make_ulonglong2(uint64_t x, uint64_t y) { return {x, y}; }
 
 // --- cuda/instructions.cuh
 
@@ -169,6 +263,11 @@ inline float approximate_rsqrt(float a) {
   return rsqrt_beside(a, ulps);
 }
 
+// A NaN becomes 0.
+inline float saturated_fma(float a, float b, float c) {
+  const float v = std::fma(a, b, c);
+  return v > 0 ? (v < 1 ? v : 1.0f) : 0.0f;
+}
 inline float one_where_not_negative(float a) { return a >= 0 ? 1.0f : 0.0f; }
 template <auto bits>
 inline decltype(bits) held_constant = bits;

@@ -1,0 +1,24 @@
+// The logarithm that TruncInteriorF takes on CUDA, for every float of [1/16, 1] that it may be
+// given: one line for each at which it is not the one that all lanes have, in its unit.
+#include <cstdio>
+
+#define PARAMINIT_ISA cuda
+#define PARAMINIT_FN static inline
+#include "csrc/cuda/lane_cuda.cuh"
+#include "csrc/transforms.h"
+
+using namespace paraminit;
+
+int main() {
+  long long checked = 0;
+  for (uint32_t bits = 0x3D800000u; bits <= 0x3F800000u; ++bits) {
+    const float s = bits_as<float>(bits), r = cuda::minus_two_log<cuda::Lane>(s);
+    const float in_units = cuda::minus_two_log_interior<cuda::Lane>(s);
+    ++checked;
+    if (bits_as<uint32_t>(in_units * cuda::kInteriorUnit) == bits_as<uint32_t>(r)) continue;
+    std::printf("%a: %a instead of %a\n", static_cast<double>(s),
+                static_cast<double>(in_units * cuda::kInteriorUnit), static_cast<double>(r));
+  }
+  std::printf("%lld checked\n", checked);
+  return 0;
+}
