@@ -328,7 +328,7 @@ STARVE = """
 import resource, torch
 from paraminit_ext import Key, init
 
-# Takes what the import of torch left free in the heap, of any size, so that larger blocks are asked of the system.
+# Takes what the import of torch left free in the heap, so that larger blocks are asked of the system.
 ballast = [torch.empty(15000) for _ in range(2000)]
 
 def starve(name, dtype, shape, *arguments):
@@ -369,8 +369,8 @@ def test_a_fill_that_finds_no_memory_says_so_in_one_line_and_the_process_goes_on
         ),
         "orthogonal_": ("RuntimeError", "can't allocate memory: you tried to allocate"),
     }
-    # A fixed threshold gives each large block back when it is freed, so that none serves again; a second arena would
-    # serve from the 64 MiB that it has set aside, which count as taken.
+    # A fixed threshold gives each large block back when it is freed, so that none serves again; a second
+    # arena would serve from the 64 MiB that it has set aside, which count as taken.
     for line in run(STARVE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1"):
         name, error, message = line.split(" ", 2)
         assert error == says[name][0]
