@@ -227,6 +227,8 @@ INTERRUPT = """
 import os, signal, threading, time, torch
 from paraminit_ext import Key, init
 
+# A shell has its background jobs ignore the signal, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 expected = init.trunc_normal_(torch.empty(1 << 24, dtype=torch.bfloat16), generator=Key(1))
 tensor = torch.zeros_like(expected)
 sent = []
