@@ -102,11 +102,12 @@ class Wave {
     items_[self.device()].push_back(item);
   }
   void launch() {
-    for (auto& [device, items] : items_) {
+    for (auto& of_device : items_) {  // no structured binding: Clang before 16 captures none
+      std::vector<ManyItem>& items = of_device.second;
       if (items.empty()) continue;
 #ifdef PARAMINIT_WITH_CUDA
-      if (device.is_cuda()) {
-        fill_many_cuda(items, device);
+      if (of_device.first.is_cuda()) {
+        fill_many_cuda(items, of_device.first);
         items.clear();
         continue;
       }
