@@ -7,7 +7,6 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -115,6 +114,13 @@ ElementType checked_type(const Law& law, const Tensor& self) {
   return element;
 }
 
+ElementType checked_matrix_type(const Sparse& law, const Tensor& self) {
+  const ElementType type = checked_type(law, self);
+  TORCH_CHECK_VALUE(self.dim() == 2, "paraminit_ext.", Sparse::name,
+                    ": expected a tensor of 2 dimensions, got ", self.dim(), ". Pass a matrix.");
+  return type;
+}
+
 // Where the fill is to go: the same for all.
 void check_place(const char* op, const Tensor& self, KeySource key, IntArrayRef whole,
                  IntArrayRef start) {
@@ -129,11 +135,7 @@ void check_fill(const Uniform& law, const Tensor& self) { checked_type(law, self
 void check_fill(const Normal& law, const Tensor& self) { checked_type(law, self); }
 void check_fill(const TruncNormal& law, const Tensor& self) { checked_type(law, self); }
 
-void check_fill(const Sparse& law, const Tensor& self) {
-  checked_type(law, self);
-  TORCH_CHECK_VALUE(self.dim() == 2, "paraminit_ext.", Sparse::name,
-                    ": expected a tensor of 2 dimensions, got ", self.dim(), ". Pass a matrix.");
-}
+void check_fill(const Sparse& law, const Tensor& self) { checked_matrix_type(law, self); }
 
 void check_fill(const Orthogonal& law, const Tensor& self) {
   checked_type(law, self);
@@ -265,7 +267,7 @@ void fill(const RawWords& law, const Tensor& self, KeySource key, IntArrayRef wh
 
 void fill(const Sparse& law, const Tensor& self, KeySource key, IntArrayRef whole,
           IntArrayRef start, int64_t staging_bytes) {
-  check_fill(law, self);
+  const ElementType type = checked_matrix_type(law, self);
   check_place(Sparse::name, self, key, whole, start);
   const int64_t zeros = law.zeros;
   const int64_t rows = whole.empty() ? self.size(0) : whole[0];
@@ -278,7 +280,7 @@ void fill(const Sparse& law, const Tensor& self, KeySource key, IntArrayRef whol
   if (zeros == 0) return fill(normal, self, key, whole, start, staging_bytes);
   if (self.numel() == 0) return;
   const DefaultFloatMode mode;
-  const Plan plan = normal.plan(checked_type(law, self), self.is_complex());
+  const Plan plan = normal.plan(type, self.is_complex());
   if (plan.is_constant || zeros == rows) {
     at::AutoDispatchBelowADInplaceOrView guard;
     self.zero_();

@@ -38,6 +38,12 @@ void run(const char* op, const Tensor& self, const Work& work) {
   }
 }
 
+template <class ByValue, class ByKey>
+void add_pair(torch::Library& m, const std::string& name, ByValue* by_value, ByKey* by_key) {
+  m.impl(name.c_str(), by_value);
+  m.impl((name + ".key").c_str(), by_key);
+}
+
 // The kernels of the operator that fills by a law of these parameters: the key by value, or in a
 // tensor on the device.
 template <class Law, class... Parameters>
@@ -51,10 +57,7 @@ struct Kernels {
                      IntArrayRef start) {
     run(Law::name, self, [&] { fill(Law{parameters...}, self, {{}, &key}, whole, start); });
   }
-  static void add_to(torch::Library& m) {
-    m.impl(Law::name, by_value);
-    m.impl((std::string(Law::name) + ".key").c_str(), by_key);
-  }
+  static void add_to(torch::Library& m) { add_pair(m, Law::name, by_value, by_key); }
 };
 
 // A meta tensor may have symbolic sizes: what does not depend on them is checked.
@@ -72,10 +75,7 @@ struct MetaKernels {
     check_fill(Law{known(parameters)...}, self);
     check_key(Law::name, key, self);
   }
-  static void add_to(torch::Library& m) {
-    m.impl(Law::name, by_value);
-    m.impl((std::string(Law::name) + ".key").c_str(), by_key);
-  }
+  static void add_to(torch::Library& m) { add_pair(m, Law::name, by_value, by_key); }
 };
 
 // --- keys ------------------------------------------------------------------------------------

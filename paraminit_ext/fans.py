@@ -1,12 +1,13 @@
 """Gains and fans: what the scales of Glorot's and He's initialisations are made of."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from paraminit_ext.calls import as_number
 from paraminit_ext.geometry import Part
 
-NonlinearityType = Literal[
+# Those whose gain is 1.
+_UnitGain = Literal[
     "linear",
     "conv1d",
     "conv2d",
@@ -15,23 +16,11 @@ NonlinearityType = Literal[
     "conv_transpose2d",
     "conv_transpose3d",
     "sigmoid",
-    "tanh",
-    "relu",
-    "leaky_relu",
-    "selu",
 ]
+NonlinearityType = Literal[_UnitGain, "tanh", "relu", "leaky_relu", "selu"]
 FanMode = Literal["fan_in", "fan_out"]
 
-_UNIT_GAINS = (
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "sigmoid",
-)
+_UNIT_GAINS: tuple[str, ...] = get_args(_UnitGain)
 
 
 def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = None) -> float:
