@@ -5,23 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import fresh
 import paraminit_ext
 from fills import same
 from paraminit_ext import Key, init
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = Key(0x1234567890ABCDEF, 2**64 - 1000)
 # Large enough for several threads, and each by its own way through the code.
 FILLS: dict[str, Callable[[Key | torch.Generator], Tensor]] = {
@@ -32,21 +29,6 @@ FILLS: dict[str, Callable[[Key | torch.Generator], Tensor]] = {
     "sparse_": lambda g: init.sparse_(torch.empty(500, 300), 0.3, generator=g),
     "orthogonal_": lambda g: init.orthogonal_(torch.empty(200, 300), generator=g),
 }
-
-
-def run(code: str, *arguments: str, **environment: str) -> list[str]:
-    """The lines that a program prints in a process of its own; it must end well, and within two minutes."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.splitlines()
 
 
 # ----------------------------------------------------------------------------------------
@@ -122,8 +104,8 @@ def test_a_cap_on_threads_changes_no_value(capsys: pytest.CaptureFixture[str]) -
         torch.set_num_threads(before)
     here = capsys.readouterr().out.splitlines()
     # The runtime gives fewer threads than torch asks for, down to one.
-    assert run(HASH, OMP_THREAD_LIMIT="2") == here
-    assert run(HASH, OMP_THREAD_LIMIT="1") == here
+    assert fresh.lines(HASH, OMP_THREAD_LIMIT="2") == here
+    assert fresh.lines(HASH, OMP_THREAD_LIMIT="1") == here
 
 
 # ----------------------------------------------------------------------------------------
@@ -192,7 +174,7 @@ print("sound")
 
 def test_fills_after_a_fork_do_not_hang_and_are_the_parents() -> None:
     # The first line shows that this can fail: a plain parallel region does hang, until the alarm.
-    assert run(FORK) == [str(-signal.SIGALRM), "sound"]
+    assert fresh.lines(FORK) == [str(-signal.SIGALRM), "sound"]
 
 
 LOADER = """
@@ -216,7 +198,7 @@ if __name__ == "__main__":
 
 
 def test_the_workers_of_a_data_loader_fill() -> None:
-    assert run(LOADER)[-1] == "sound"
+    assert fresh.lines(LOADER)[-1] == "sound"
 
 
 # ----------------------------------------------------------------------------------------
@@ -251,7 +233,7 @@ assert torch.equal(init.trunc_normal_(tensor.zero_(), generator=Key(1)), expecte
 
 def test_an_interrupt_during_a_fill_is_raised_after_it_and_the_tensor_is_whole() -> None:
     # The scalar path takes tens of nanoseconds an element here: the fill is far from done after 20 ms.
-    (line,) = run(INTERRUPT, PARAMINIT_CPU_CAPABILITY="baseline")
+    (line,) = fresh.lines(INTERRUPT, PARAMINIT_CPU_CAPABILITY="baseline")
     started, waited = line.split()
     assert started == "True"
     assert float(waited) > 0.02, "the interrupt came when the fill was over"
@@ -373,7 +355,7 @@ def test_a_fill_that_finds_no_memory_says_so_in_one_line_and_the_process_goes_on
     }
     # A fixed threshold gives each large block back when it is freed, so that none serves again; a second
     # arena would serve from the 64 MiB that it has set aside, which count as taken.
-    for line in run(STARVE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1"):
+    for line in fresh.lines(STARVE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1"):
         name, error, message = line.split(" ", 2)
         assert error == says[name][0]
         assert says[name][1] in message

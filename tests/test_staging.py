@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import fresh
 from fills import DTYPES, KEY, LAYOUTS, same
 from paraminit_ext import _C, Key
 
@@ -157,14 +155,7 @@ print("filled")
     reason="this torch has no devices written in Python",
 )
 def test_a_device_without_kernels_is_filled_with_one_warning() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", DEVICE],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    assert run.stdout == "filled\n", run.stderr
+    assert fresh.lines(DEVICE) == ["filled"]
 
 
 def test_a_cuda_generator_without_kernels_gives_the_draw_of_one_with_them() -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import fresh
 import paraminit_ext
 from fills import same
 from paraminit_ext import Key, init
@@ -348,22 +346,8 @@ def test_a_handler_may_answer_in_our_place(name: str, arguments: tuple[Any, ...]
 # --- the command line, and imports -----------------------------------------------------------
 
 
-def run(*command: str, **environment: str) -> Any:
-    import os
-
-    root = Path(paraminit_ext.__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, **environment},
-        check=False,
-    )
-
-
 def test_info_names_what_a_bug_report_needs() -> None:
-    said = run("-m", "paraminit_ext", "info")
+    said = fresh.run("-m", "paraminit_ext", "info")
     assert said.returncode == 0
     for fact in (paraminit_ext.__version__, torch.__version__, paraminit_ext.cpu_capability(), "threads"):
         assert fact in said.stdout
@@ -372,8 +356,8 @@ def test_info_names_what_a_bug_report_needs() -> None:
 def test_an_instruction_set_is_forced_by_the_environment_and_a_wrong_name_is_an_error() -> None:
     show = "import paraminit_ext; print(paraminit_ext.cpu_capability())"
     for name in paraminit_ext.available_cpu_capabilities():
-        assert run("-c", show, PARAMINIT_CPU_CAPABILITY=name).stdout.strip() == name
-    wrong = run("-c", show, PARAMINIT_CPU_CAPABILITY="abacus")
+        assert fresh.run("-c", show, PARAMINIT_CPU_CAPABILITY=name).stdout.strip() == name
+    wrong = fresh.run("-c", show, PARAMINIT_CPU_CAPABILITY="abacus")
     assert wrong.returncode != 0
     assert "ImportError" in wrong.stderr
     assert ", ".join(paraminit_ext.available_cpu_capabilities()) in wrong.stderr
@@ -387,7 +371,7 @@ def test_a_binary_for_another_torch_or_none_fails_with_both_versions_and_the_rem
 ) -> None:
     fake = f"m = types.ModuleType('b'); m.TORCH_VERSION = {built_for!r}" if built_for else "m = None"
     code = f"import sys, types; {fake}; sys.modules['paraminit_ext._build_info'] = m; import paraminit_ext"
-    failed = run("-c", code)
+    failed = fresh.run("-c", code)
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: paraminit_ext ")
     assert torch.__version__ in last

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fresh
 from paraminit_ext import _C
-from test_processes import run
 
 # Files under the root, and the processors that they allow; 0 is no quota.
 GROUPS: dict[str, tuple[dict[str, str], int]] = {
@@ -100,7 +100,7 @@ print(cost(4) / cost(1))
 
 def own_share(*group: Path) -> float:
     # Waiting threads sleep, so that their time on a processor is work.
-    return float(*run(SHARE, *map(str, group), OMP_WAIT_POLICY="passive"))
+    return float(*fresh.lines(SHARE, *map(str, group), OMP_WAIT_POLICY="passive"))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compiler import ROOT, ToolError, output, run
-from tools.driver import build, compiler, disagreements
+from tools.build import build_package
+from tools.driver import build, disagreements
 
 FOLDER = ROOT / "build" / "matrix"
 TESTS = ("test_stream.py", "test_oracle.py", "test_ops.py", "test_transforms.py", "test_shards.py")
@@ -113,27 +114,6 @@ def environment(row: Row) -> Path:
     return python
 
 
-def build_extension(row: Row, python: Path) -> Path:
-    """Builds the package with the row's compiler into a folder of its own; returns that."""
-    folder = FOLDER / re.sub(r"\W+", "_", row.name)
-    cxx = compiler(folder, row.cxx, row.flags.split())
-    variables = {"CC": str(cxx), "CXX": str(cxx), "PARAMINIT_CUDA": "0"}
-    library = folder / "lib"
-    shutil.rmtree(library, ignore_errors=True)
-    command: list[str | Path] = [
-        python,
-        "setup.py",
-        "-q",
-        "build",
-        "-b",
-        folder / "build",
-        "--build-lib",
-        library,
-    ]
-    output([*command, "--build-temp", folder / "objects"], variables)
-    return library
-
-
 def described(row: Row) -> str:
     """As in "gcc 12.2.0 -O0"."""
     printed = output([row.cxx, "--version"]).partition("\n")[0]
@@ -172,7 +152,7 @@ def built_and_tested(row: Row) -> tuple[str, str]:
     if row.packages:
         need(row.cxx, row.packages)
     python = environment(row)
-    library = build_extension(row, python)
+    library = build_package(python, FOLDER / re.sub(r"\W+", "_", row.name), row.cxx, row.flags.split())
     code = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
     facts = output([python, "-c", code], cwd=FOLDER).strip()
     return f"{facts}, {described(row)}", test(python, library, library.parent / "tests.txt")

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compiler import ROOT, ToolError, output, run
-from tools.driver import build, compiler, disagreements
+from tools.build import build_package
+from tools.driver import build, disagreements
 
 FOLDER = ROOT / "build" / "sanitize"
 CXX = "g++"
@@ -128,11 +129,7 @@ def valgrind() -> str:
 
 
 def operators() -> str:
-    library = FOLDER / "lib"
-    cxx = str(compiler(FOLDER / "operators", CXX, MEMORY))
-    command: list[str | Path] = [sys.executable, "setup.py", "-q", "build", "-b", FOLDER / "operators"]
-    command += ["--build-lib", library, "--build-temp", FOLDER / "operators"]
-    output(command, {"CC": cxx, "CXX": cxx, "PARAMINIT_CUDA": "0"})
+    library = build_package(Path(sys.executable), FOLDER / "operators", CXX, MEMORY)
     preloaded = [output([CXX, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libstdc++.so")]
     environment = {**OPTIONS, "LD_PRELOAD": " ".join(preloaded), "PYTHONPATH": str(library)}
     planted = run([sys.executable, "-c", PLANTED], environment, FOLDER)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.compiler import ROOT, cxx_flags, output
+from tools.build import compiler
 
 SOURCES = (
     "tools/driver/driver.cpp",
@@ -21,27 +22,6 @@ SOURCES = (
     "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
 )
-
-
-def has_avx512() -> bool:
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True  # not known: then with everything
-
-
-def compiler(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
-    """A compiler in the folder that adds these flags after all others, which they outweigh."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = ["#!/bin/sh"]
-    if not has_avx512():
-        # What this machine cannot run needs no instruments, which take minutes to compile.
-        lines.append(f'case "$*" in *fill_avx512.cpp*) exec {cxx} "$@" -O0 ;; esac')
-    lines.append(f'exec {cxx} "$@" {" ".join(flags)}')
-    path = folder / "c++"
-    path.write_text("\n".join(lines) + "\n")
-    path.chmod(0o755)
-    return path
 
 
 def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
