@@ -56,11 +56,12 @@ const Case kCases[] = {
 
 constexpr const Case& kNormal = kCases[3];
 
-// A block of exactly so many bytes, so that one byte further on is another's.
+// A block of exactly so many bytes from a cache line's first on, so that one byte further on is
+// another's.
 class Memory {
  public:
-  explicit Memory(int64_t bytes) : size_(static_cast<size_t>(bytes)), data_(std::malloc(size_)) {
-    if (data_ == nullptr) std::abort();
+  explicit Memory(int64_t bytes) : size_(static_cast<size_t>(bytes)) {
+    if (posix_memalign(&data_, 64, size_) != 0) std::abort();
     std::memset(data_, 0x5A, size_);
   }
   ~Memory() { std::free(data_); }
@@ -76,7 +77,7 @@ class Memory {
 
  private:
   size_t size_;
-  void* data_;
+  void* data_ = nullptr;
 };
 constexpr uint64_t kFirstSum = 0xCBF29CE484222325u;
 
@@ -127,6 +128,22 @@ uint64_t run_lengths(const Case& c, ElementType type, bool small) {
     Memory memory((before + length) * size + 1);
     // The byte at the end keeps blocks of no elements apart; what is before it is exact.
     fill(request, static_cast<uint64_t>(length % 7), length, memory.at(before * size));
+    memory.add_to(sum);
+  }
+  return sum;
+}
+
+// With stores that pass by the caches, which are those of large tensors, where the address allows
+// it.
+uint64_t run_streamed(const Case& c, ElementType type) {
+  FillRequest request = request_of(c, type);
+  request.streaming = true;
+  const auto fill = run_functions(request.distribution, type).fill;
+  uint64_t sum = kFirstSum;
+  for (int64_t length = 1; length < 1500; length += 107) {
+    const int64_t before = length % 2 * 32;
+    Memory memory(before + length * element_size(type));
+    fill(request, 0, length, memory.at(before));
     memory.add_to(sum);
   }
   return sum;
@@ -242,6 +259,7 @@ void run_all(const Options& options) {
       for (const Case& c : kCases) {
         print(isa, std::string(c.name) + ", lengths", t.name,
               run_lengths(c, t.type, options.small));
+        print(isa, std::string(c.name) + ", streamed", t.name, run_streamed(c, t.type));
         print(isa, std::string(c.name) + ", words", t.name, run_words(c, t.type));
         for (const Layout& l : kLayouts) {
           if (options.small && !l.small) continue;
