@@ -67,6 +67,28 @@ enum class Distribution : int {
   kWords,           // raw 32-bit words
 };
 
+// Distributions that share their launches.
+enum class Family { kUniform, kNormal, kTruncNormal, kWords };
+
+constexpr Family family_of(Distribution distribution) {
+  switch (distribution) {
+    case Distribution::kUniform:
+    case Distribution::kUniformClamped:
+    case Distribution::kUniformTiny:
+      return Family::kUniform;
+    case Distribution::kNormal:
+    case Distribution::kNormalClamped:
+      return Family::kNormal;
+    case Distribution::kTruncInterior:
+    case Distribution::kTruncTwoSided:
+    case Distribution::kTruncOneSided:
+      return Family::kTruncNormal;
+    case Distribution::kWords:
+      break;
+  }
+  return Family::kWords;
+}
+
 // Degree of the polynomial that a fill of a one-sided truncated normal fits for itself.
 constexpr int kTailDegree = 11;
 

@@ -28,19 +28,17 @@ cudaError_t launch_words(const Launch& launch);
 
 // By the request's distribution.
 inline cudaError_t dispatch(const Launch& launch) {
-  switch (launch.request.distribution) {
-    case Distribution::kUniform:
-    case Distribution::kUniformClamped:
-    case Distribution::kUniformTiny:
+  switch (family_of(launch.request.distribution)) {
+    case Family::kUniform:
       return launch_uniform(launch);
-    case Distribution::kNormal:
-    case Distribution::kNormalClamped:
+    case Family::kNormal:
       return launch_normal(launch);
-    case Distribution::kWords:
-      return launch_words(launch);
-    default:
+    case Family::kTruncNormal:
       return launch_trunc_normal(launch);
+    case Family::kWords:
+      break;
   }
+  return launch_words(launch);
 }
 
 // The distribution of a float32 request on given words, four a group: for tests.

@@ -65,17 +65,17 @@ inline Described describe(const ManyItem& item, const Geometry& g) {
 
 inline cudaError_t dispatch(const ManyLaunch& launch, const Kind& kind) {
   if (kind.first == kConstant) return launch_many_constant(launch, kind.second);
-  switch (launch.distribution) {
-    case Distribution::kUniform:
-    case Distribution::kUniformClamped:
-    case Distribution::kUniformTiny:
+  switch (family_of(launch.distribution)) {
+    case Family::kUniform:
       return launch_many_uniform(launch);
-    case Distribution::kNormal:
-    case Distribution::kNormalClamped:
+    case Family::kNormal:
       return launch_many_normal(launch);
-    default:
+    case Family::kTruncNormal:
       return launch_many_trunc_normal(launch);
+    case Family::kWords:
+      break;
   }
+  return cudaErrorInvalidConfiguration;  // words are no distribution of many.cpp's
 }
 
 }  // namespace paraminit
