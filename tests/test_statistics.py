@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import string
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 
+import fresh
 from fills import DTYPES
 from paraminit_ext import Key, init
 from test_numbers import WORDS, apply, uniform_of
@@ -191,7 +193,13 @@ def test_words_are_fair_and_independent(stream: str) -> None:
 def test_words_are_written_to_a_pipe_as_they_are_tested() -> None:
     command = [sys.executable, "-m", "prove.words", "eight keys in turn", "7"]
     root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=fresh.PACKAGE_ROOT,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as writer:
         assert writer.stdout is not None
         assert writer.stderr is not None
         written = writer.stdout.read(1 << 20)
