@@ -6,6 +6,8 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "../geometry.h"
 #include "capability.h"
@@ -20,7 +22,7 @@
 
 namespace paraminit {
 
-// Elements that are worth a thread's while: some 10 microseconds of work.
+// Elements that are worth a thread's while, some 10 microseconds of work; it takes as many at once.
 constexpr int64_t kGrain = 32768;
 // Units of a dense run. A multiple of every vector block, so that all but the last end on one.
 constexpr int64_t kDenseUnit = 4096;
@@ -179,22 +181,50 @@ inline void finish_streaming_stores() {
 #endif
 }
 
-// Calls work(begin, end) for parts of [0, units), several units a call where they are small.
+// What one thread begins with: units [next, end) of it have not been taken yet.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+// Calls work(begin, end) for parts of [0, units), several units a call where they are small. A
+// thread at the end of its own share goes on with what is left of the others': beside a process
+// that keeps one of two processors busy, fills take 0.7 to 0.8 of the time of equal parts.
 template <class Work>
 void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
 #if defined(__clang__) && defined(_OPENMP)
   // Clang's OpenMP runtime is not the one that torch's wheels bring: it has its own thread count.
   omp_set_num_threads(at::get_num_threads());
 #endif
-  int64_t grain = std::max<int64_t>(1, kGrain / unit_elements);
-  // No more parts than the quota pays for: with more, the whole process is stopped again and again.
-  // Two threads on one processor, 2^18 elements: 3 to 6 ms in the mean where one takes 0.33.
-  if (const int64_t quota = cpu_quota(); quota > 0) {
-    grain = std::max(grain, (units + quota - 1) / quota);
-  }
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+  const int64_t piece = std::max<int64_t>(1, kGrain / unit_elements);
+  int64_t threads = std::min<int64_t>(at::get_num_threads(), (units + piece - 1) / piece);
+  // No more threads than the quota pays for: with more, the whole process is stopped again and
+  // again. Two on one processor, 2^18 elements: 3 to 6 ms in the mean where one takes 0.33.
+  if (const int64_t quota = cpu_quota(); quota > 0) threads = std::min(threads, quota);
+  if (threads <= 1) {
     const DefaultFloatMode mode;
-    work(begin, end);
+    work(0, units);
+    finish_streaming_stores();
+    return;
+  }
+  // Shares and not one counter for all: a thread stays in one part of the memory.
+  std::vector<Share> shares(static_cast<size_t>(threads));
+  for (int64_t t = 0; t < threads; ++t) {
+    Share& share = shares[static_cast<size_t>(t)];
+    share.next = units / threads * t + std::min(t, units % threads);
+    share.end = units / threads * (t + 1) + std::min(t + 1, units % threads);
+  }
+  // Fewer threads than asked for are no loss: the first one to come takes all that is there.
+  at::parallel_for(0, threads, 1, [&](int64_t own, int64_t) {
+    const DefaultFloatMode mode;
+    for (int64_t t = own; t < own + threads; ++t) {
+      Share& share = shares[static_cast<size_t>(t % threads)];
+      for (;;) {
+        const int64_t begin = share.next.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= share.end) break;
+        work(begin, std::min(begin + piece, share.end));
+      }
+    }
     finish_streaming_stores();
   });
 }
