@@ -335,7 +335,13 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   c.std = std;
   const double alpha = (lower - mean) / std, beta = (upper - mean) / std;
   const double reach = wide ? kNormalReach64 : kNormalReach32;
-  if (alpha < -reach && beta > reach) return make_plan(type, Distribution::kNormalClamped, c);
+  if (alpha < -reach && beta > reach) {
+    // As the fill has them: rounding is monotonic, so that these two bound every value of it.
+    const double shift = working(type, mean), scaled = reach * working(type, std);
+    const bool inside = nearest(type, working(type, shift - scaled)) >= c.low &&
+                        nearest(type, working(type, shift + scaled)) <= c.high;
+    return make_plan(type, inside ? Distribution::kNormal : Distribution::kNormalClamped, c);
+  }
   const double one_sided = wide ? kOneSidedLimit64 : kOneSidedLimit32;
   if (alpha >= one_sided || beta <= -one_sided) {
     return make_plan(type, plan_one_sided(type, alpha, beta, c), c);

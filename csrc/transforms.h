@@ -127,6 +127,17 @@ PARAMINIT_FN typename L::F32 radius(typename L::U32 w) {
   return L::sqrt(minus_two_log_signed<L>(v));
 }
 
+// -a 2^-31 for a of [1, 2^31] or its negative.
+template <class L>
+PARAMINIT_FN typename L::F32 minus_fraction31(typename L::F32 a) {
+  if constexpr (requires { L::plus_bits(a, 0u); }) {
+    // Less 31 in the exponent, and the sign: on Zen 4 a product would wait for Philox's multiplier.
+    return L::plus_bits(a, 0x80000000u - (31u << 23));
+  } else {
+    return L::mul(a, L::splat(-0x1p-31f));
+  }
+}
+
 // (R cos T, R sin T) for T = 2 pi (w + 1/2) 2^-32. With s = 2 w + 2^31 + 1 as a signed integer and
 // x = -s 2^-31 in (-1, 1), T is pi/2 - pi x/2, plus pi where bit 31 of w is set; that pi is the
 // sign of the radius. sin and cos of pi x/2 vanish where h = 1 - x^2 or x do, so both come from
@@ -137,7 +148,7 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
   // cos(pi x/2) / h - 1 within 2^-31.5 of cos; (sin(pi x/2) / x - 1) / h within 2^-27.9 of sin.
   constexpr float c[] = {-0x1.b7812ap-3f, 0x1.921fa4p-3f, 0x1.1d925cp-6f, 0x1.a2c208p-11f};
   constexpr float s[] = {0x1.fffff6p-2f, 0x1.10b28ep-4f, 0x1.0aad94p-8f};
-  const typename L::F32 x = L::mul(L::from_int32(L::twice_plus_odd_half(w)), L::splat(-0x1p-31f));
+  const typename L::F32 x = minus_fraction31<L>(L::from_int32(L::twice_plus_odd_half(w)));
   const typename L::F32 h = L::fma(L::negate(x), x, L::splat(1.0f));
   const typename L::F32 signed_r = L::flip_sign(r, w);
   const typename L::F32 cos_x = L::fma(h, polynomial<L, bits_of(0x1.8f0eb4p-16f)>(h, c), h);

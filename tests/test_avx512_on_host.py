@@ -110,8 +110,8 @@ FAULTS = [
     ),
     pytest.param(
         "csrc/cpu/lane_avx512.h",
-        "_mm512_set1_epi32(0x7FFF)), last);",
-        "_mm512_set1_epi32(0x8000)), last);",
+        "_mm512_add_epi32(b, _mm512_set1_epi32(0x7FFF));",
+        "_mm512_add_epi32(b, _mm512_set1_epi32(0x8000));",
         "sparse 20x300 in 2;bf16",
         id="a tie is rounded away from zero",
     ),

@@ -31,20 +31,29 @@ struct Lane {
                             _mm256_setr_epi64x(0, 1, 2, 3));
   }
   PARAMINIT_FN U64 splat_word(uint32_t w) { return _mm256_set1_epi32(static_cast<int>(w)); }
+  PARAMINIT_FN U64 splat64(uint64_t v) { return _mm256_set1_epi64x(static_cast<long long>(v)); }
+  PARAMINIT_FN U64 add64(U64 a, U64 b) { return _mm256_add_epi64(a, b); }
   PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
   PARAMINIT_FN U64 high32(U64 a) { return _mm256_srli_epi64(a, 32); }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return _mm256_xor_si256(a, b); }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return xor2(xor2(a, c), b); }
+  // Low halves of `low` and of `high`, or their high halves, side by side.
   PARAMINIT_FN U32 join(U64 low, U64 high) {
     return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xAA);
   }
-  PARAMINIT_FN void pairs(const U64 (&x)[4], U32* even, U32* odd) {
-    even[0] = join(x[0], x[2]);
-    odd[0] = join(x[1], x[3]);
+  PARAMINIT_FN U32 join_high(U64 low, U64 high) {
+    return _mm256_blend_epi32(high32(low), high, 0xAA);
   }
-  PARAMINIT_FN void pair64(const U64 (&x)[4], U64& even, U64& odd) {
-    even = join(x[1], x[0]);
-    odd = join(x[3], x[2]);
+  // The words of philox.h's LastRound, as distributions take them.
+  template <class Last>
+  PARAMINIT_FN void pairs(const Last& w, U32* even, U32* odd) {
+    even[0] = xor3(join_high(w.q, w.p), join(w.a, w.b), splat64(uint64_t{w.k1} << 32 | w.k0));
+    odd[0] = join(w.q, w.p);
+  }
+  template <class Last>
+  PARAMINIT_FN void pair64(const Last& w, U64& even, U64& odd) {
+    even = xor3(w.q, _mm256_slli_epi64(w.a, 32), splat64(uint64_t{w.k0} << 32));
+    odd = xor3(w.p, _mm256_slli_epi64(w.b, 32), splat64(uint64_t{w.k1} << 32));
   }
 
   // --- words in memory, kWords at a time
@@ -95,7 +104,10 @@ struct Lane {
   PARAMINIT_FN F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
   PARAMINIT_FN F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
   PARAMINIT_FN F32 sqrt(F32 a) { return _mm256_sqrt_ps(a); }
-  PARAMINIT_FN F32 negate(F32 a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+  PARAMINIT_FN F32 negate(F32 a) { return -a; }
+  PARAMINIT_FN F32 plus_bits(F32 a, uint32_t n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), splat_word(n)));
+  }
   PARAMINIT_FN F32 minimum(F32 a, F32 bound) { return _mm256_min_ps(a, bound); }
   PARAMINIT_FN F32 maximum(F32 a, F32 bound) { return _mm256_max_ps(a, bound); }
   PARAMINIT_FN M32 greater(F32 a, F32 b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
@@ -130,13 +142,12 @@ struct Lane {
   PARAMINIT_FN F64 div(F64 a, F64 b) { return _mm256_div_pd(a, b); }
   PARAMINIT_FN F64 fma(F64 a, F64 b, F64 c) { return _mm256_fmadd_pd(a, b, c); }
   PARAMINIT_FN F64 sqrt(F64 a) { return _mm256_sqrt_pd(a); }
-  PARAMINIT_FN F64 negate(F64 a) { return _mm256_xor_pd(a, _mm256_set1_pd(-0.0)); }
+  PARAMINIT_FN F64 negate(F64 a) { return -a; }
   PARAMINIT_FN F64 minimum(F64 a, F64 bound) { return _mm256_min_pd(a, bound); }
   PARAMINIT_FN F64 maximum(F64 a, F64 bound) { return _mm256_max_pd(a, bound); }
   PARAMINIT_FN M64 greater(F64 a, F64 b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
   PARAMINIT_FN F64 select(M64 m, F64 a, F64 b) { return _mm256_blendv_pd(b, a, m); }
   PARAMINIT_FN bool any(M64 m) { return _mm256_movemask_pd(m) != 0; }
-  PARAMINIT_FN U64 splat64(uint64_t v) { return _mm256_set1_epi64x(static_cast<long long>(v)); }
   PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) { return xor2(x, splat64(mask)); }
   PARAMINIT_FN U64 fold63(U64 x) {
     // The high halves' signs, copied over each 64-bit element.

@@ -86,6 +86,11 @@ struct Together {
   PARAMINIT_FN V negate(V a) {
     PARAMINIT_EACH(V, L::negate(a.v[i]));
   }
+  PARAMINIT_FN F32 plus_bits(F32 a, uint32_t m)
+    requires requires(typename L::F32 x) { L::plus_bits(x, m); }
+  {
+    PARAMINIT_EACH(F32, L::plus_bits(a.v[i], m));
+  }
   template <class V>
   PARAMINIT_FN V minimum(V a, V bound) {
     PARAMINIT_EACH(V, L::minimum(a.v[i], bound.v[i]));

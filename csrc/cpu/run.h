@@ -38,12 +38,13 @@ struct Value32<Words, L> {
 
 // The values of vectors of groups from their words.
 template <class Dist, bool streaming, int vectors, class T>
-PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[vectors][4], T* out) {
+PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&words)[vectors],
+                         T* out) {
   const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
   if constexpr (sizeof(typename Dist::Real) == 8) {
     using L = Together<Lane, vectors>;
     typename L::U64 even, odd;
-    for (int n = 0; n < vectors; ++n) Lane::pair64(x[n], even.v[n], odd.v[n]);
+    for (int n = 0; n < vectors; ++n) Lane::pair64(words[n], even.v[n], odd.v[n]);
     typename L::F64 u, v;
     Dist::template pair<L>(c, even, odd, u, v);
     for (int n = 0; n < vectors; ++n) {
@@ -54,7 +55,7 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[vector
     using L = Together<Lane, vectors * calls>;
     typename L::U32 even, odd;
     for (int n = 0; n < vectors; ++n) {
-      Lane::pairs(x[n], even.v + n * calls, odd.v + n * calls);
+      Lane::pairs(words[n], even.v + n * calls, odd.v + n * calls);
     }
     typename Value32<Dist, L>::type u, v;
     Dist::template pair<L>(c, even, odd, u, v);
@@ -64,26 +65,51 @@ PARAMINIT_FN void values(const FillRequest& request, const Lane::U64 (&x)[vector
   }
 }
 
-// `vectors` vectors of values, the first group's counter being `counter`.
-template <class Dist, int vectors, bool streaming, class T>
-PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
-  Lane::U64 x[vectors][4];
-  for (int n = 0; n < vectors; ++n) {
-    x[n][0] = Lane::counters(counter + static_cast<uint64_t>(n) * Lane::kGroups, out);
-  }
-  philox<Lane, vectors>(request.keys, x);
-  values<Dist, streaming>(request, x, out);
+// The values of vectors whose first two rounds are done.
+template <class Dist, bool streaming, int vectors, class T>
+PARAMINIT_FN void values_after(const FillRequest& request, Lane::U64 (&x)[vectors][4], T* out) {
+  later_rounds<Lane, vectors, kPhiloxRounds - 1>(request.keys, x);
+  LastRound<Lane> words[vectors];
+  for (int n = 0; n < vectors; ++n) words[n] = last_round<Lane>(request.keys, x[n]);
+  values<Dist, streaming>(request, words, out);
 }
 
-// As many whole blocks as `count` holds; the three arguments move on by them.
+// One vector of values, the first group's counter being `counter`.
+template <class Dist, class T>
+PARAMINIT_FN void one_vector(const FillRequest& request, uint64_t counter, T* out) {
+  Lane::U64 x[1][4] = {{Lane::counters(counter, out)}};
+  first_rounds<Lane>(request.keys, x[0]);
+  values_after<Dist, false>(request, x, out);
+}
+
+// The same of kUnroll vectors, where the low word of the counter does not wrap between them: then
+// what Philox makes of the high word is one number for all, and what it makes of the low word first
+// grows evenly, so that both cost no multiply.
+template <class Dist, bool streaming, class T>
+PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
+  const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
+  const Lane::U64 of_low = Lane::splat64(uint64_t{low} * kPhiloxM0);
+  const Lane::U64 of_high = Lane::splat64(uint64_t{high ^ request.keys.k0[0]} * kPhiloxM0);
+  Lane::U64 x[Lane::kUnroll][4];
+  for (int n = 0; n < Lane::kUnroll; ++n) {
+    const Lane::U64 ahead =
+        Lane::mul_low32(Lane::counters(static_cast<uint64_t>(n) * Lane::kGroups, out), kPhiloxM0);
+    first_rounds<Lane>(request.keys, Lane::add64(of_low, ahead), of_high, x[n]);
+  }
+  values_after<Dist, streaming>(request, x, out);
+}
+
+// As many whole blocks as `count` holds, up to one in which the counter's low word wraps; the three
+// arguments move on by them.
 template <class Dist, bool streaming, class T>
 PARAMINIT_FN void whole_blocks(const FillRequest& request, uint64_t& counter, int64_t& count,
                                T*& out) {
   constexpr int size = kVector<Dist> * Lane::kUnroll;
-  for (; count >= size; count -= size) {
-    block<Dist, Lane::kUnroll, streaming>(request, counter, out);
+  constexpr uint32_t groups = Lane::kGroups * Lane::kUnroll;
+  for (; count >= size && static_cast<uint32_t>(counter) <= -groups; count -= size) {
+    block<Dist, streaming>(request, counter, out);
     out += size;
-    counter += static_cast<uint64_t>(Lane::kGroups) * Lane::kUnroll;
+    counter += groups;
   }
 }
 
@@ -102,9 +128,9 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
         whole_blocks<Dist, false>(request, counter, count, out);
       }
     }
-    // The head and the tail of a run, and what is left of it between whole blocks.
+    // The head and the tail of a run, and the vectors in which the counter's low word wraps.
     alignas(64) T buffer[vector];
-    block<Dist, 1, false>(request, counter, buffer);
+    one_vector<Dist>(request, counter, buffer);
     const int64_t part = count < vector - skip ? count : vector - skip;
     std::memcpy(out, buffer + skip, static_cast<size_t>(part) * sizeof(T));
     out += part;
@@ -126,17 +152,18 @@ static void apply_words(const FillRequest& request, const uint32_t* words, int64
   std::memcpy(order, &lanes, sizeof(order));
   for (int64_t g = 0; g < groups; g += Lane::kGroups) {
     const int64_t count = groups - g < Lane::kGroups ? groups - g : Lane::kGroups;
-    Lane::U64 x[1][4];
+    Lane::U64 x[4];
     for (int n = 0; n < 4; ++n) {
       uint64_t column[Lane::kGroups];
       for (int i = 0; i < Lane::kGroups; ++i) {
         const int64_t from = static_cast<int64_t>(order[i]);
         column[i] = from < count ? words[(g + from) * 4 + n] : 0;
       }
-      std::memcpy(&x[0][n], column, sizeof(column));
+      std::memcpy(&x[n], column, sizeof(column));
     }
     alignas(64) T buffer[kVector<Dist>];
-    values<Dist, false>(request, x, buffer);
+    const LastRound<Lane> last[1] = {{x[1], x[0], x[3], x[2], 0, 0}};
+    values<Dist, false>(request, last, buffer);
     std::memcpy(out + g * group, buffer, static_cast<size_t>(count * group) * sizeof(T));
   }
 }

@@ -137,6 +137,9 @@ STAND_IN __m512i _mm512_mask_shuffle_epi32(__m512i kept, __mmask16 mask, __m512i
   const __m512i moved = _mm512_shuffle_epi32(a, order);
   return each32([&](int i) { return bit(mask, i) ? words(moved).at[i] : words(kept).at[i]; });
 }
+STAND_IN __m512i _mm512_maskz_shuffle_epi32(__mmask16 mask, __m512i a, _MM_PERM_ENUM order) {
+  return _mm512_mask_shuffle_epi32(_mm512_set1_epi32(0), mask, a, order);
+}
 STAND_IN __m512i _mm512_mask_add_epi32(__m512i kept, __mmask16 mask, __m512i a, __m512i b) {
   return each32(
       [&](int i) { return bit(mask, i) ? words(a).at[i] + words(b).at[i] : words(kept).at[i]; });
@@ -156,7 +159,19 @@ STAND_IN __mmask16 _mm512_movepi32_mask(__m512i a) {
 STAND_IN __mmask8 _mm512_movepi64_mask(__m512i a) {
   return mask_of<__mmask8>([&](int i) { return words64(a).at[i] >> 63; });
 }
-STAND_IN __mmask16 _mm512_knot(__mmask16 a) { return static_cast<__mmask16>(~a); }
+STAND_IN __mmask16 _mm512_cmpgt_epi32_mask(__m512i a, __m512i b) {
+  return mask_of<__mmask16>([&](int i) {
+    return static_cast<int32_t>(words(a).at[i]) > static_cast<int32_t>(words(b).at[i]);
+  });
+}
+STAND_IN __mmask8 _mm512_cmpgt_epi64_mask(__m512i a, __m512i b) {
+  return mask_of<__mmask8>([&](int i) {
+    return static_cast<int64_t>(words64(a).at[i]) > static_cast<int64_t>(words64(b).at[i]);
+  });
+}
+STAND_IN __mmask16 _mm512_test_epi32_mask(__m512i a, __m512i b) {
+  return mask_of<__mmask16>([&](int i) { return (words(a).at[i] & words(b).at[i]) != 0; });
+}
 // From each pair of fours the two low (high) elements, a's and b's in turn.
 template <class R>
 STAND_IN R unpacked(const R& a, const R& b, int first) {
@@ -284,11 +299,12 @@ STAND_IN_REALS(pd, __m512d, __mmask8, double)
 STAND_IN __m512d _mm512_div_pd(__m512d a, __m512d b) {
   return each<__m512d>([&](int i) { return a.at[i] / b.at[i]; });
 }
-STAND_IN __m512 _mm512_xor_ps(__m512 a, __m512 b) {
-  return bits_as<__m512>(_mm512_xor_si512(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+// GCC and Clang take a minus before the real types.
+STAND_IN __m512 operator-(__m512 a) {
+  return each<__m512>([&](int i) { return -a.at[i]; });
 }
-STAND_IN __m512d _mm512_xor_pd(__m512d a, __m512d b) {
-  return bits_as<__m512d>(_mm512_xor_si512(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+STAND_IN __m512d operator-(__m512d a) {
+  return each<__m512d>([&](int i) { return -a.at[i]; });
 }
 
 // --- memory; a streaming store off its alignment is a fault
