@@ -15,13 +15,20 @@ PARAMINIT_FN V clamp(V x, const Constants<Real>& c) {
   return L::maximum(L::minimum(x, L::splat(c.high)), L::splat(c.low));
 }
 
-// A distribution of one word an element, from its scalar `value`.
+// A distribution of one word an element, from its scalar `value`; of both words of a pair at once in
+// a lane that wants it.
 template <class Derived>
 struct Elementwise {
   template <class L, class Word, class V, class Real>
   PARAMINIT_FN void pair(const Constants<Real>& c, Word even, Word odd, V& x, V& y) {
-    x = Derived::template value<L>(c, even);
-    y = Derived::template value<L>(c, odd);
+    if constexpr (requires { typename L::Both; }) {
+      const auto both = Derived::template value<typename L::Both>(c, L::both(even, odd));
+      x = both.v[0];
+      y = both.v[1];
+    } else {
+      x = Derived::template value<L>(c, even);
+      y = Derived::template value<L>(c, odd);
+    }
   }
 };
 

@@ -356,7 +356,9 @@ def lines(matrix: Array, name: str) -> Scores:
     gram = unit @ unit.T
     upper = np.triu_indices(rows, 1)
     cosines = gram[upper].astype(np.float64)
-    farthest = float(special.betainc((columns - 1) / 2, 0.5, 1 - np.square(cosines).max()))
+    # Rounding takes the cosine of two equal rows a little beyond 1 with some libraries' products.
+    apart = max(0.0, 1 - float(np.square(cosines).max()))
+    farthest = float(special.betainc((columns - 1) / 2, 0.5, apart))
     squares = float(np.square(cosines).sum())
     deviation = math.sqrt(len(cosines) * 2 * (columns - 1) / (columns**2 * (columns + 2)))
     scatter = float(np.square(lengths - columns).sum()) / (2 * columns)

@@ -4,11 +4,32 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace paraminit::PARAMINIT_ISA {
 
 template <class L, int n>
-struct Together {
+struct Together;
+
+// For a lane that wants both words of a pair at once.
+template <class L, int n>
+struct Doubled {};
+template <class L, int n>
+  requires(L::kBothWords)
+struct Doubled<L, n> {
+  using Both = Together<Together<L, n>, 2>;
+  template <class Word>
+  PARAMINIT_FN auto both(Word even, Word odd) {
+    if constexpr (std::is_same_v<Word, typename Together<L, n>::U32>) {
+      return typename Both::U32{{even, odd}};
+    } else {
+      return typename Both::U64{{even, odd}};
+    }
+  }
+};
+
+template <class L, int n>
+struct Together : Doubled<L, n> {
   struct U32 {
     typename L::U32 v[n];
   };
