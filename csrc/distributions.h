@@ -15,8 +15,8 @@ PARAMINIT_FN V clamp(V x, const Constants<Real>& c) {
   return L::maximum(L::minimum(x, L::splat(c.high)), L::splat(c.low));
 }
 
-// A distribution of one word an element, from its scalar `value`; of both words of a pair at once in
-// a lane that wants it.
+// A distribution of one word an element, from its scalar `value`; of both words of a pair at once
+// in a lane that wants it.
 template <class Derived>
 struct Elementwise {
   template <class L, class Word, class V, class Real>

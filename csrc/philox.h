@@ -92,12 +92,9 @@ struct LastRound {
 
 template <class L>
 PARAMINIT_FN LastRound<L> last_round(const KeySchedule& keys, const typename L::U64 (&x)[4]) {
-  return {L::mul_low32(x[2], kPhiloxM1),
-          x[1],
-          L::mul_low32(x[0], kPhiloxM0),
-          x[3],
-          keys.k0[kPhiloxRounds - 1],
-          keys.k1[kPhiloxRounds - 1]};
+  return {L::mul_low32(x[2], kPhiloxM1), x[1],
+          L::mul_low32(x[0], kPhiloxM0), x[3],
+          keys.k0[kPhiloxRounds - 1],    keys.k1[kPhiloxRounds - 1]};
 }
 
 // Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.

@@ -11,7 +11,7 @@ namespace paraminit::PARAMINIT_ISA {
 struct Lane {
   static constexpr int kGroups = 8;
   static constexpr int kCalls = 1;
-  static constexpr int kUnroll = 6;  // four leave units idle (4 % on Zen 4), eight spill
+  static constexpr int kUnroll = 6;          // four leave units idle (4 % on Zen 4), eight spill
   static constexpr bool kBothWords = false;  // twice six vectors spill
   static constexpr bool kStreams = true;
 

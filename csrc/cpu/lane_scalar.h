@@ -42,8 +42,8 @@ struct Lane {
   }
   template <class Last>
   PARAMINIT_FN void pair64(const Last& w, U64& even, U64& odd) {
-    even = w.q ^ w.a << 32 ^ uint64_t{w.k0} << 32;
-    odd = w.p ^ w.b << 32 ^ uint64_t{w.k1} << 32;
+    even = w.q ^ (w.a ^ w.k0) << 32;
+    odd = w.p ^ (w.b ^ w.k1) << 32;
   }
 
   // --- words in memory, kWords at a time
