@@ -338,7 +338,9 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   if (alpha < -reach && beta > reach) {
     // As the fill has them: rounding is monotonic, so that these two bound every value of it.
     const double shift = working(type, mean), scaled = reach * working(type, std);
-    const bool inside = nearest(type, working(type, shift - scaled)) >= c.low &&
+    // A bound of zero is for the clamp to give its sign.
+    const bool inside = c.low != 0 && c.high != 0 &&
+                        nearest(type, working(type, shift - scaled)) >= c.low &&
                         nearest(type, working(type, shift + scaled)) <= c.high;
     return make_plan(type, inside ? Distribution::kNormal : Distribution::kNormalClamped, c);
   }

@@ -97,6 +97,29 @@ PARAMINIT_FN LastRound<L> last_round(const KeySchedule& keys, const typename L::
           keys.k0[kPhiloxRounds - 1],    keys.k1[kPhiloxRounds - 1]};
 }
 
+// The words in pairs of 32 bits: (0, 1) and (2, 3).
+template <class L>
+PARAMINIT_FN void pairs(const LastRound<L>& w, typename L::U32* even, typename L::U32* odd) {
+  if constexpr (L::kCalls == 1) {
+    const typename L::U64 keys = L::splat64(uint64_t{w.k1} << 32 | w.k0);
+    even[0] = L::xor3(L::join_high(w.q, w.p), L::join(w.a, w.b), keys);
+    odd[0] = L::join(w.q, w.p);
+  } else {
+    using Word = typename L::U32;
+    even[0] = static_cast<Word>(L::high32(w.q) ^ w.a) ^ w.k0;
+    odd[0] = static_cast<Word>(w.q);
+    even[1] = static_cast<Word>(L::high32(w.p) ^ w.b) ^ w.k1;
+    odd[1] = static_cast<Word>(w.p);
+  }
+}
+
+// And as a pair of 64 bits: 0 above 1, 2 above 3.
+template <class L>
+PARAMINIT_FN void pair64(const LastRound<L>& w, typename L::U64& even, typename L::U64& odd) {
+  even = L::xor3(w.q, L::to_high(w.a), L::splat64(uint64_t{w.k0} << 32));
+  odd = L::xor3(w.p, L::to_high(w.b), L::splat64(uint64_t{w.k1} << 32));
+}
+
 // Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.
 template <class L>
 PARAMINIT_FN void philox_any(const KeySchedule& keys, const uint32_t (&counter)[4],

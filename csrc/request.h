@@ -60,7 +60,7 @@ enum class Distribution : int {
   kUniformClamped,  // the same, clamped
   kUniformTiny,     // the same, clamped, where range * 2^-24 (2^-53) would lose bits to underflow
   kNormal,          // mean + z * std
-  kNormalClamped,   // truncated normal whose bounds can bind only in the last rounding
+  kNormalClamped,   // truncated normal whose bounds z does not reach, but a rounded value may
   kTruncInterior,   // float32 only: both bounds within 2.125 standard deviations
   kTruncTwoSided,   // bounds on both sides of 0, or near it
   kTruncOneSided,   // both bounds well on one side of 0

@@ -102,6 +102,13 @@ def test_every_fill_has_the_bits_of_the_scalar_lane(built: Path, scalar: str) ->
 # What is planted, in which file, and the case that must notice.
 FAULTS = [
     pytest.param(
+        "csrc/cpu/run.h",
+        "static_cast<uint32_t>(counter) <= -groups",
+        "true",
+        "normal, dense;fp32",
+        id="a block goes over the wrap of the counter's low word",
+    ),
+    pytest.param(
         "csrc/cpu/lane_avx512.h",
         "0x82);",
         "0x28);",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fresh
 import paraminit_ext
-from paraminit_ext import Key, init
+from paraminit_ext import Key, init, reference
 
 ops = torch.ops.paraminit_ext
 SEED, OFFSET = 1234567, 89
@@ -270,6 +270,18 @@ def test_words_are_those_of_philox(cpu_capability: str) -> None:
     for i, word in enumerate(got):
         words = paraminit_ext._C.philox((OFFSET + i // 4, 0, 0, 0), (SEED, 0))
         assert word == words[i % 4]
+
+
+@pytest.mark.parametrize("wrap", [2**32, 2**64])
+def test_the_counter_may_wrap_anywhere_in_a_block(wrap: int, cpu_capability: str) -> None:
+    # Two blocks of the widest lane, and a group more.
+    before, after = 97, 200
+    expected = [w for n in range(-before, after) for w in reference.words(Key(SEED, (wrap + n) % 2**64), 0)]
+    for back in range(before + 1):
+        got = torch.empty(4 * after, dtype=torch.int64)
+        ops.words_.key(got, Key(SEED, (wrap - back) % 2**64).to_tensor(), (), ())
+        first = 4 * (before - back)
+        assert got.tolist() == expected[first : first + 4 * after], back
 
 
 def test_a_fill_releases_the_interpreter_lock() -> None:

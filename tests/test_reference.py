@@ -35,6 +35,7 @@ UNIFORMS = [(-0.3, 0.55), (0.0, 1.0), (1.0, 1.0 + 2**-22), (-1e-3, 2e-3), (0.25,
             (-4e-41, 4e-41), (-0.0, 1e-7)]  # fmt: skip
 NORMALS = [(0.0, 1.0), (0.0, 0.02), (3.0, 2.0), (1.0, 0.0), (0.0, 1e-40), (0.0, 20000.0), (-1e-3, 1e-7),
            (-0.0, 0.0), (-0.0, 1e-45), (-0.0, 1e-50), (6e4, 3e4), (3e38, 3e38), (0.0, 5e-324)]  # fmt: skip
+TINY = 2.0**-149  # the least float32
 # (mean, std, a, b), by inversion.
 INVERTED = [
     (0.0, 1.0, -2.0, 2.0), (0.0, 0.02, -0.04, 0.04), (1.0, 2.0, -3.0, 5.0), (0.0, 1.0, -2.125, 2.125),
@@ -53,10 +54,12 @@ INVERTED = [
     (0.0, 1e-8, -1.0, 2e-8), (0.0, 1e-8, -2e-8, 1.0), (0.0, 1e-8, -2e-8, 2e-8), (0.0, 1e-8, -1.0, 0.0),
     (0.0, 1e-8, 0.0, 1.0),  # zeros in 16 bits
 ]  # fmt: skip
-# Bounds that cannot bind before the last rounding (in float32 at least).
+# Bounds that z does not reach (in float32 at least); a rounded value may.
 CLAMPED = [(0.0, 0.02, -2.0, 2.0), (0.0, 1.0, -INF, INF), (0.0, 1.0, -6.7700005, 6.7700005),
            (0.0, 1.0, -8.66000001, 8.66000001), (0.0, 2e4, -1.4e5, 1.4e5),
-           (-0.0, 1e-40, -1.0, 1.0)]  # fmt: skip
+           (-0.0, 1e-40, -1.0, 1.0), (0.0, 0.51 * TINY, -4 * TINY, 4 * TINY),
+           # In float32 std is 4 TINY, and what lies next to the bound of zero rounds to it.
+           (-27 * TINY, 3.6 * TINY, -1.0, 0.0), (27 * TINY, 3.6 * TINY, 0.0, 1.0)]  # fmt: skip
 # Bounds that leave one value (in 16 bits at least).
 CONSTANT = [(0.0, 1.0, 0.3, 0.3), (0.0, 1.0, -0.0, 0.0), (0.0, 1.0, 1.001, 1.003)]
 TRUNCATED = INVERTED + CLAMPED + CONSTANT
@@ -156,7 +159,8 @@ def rare_words() -> list[tuple[int, int, int, int]]:
     wide += [x for k in range(0, 64, 3) for x in (3 << k >> 1, 2**64 - (3 << k >> 1), 2**63 - (3 << k >> 2))]
     wide = [x % 2**64 for x in wide]
     pairs = [(x, wide[(7 * i + 3) % len(wide)]) for i, x in enumerate(wide)]
-    return groups + [(x >> 32, x % 2**32, y >> 32, y % 2**32) for x, y in pairs]
+    groups += [(x >> 32, x % 2**32, y >> 32, y % 2**32) for x, y in pairs]
+    return groups + [(0, 0, 0, 2**31)]  # the greatest normal and the least
 
 
 @cache
@@ -177,7 +181,10 @@ def of_rare_words(name: str, dtype: torch.dtype, parameters: tuple[float, ...]) 
         ("uniform", (0.0, 1.0)),
         ("uniform", (-0.3, 0.55)),
         ("normal", (0.0, 1.0)),
-        *(("trunc_normal", p) for p in (*INVERTED[::4], (0.0, 1.0, 7.0, 9.0), (-1.0, 1.0, -3.0, 0.0))),
+        *(
+            ("trunc_normal", p)
+            for p in (*INVERTED[::4], (0.0, 1.0, 7.0, 9.0), (-1.0, 1.0, -3.0, 0.0), *CLAMPED)
+        ),
     ],
     ids=str,
 )
@@ -187,6 +194,15 @@ def test_rare_words_give_the_references_values(
     words = torch.tensor(rare_words(), dtype=torch.int64).to(torch.int32)
     got = _C.apply_distribution(name + "_", list(parameters), words, dtype)
     assert same(got, of_rare_words(name, dtype, parameters))
+
+
+def test_a_bound_whose_distance_from_the_mean_overflows_binds(cpu_capability: str) -> None:
+    parameters = (1e307, 2.1e307, -1.7e308, INF)
+    agree("trunc_normal", parameters, 47, torch.float64)
+    words = torch.tensor(rare_words(), dtype=torch.int64).to(torch.int32)
+    got = _C.apply_distribution("trunc_normal_", list(parameters), words, torch.float64)
+    assert same(got, of_rare_words("trunc_normal", torch.float64, parameters))
+    assert got.min() == -1.7e308
 
 
 @pytest.mark.parametrize("x", [k / 16 for k in range(608)] + [2.4999, 37.3, 37.4, math.nextafter(37.4, 38.0)])

@@ -36,25 +36,13 @@ struct Lane {
   PARAMINIT_FN U64 add64(U64 a, U64 b) { return _mm256_add_epi64(a, b); }
   PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) { return _mm256_mul_epu32(a, splat_word(b)); }
   PARAMINIT_FN U64 high32(U64 a) { return _mm256_srli_epi64(a, 32); }
+  PARAMINIT_FN U64 to_high(U64 low) { return _mm256_slli_epi64(low, 32); }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return _mm256_xor_si256(a, b); }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return xor2(xor2(a, c), b); }
   // Low halves of `low` and of `high`, or their high halves, side by side.
-  PARAMINIT_FN U32 join(U64 low, U64 high) {
-    return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xAA);
-  }
+  PARAMINIT_FN U32 join(U64 low, U64 high) { return _mm256_blend_epi32(low, to_high(high), 0xAA); }
   PARAMINIT_FN U32 join_high(U64 low, U64 high) {
     return _mm256_blend_epi32(high32(low), high, 0xAA);
-  }
-  // The words of philox.h's LastRound, as distributions take them.
-  template <class Last>
-  PARAMINIT_FN void pairs(const Last& w, U32* even, U32* odd) {
-    even[0] = xor3(join_high(w.q, w.p), join(w.a, w.b), splat64(uint64_t{w.k1} << 32 | w.k0));
-    odd[0] = join(w.q, w.p);
-  }
-  template <class Last>
-  PARAMINIT_FN void pair64(const Last& w, U64& even, U64& odd) {
-    even = xor3(w.q, _mm256_slli_epi64(w.a, 32), splat64(uint64_t{w.k0} << 32));
-    odd = xor3(w.p, _mm256_slli_epi64(w.b, 32), splat64(uint64_t{w.k1} << 32));
   }
 
   // --- words in memory, kWords at a time

@@ -51,17 +51,6 @@ struct Lane {
   PARAMINIT_FN U32 join_high(U64 low, U64 high) {
     return _mm512_mask_shuffle_epi32(high, 0x5555, low, static_cast<_MM_PERM_ENUM>(0xF5));
   }
-  // The words of philox.h's LastRound, as distributions take them.
-  template <class Last>
-  PARAMINIT_FN void pairs(const Last& w, U32* even, U32* odd) {
-    even[0] = xor3(join_high(w.q, w.p), join(w.a, w.b), splat64(uint64_t{w.k1} << 32 | w.k0));
-    odd[0] = join(w.q, w.p);
-  }
-  template <class Last>
-  PARAMINIT_FN void pair64(const Last& w, U64& even, U64& odd) {
-    even = xor3(w.q, to_high(w.a), splat64(uint64_t{w.k0} << 32));
-    odd = xor3(w.p, to_high(w.b), splat64(uint64_t{w.k1} << 32));
-  }
   PARAMINIT_FN U64 to_high(U64 low) {
     return _mm512_maskz_shuffle_epi32(0xAAAA, low, static_cast<_MM_PERM_ENUM>(0xA0));
   }

@@ -30,21 +30,9 @@ struct Lane {
   PARAMINIT_FN U64 add64(U64 a, U64 b) { return a + b; }
   PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) { return (a & 0xFFFFFFFFu) * b; }
   PARAMINIT_FN U64 high32(U64 a) { return a >> 32; }
+  PARAMINIT_FN U64 to_high(U64 low) { return low << 32; }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return a ^ b; }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return a ^ b ^ c; }
-  // The words of philox.h's LastRound, as distributions take them.
-  template <class Last>
-  PARAMINIT_FN void pairs(const Last& w, U32* even, U32* odd) {
-    even[0] = static_cast<U32>(high32(w.q) ^ w.a) ^ w.k0;
-    odd[0] = static_cast<U32>(w.q);
-    even[1] = static_cast<U32>(high32(w.p) ^ w.b) ^ w.k1;
-    odd[1] = static_cast<U32>(w.p);
-  }
-  template <class Last>
-  PARAMINIT_FN void pair64(const Last& w, U64& even, U64& odd) {
-    even = w.q ^ (w.a ^ w.k0) << 32;
-    odd = w.p ^ (w.b ^ w.k1) << 32;
-  }
 
   // --- words in memory, kWords at a time
   static constexpr int kWords = 1;

@@ -44,7 +44,7 @@ PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&wor
   if constexpr (sizeof(typename Dist::Real) == 8) {
     using L = Together<Lane, vectors>;
     typename L::U64 even, odd;
-    for (int n = 0; n < vectors; ++n) Lane::pair64(words[n], even.v[n], odd.v[n]);
+    for (int n = 0; n < vectors; ++n) pair64<Lane>(words[n], even.v[n], odd.v[n]);
     typename L::F64 u, v;
     Dist::template pair<L>(c, even, odd, u, v);
     for (int n = 0; n < vectors; ++n) {
@@ -55,7 +55,7 @@ PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&wor
     using L = Together<Lane, vectors * calls>;
     typename L::U32 even, odd;
     for (int n = 0; n < vectors; ++n) {
-      Lane::pairs(words[n], even.v + n * calls, odd.v + n * calls);
+      pairs<Lane>(words[n], even.v + n * calls, odd.v + n * calls);
     }
     typename Value32<Dist, L>::type u, v;
     Dist::template pair<L>(c, even, odd, u, v);
@@ -100,7 +100,7 @@ PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
 }
 
 // Reads the first line of the next small page, for its address: streaming stores would wait for the
-// walk through the page tables, 5 to 12 % of a fill on pages of 4 KiB. Of a page that is not there
+// walk through the page tables, up to 15 % of a fill on pages of 4 KiB. Of a page that is not there
 // a prefetch reads nothing.
 PARAMINIT_FN void prefetch_page(const void* out) {
   constexpr uintptr_t page = 4096;
@@ -115,6 +115,7 @@ PARAMINIT_FN void whole_blocks(const FillRequest& request, uint64_t& counter, in
                                T*& out) {
   constexpr int size = kVector<Dist> * Lane::kUnroll;
   constexpr uint32_t groups = Lane::kGroups * Lane::kUnroll;
+  static_assert(kWholeBlocks % size == 0);
   for (; count >= size && static_cast<uint32_t>(counter) <= -groups; count -= size) {
     if constexpr (streaming) prefetch_page(out);
     block<Dist, streaming>(request, counter, out);
@@ -137,6 +138,7 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
       } else {
         whole_blocks<Dist, false>(request, counter, count, out);
       }
+      if (count == 0) break;
     }
     // The head and the tail of a run, and the vectors in which the counter's low word wraps.
     alignas(64) T buffer[vector];

@@ -18,7 +18,11 @@ struct Found {
   uint32_t word;
 };
 
-constexpr int kSmallLanes = 128;
+// Whole blocks of vectors of every instruction set: what a run of so many elements is cut into has
+// no remainder.
+constexpr int kWholeBlocks = 192;
+
+constexpr int kSmallLanes = kWholeBlocks;
 
 // Loops over the words of a run in which each element belongs to another column.
 struct ColumnFunctions {

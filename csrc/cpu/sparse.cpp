@@ -15,9 +15,9 @@ namespace paraminit {
 namespace {
 
 // Elements of a run whose words stand on the stack.
-constexpr int64_t kPiece = 1024;
+constexpr int64_t kPiece = 6 * kWholeBlocks;
 // Columns that one thread counts at a time: their lists stay in its cache.
-constexpr int64_t kLaneBlock = 256;
+constexpr int64_t kLaneBlock = 2 * kWholeBlocks;
 // What the lists of a panel may take: all columns of a square of some 5,000, fewer of a larger
 // matrix.
 constexpr int64_t kPanelBytes = int64_t(16) << 20;

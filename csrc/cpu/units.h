@@ -22,16 +22,16 @@
 
 namespace paraminit {
 
+// Units of a dense run: all but the last end with a block.
+constexpr int64_t kDenseUnit = 32 * kWholeBlocks;
 // Elements that are worth a thread's while, some 10 microseconds of work; it takes as many at once.
-constexpr int64_t kGrain = 32768;
-// Units of a dense run. A multiple of every vector block, so that all but the last end on one.
-constexpr int64_t kDenseUnit = 6144;
+constexpr int64_t kGrain = 6 * kDenseUnit;
 // Units of a scattered run pass through a buffer on the stack.
-constexpr int64_t kScatteredUnit = 1024;
+constexpr int64_t kScatteredUnit = 6 * kWholeBlocks;
 // Tiles of a transposed matrix: whole blocks of consecutive indices one way, whole cache lines of
 // memory the other.
 constexpr int64_t kTileRows = 32;
-constexpr int64_t kTileColumns = 192;
+constexpr int64_t kTileColumns = kWholeBlocks;
 
 template <class T>
 void scatter(const Geometry& g, int64_t position, int64_t count, const void* values, void* base) {

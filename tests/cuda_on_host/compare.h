@@ -32,6 +32,13 @@ inline const Case kCases[] = {
     {"normal of float32's subnormals", [](ElementType t) { return plan_normal(t, 0.0, 0x1p-130); }},
     {"normal, large", [](ElementType t) { return plan_normal(t, 3.0, 0x1p120); }},
     {"bounds far out", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -2.0, 2.0); }},
+    // Beyond z's reach, but not beyond that of rounded values.
+    {"clamped after rounding",
+     [](ElementType t) {
+       if (t == ElementType::kFloat16) return plan_trunc_normal(t, 0.0, 2e4, -1.4e5, 1.4e5);
+       if (t == ElementType::kFloat64) return plan_trunc_normal(t, 1e307, 2.1e307, -1.7e308, kInf);
+       return plan_trunc_normal(t, 0.0, 0.51 * 0x1p-149, -4 * 0x1p-149, 4 * 0x1p-149);
+     }},
     {"2 std", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -0.04, 0.04); }},
     {"half a std", [](ElementType t) { return plan_trunc_normal(t, 1.0, 2.0, 0.0, 2.0); }},
     {"close together", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -1e-3, 2e-3); }},

@@ -48,6 +48,16 @@ const Case kCases[] = {
     {"trunc_normal", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -2.0, 2.0); }},
     {"trunc_normal_wide", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -3.0, 4.0); }},
     {"trunc_normal_far", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -2.0, 2.0); }},
+    // Beyond z's reach, but not beyond that of rounded values: of float16, of a subnormal std, of
+    // a bound whose distance overflows.
+    {"trunc_normal_clamped",
+     [](ElementType t) {
+       if (t == ElementType::kFloat16) return plan_trunc_normal(t, 0.0, 2e4, -1.4e5, 1.4e5);
+       if (t == ElementType::kFloat64) {
+         return plan_trunc_normal(t, 1e307, 2.1e307, -1.7e308, kInfinity);
+       }
+       return plan_trunc_normal(t, 0.0, 0.51 * 0x1p-149, -4 * 0x1p-149, 4 * 0x1p-149);
+     }},
     {"trunc_normal_above",
      [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, 1.75, kInfinity); }},
     {"trunc_normal_below",
