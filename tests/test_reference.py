@@ -160,7 +160,7 @@ def rare_words() -> list[tuple[int, int, int, int]]:
     wide = [x % 2**64 for x in wide]
     pairs = [(x, wide[(7 * i + 3) % len(wide)]) for i, x in enumerate(wide)]
     groups += [(x >> 32, x % 2**32, y >> 32, y % 2**32) for x, y in pairs]
-    return groups + [(0, 0, 0, 2**31)]  # the greatest normal and the least
+    return [*groups, (0, 0, 0, 2**31)]  # the greatest normal and the least
 
 
 @cache
