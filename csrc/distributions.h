@@ -21,7 +21,7 @@ template <class Derived>
 struct Elementwise {
   template <class L, class Word, class V, class Real>
   PARAMINIT_FN void pair(const Constants<Real>& c, Word even, Word odd, V& x, V& y) {
-    if constexpr (requires { typename L::Both; }) {
+    if constexpr (requires { requires L::kBothWords; }) {
       const auto both = Derived::template value<typename L::Both>(c, L::both(even, odd));
       x = both.v[0];
       y = both.v[1];

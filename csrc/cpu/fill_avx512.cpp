@@ -5,7 +5,6 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <type_traits>
 
 #include "run_function.h"
 

@@ -134,9 +134,7 @@ struct Lane {
   PARAMINIT_FN M64 greater(F64 a, F64 b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
   PARAMINIT_FN F64 select(M64 m, F64 a, F64 b) { return _mm512_mask_blend_pd(m, b, a); }
   PARAMINIT_FN bool any(M64 m) { return m != 0; }
-  PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) {
-    return _mm512_xor_si512(x, _mm512_set1_epi64(static_cast<long long>(mask)));
-  }
+  PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) { return xor2(x, splat64(mask)); }
   PARAMINIT_FN U64 fold63(U64 x) {
     // (x ^ (x >> 63)) & 0x7FF...
     return _mm512_ternarylogic_epi64(x, _mm512_srai_epi64(x, 63),

@@ -4,32 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 namespace paraminit::PARAMINIT_ISA {
 
 template <class L, int n>
-struct Together;
-
-// For a lane that wants both words of a pair at once.
-template <class L, int n>
-struct Doubled {};
-template <class L, int n>
-  requires(L::kBothWords)
-struct Doubled<L, n> {
-  using Both = Together<Together<L, n>, 2>;
-  template <class Word>
-  PARAMINIT_FN auto both(Word even, Word odd) {
-    if constexpr (std::is_same_v<Word, typename Together<L, n>::U32>) {
-      return typename Both::U32{{even, odd}};
-    } else {
-      return typename Both::U64{{even, odd}};
-    }
-  }
-};
-
-template <class L, int n>
-struct Together : Doubled<L, n> {
+struct Together {
   struct U32 {
     typename L::U32 v[n];
   };
@@ -48,6 +27,12 @@ struct Together : Doubled<L, n> {
   struct M64 {
     typename L::M64 v[n];
   };
+
+  // Both words of a pair as one, where the lane wants that.
+  static constexpr bool kBothWords = L::kBothWords;
+  using Both = Together<Together, 2>;
+  PARAMINIT_FN auto both(U32 even, U32 odd) { return typename Both::U32{{even, odd}}; }
+  PARAMINIT_FN auto both(U64 even, U64 odd) { return typename Both::U64{{even, odd}}; }
 
 // The result of type R whose vector i is the expression's value.
 #define PARAMINIT_EACH(R, ...)                         \
