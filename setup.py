@@ -47,6 +47,9 @@ CXX_FLAGS = [
     "-g0",
     "-fopenmp",
     "-ffp-contract=off",
+    # GCC's keeps so many constants from one block of vectors for the next that the vectors spill: with
+    # AVX-512, trunc_normal_ takes 5 % longer. Clang has none.
+    "-fno-gcse",
     STANDARD,
     "-fvisibility=hidden",
     "-Wall",

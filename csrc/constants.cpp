@@ -31,6 +31,11 @@ constexpr double kInverseRootTwoPi = 0x1.9884533d43651p-2;
 
 double power_of_two(int exponent) { return L::from_bits64(uint64_t(1023 + exponent) << 52); }
 
+// Of a normal number.
+bool is_power_of_two(double x) {
+  return x > 0 && x <= 0x1p1023 && (L::bits(x) & 0xFFFFFFFFFFFFFu) == 0;
+}
+
 // exp(-y) for 0 <= y <= 700.
 double exp_minus(double y) {
   const int n = static_cast<int>(y * 0x1.71547652b82fep+0 + 0.5);
@@ -311,8 +316,11 @@ Plan plan_uniform(ElementType type, double a, double b) {
   // is the lower bound itself, rounded.
   const double last =
       working(type, working(type, range * (wide ? 1 - 0x1p-53 : 1 - 0x1p-24)) + start);
-  const bool inside = nearest(type, last) <= most && nearest(type, start) >= least;
-  return make_plan(type, inside ? Distribution::kUniform : Distribution::kUniformClamped, c);
+  const bool from_least = nearest(type, start) >= least;
+  const bool inside = nearest(type, last) <= most && from_least;
+  Plan plan = make_plan(type, inside ? Distribution::kUniform : Distribution::kUniformClamped, c);
+  plan.request.round_range = from_least && is_power_of_two(range);
+  return plan;
 }
 
 Plan plan_normal(ElementType type, double mean, double std) {

@@ -121,6 +121,9 @@ struct FillRequest {
   Constants<float> c32;   // float32, float16, bfloat16
   Constants<double> c64;  // float64
   bool streaming;         // stores may pass by the caches; says nothing about values
+  // Uniform: `scale` is a power of two, so that its products are exact, and no value is below
+  // `low`.
+  bool round_range;
 };
 
 }  // namespace paraminit

@@ -86,7 +86,7 @@ def test_an_eleventh_round_of_philox_is_found(tmp_path: Path) -> None:
     # One instruction set is enough here, and half of the time.
     (tmp_path / "csrc/cpu/fill_avx2.cpp").write_text(
         '#include "run_function.h"\nparaminit::RunFunctions paraminit::avx2::run_functions('
-        "Distribution d, ElementType t) {\n  return baseline::run_functions(d, t);\n}\n"
+        "const FillRequest& request) {\n  return baseline::run_functions(request);\n}\n"
     )
     request = tmp_path / "csrc/request.h"
     planted = request.read_text().replace(

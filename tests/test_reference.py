@@ -26,6 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarn
 UNIFORMS = [(-0.3, 0.55), (0.0, 1.0), (1.0, 1.0 + 2**-22), (-1e-3, 2e-3), (0.25, 0.25), (1.001, 1.003),
             (0.0, 1e-44), (1e-36, 3e-36), (-2.0, -1.0), (-6e-8, 6e-8), (6e4, 65504.0),
             (0.999, 1.001), (1.0, 1.0 + 2**-23), (1.0, 1.0 + 2**-52), (-32752.0, 32752.0),
+            # A range that is a power of two, from where 16 bits do and do not round to below the bound.
+            (-1.0, 1.0), (0.1, 0.6), (-0.1, 0.4), (1e-40, 2.0**-99), (-(2.0**14), 2.0**14),
             # Either side of where u * range would lose bits below the least normal, and far below it.
             (0.0, 2.0**-100), (0.0, 2.0**-100 * (1 - 2**-24)),
             (0.0, 2.0**-960), (0.0, 2.0**-960 * (1 - 2**-53)), (0.0, 1e-310),
@@ -180,6 +182,9 @@ def of_rare_words(name: str, dtype: torch.dtype, parameters: tuple[float, ...]) 
     [
         ("uniform", (0.0, 1.0)),
         ("uniform", (-0.3, 0.55)),
+        ("uniform", (-1.0, 1.0)),
+        ("uniform", (0.1, 0.6)),
+        ("uniform", (-0.1, 0.4)),
         ("normal", (0.0, 1.0)),
         *(
             ("trunc_normal", p)

@@ -23,7 +23,7 @@ namespace {
 
 struct InstructionSet {
   const char* name;
-  RunFunctions (*functions)(Distribution, ElementType);
+  RunFunctions (*functions)(const FillRequest&);
 };
 const InstructionSet kSets[] = {
     {"baseline", baseline::run_functions},
@@ -46,6 +46,7 @@ struct Case {
 };
 const Case kCases[] = {
     {"uniform", [](ElementType t) { return plan_uniform(t, -1.0, 1.0); }},
+    {"uniform_uneven", [](ElementType t) { return plan_uniform(t, -0.3, 0.3); }},
     {"normal", [](ElementType t) { return plan_normal(t, 0.0, 0.02); }},
     {"trunc_normal", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -0.04, 0.04); }},
     {"trunc_normal_wide", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -3.0, 4.0); }},
@@ -67,7 +68,7 @@ int main() {
       for (const Type& t : kTypes) {
         Plan plan = c.plan(t.type);
         plan.request.keys = make_key_schedule({1, 0});
-        const auto fill = set.functions(plan.request.distribution, t.type).fill;
+        const auto fill = set.functions(plan.request).fill;
         for (const int64_t size : kSizes) {
           measured(fill, plan.request, size, out.data());
           std::printf("%s %s %s %lld\n", set.name, c.name, t.name, static_cast<long long>(size));

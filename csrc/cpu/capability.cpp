@@ -24,7 +24,7 @@ bool has_f16c() {
 struct Capability {
   const char* name;
   bool (*runs_here)();
-  RunFunctions (*run_functions)(Distribution, ElementType);
+  RunFunctions (*run_functions)(const FillRequest&);
   ColumnFunctions (*column_functions)();
 };
 
@@ -82,8 +82,8 @@ std::string cpu_capability() { return chosen().load()->name; }
 
 void set_cpu_capability(const std::string& name) { chosen().store(find_capability(name)); }
 
-RunFunctions run_functions(Distribution distribution, ElementType type) {
-  return chosen().load()->run_functions(distribution, type);
+RunFunctions run_functions(const FillRequest& request) {
+  return chosen().load()->run_functions(request);
 }
 
 ColumnFunctions column_functions() { return chosen().load()->column_functions(); }

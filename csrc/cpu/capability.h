@@ -16,7 +16,7 @@ std::string cpu_capability();
 void set_cpu_capability(const std::string& name);
 
 // Of the instruction set that is chosen now.
-RunFunctions run_functions(Distribution distribution, ElementType type);
+RunFunctions run_functions(const FillRequest& request);
 ColumnFunctions column_functions();
 
 // Rounding to nearest, no flushing of subnormals, for as long as it lives: torch lets users and

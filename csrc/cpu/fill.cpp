@@ -39,8 +39,8 @@ bool is_large(int64_t size, const Geometry& g) {
 
 FillFunction fill_function(const FillRequest& request, const Geometry& g) {
   // A vector's worth of work for a handful of elements: the scalar lane writes the same bits.
-  const auto functions = g.run_length < kShortRun ? baseline::run_functions : run_functions;
-  return functions(request.distribution, request.type).fill;
+  return (g.run_length < kShortRun ? baseline::run_functions(request) : run_functions(request))
+      .fill;
 }
 
 void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
@@ -59,7 +59,7 @@ void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
 
 void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out) {
   const DefaultFloatMode mode;
-  run_functions(request.distribution, request.type).apply(request, words, groups, out);
+  run_functions(request).apply(request, words, groups, out);
 }
 
 }  // namespace paraminit

@@ -10,8 +10,9 @@ struct Lane {
   static constexpr int kGroups = 1;  // counters in one U64
   static constexpr int kCalls = 2;   // pairs of U32 that the words of kGroups groups fill
   static constexpr int kUnroll = 2;  // U64s in flight
-  static constexpr bool kBothWords = false;
+  static constexpr int kBothWords = 0;
   static constexpr bool kStreams = false;
+  static constexpr bool kFuses = false;  // where a CPU cannot, a library does
 
   using U32 = uint32_t;
   using U64 = uint64_t;

@@ -28,11 +28,27 @@ struct Together {
     typename L::M64 v[n];
   };
 
-  // Both words of a pair as one, where the lane wants that.
-  static constexpr bool kBothWords = L::kBothWords;
-  using Both = Together<Together, 2>;
-  PARAMINIT_FN auto both(U32 even, U32 odd) { return typename Both::U32{{even, odd}}; }
-  PARAMINIT_FN auto both(U64 even, U64 odd) { return typename Both::U64{{even, odd}}; }
+  // Both words of a pair side by side.
+  static constexpr int kBothWords = L::kBothWords;
+  using Both = Together<L, 2 * n>;
+  PARAMINIT_FN auto both(U32 even, U32 odd) { return joined<typename Both::U32>(even, odd); }
+  PARAMINIT_FN auto both(U64 even, U64 odd) { return joined<typename Both::U64>(even, odd); }
+  template <class W, class V>
+  PARAMINIT_FN W joined(V x, V y) {
+    W both;
+    for (int i = 0; i < n; ++i) {
+      both.v[2 * i] = x.v[i];
+      both.v[2 * i + 1] = y.v[i];
+    }
+    return both;
+  }
+  template <class W, class V>
+  PARAMINIT_FN void parted(W both, V& x, V& y) {
+    for (int i = 0; i < n; ++i) {
+      x.v[i] = both.v[2 * i];
+      y.v[i] = both.v[2 * i + 1];
+    }
+  }
 
 // The result of type R whose vector i is the expression's value.
 #define PARAMINIT_EACH(R, ...)                         \

@@ -199,12 +199,23 @@ static RunFunctions choose_type(ElementType type) {
   }
 }
 
-RunFunctions run_functions(Distribution distribution, ElementType type) {
-  switch (distribution) {
+template <bool clamped>
+static RunFunctions choose_uniform(const FillRequest& request) {
+  if constexpr (Lane::kFuses) {
+    if (request.round_range) {
+      return choose_type<UniformF<clamped, true>, UniformD<clamped, true>>(request.type);
+    }
+  }
+  return choose_type<UniformF<clamped>, UniformD<clamped>>(request.type);
+}
+
+RunFunctions run_functions(const FillRequest& request) {
+  const ElementType type = request.type;
+  switch (request.distribution) {
     case Distribution::kUniform:
-      return choose_type<UniformF<false>, UniformD<false>>(type);
+      return choose_uniform<false>(request);
     case Distribution::kUniformClamped:
-      return choose_type<UniformF<true>, UniformD<true>>(type);
+      return choose_uniform<true>(request);
     case Distribution::kUniformTiny:
       return choose_type<UniformTinyF, UniformTinyD>(type);
     case Distribution::kNormal:

@@ -42,15 +42,15 @@ struct ColumnFunctions {
 };
 
 namespace baseline {
-RunFunctions run_functions(Distribution distribution, ElementType type);
+RunFunctions run_functions(const FillRequest& request);
 ColumnFunctions column_functions();
 }  // namespace baseline
 namespace avx2 {
-RunFunctions run_functions(Distribution distribution, ElementType type);
+RunFunctions run_functions(const FillRequest& request);
 ColumnFunctions column_functions();
 }  // namespace avx2
 namespace avx512 {
-RunFunctions run_functions(Distribution distribution, ElementType type);
+RunFunctions run_functions(const FillRequest& request);
 ColumnFunctions column_functions();
 }  // namespace avx512
 

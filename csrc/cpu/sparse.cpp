@@ -29,10 +29,12 @@ constexpr int64_t kSmallRows = 64;
 // Raw words of the fill's second key.
 class Words {
  public:
-  explicit Words(const SparseRequest& request)
-      : fill_(run_functions(Distribution::kWords, ElementType::kWord32).fill),
-        fill_one_(baseline::run_functions(Distribution::kWords, ElementType::kWord32).fill) {
+  explicit Words(const SparseRequest& request) {
+    request_.distribution = Distribution::kWords;
+    request_.type = ElementType::kWord32;
     request_.keys = request.word_keys;
+    fill_ = run_functions(request_).fill;
+    fill_one_ = baseline::run_functions(request_).fill;
   }
   void operator()(uint64_t index, int64_t count, uint32_t* words) const {
     fill_(request_, index, count, words);
@@ -246,7 +248,7 @@ class Write {
         period_(static_cast<uint64_t>(panel.width == request.columns ? panel.lanes()
                                                                      : request.columns)),
         first_(static_cast<uint64_t>(panel.first)),
-        fill_(run_functions(request.values.distribution, request.values.type).fill) {
+        fill_(run_functions(request.values).fill) {
     const ColumnFunctions functions = column_functions();
     zero_ = element_bytes_ == 2   ? functions.zero16
             : element_bytes_ == 4 ? functions.zero32

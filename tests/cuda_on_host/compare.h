@@ -129,7 +129,7 @@ void expect(Tensor& t, const Values& values) {
 
 inline void expect_fill(Tensor& t, FillRequest request, Key key) {
   request.keys = make_key_schedule(key);
-  const auto fill = baseline::run_functions(request.distribution, request.type).fill;
+  const auto fill = baseline::run_functions(request).fill;
   expect(t, [&](uint64_t index, int64_t count, char* to) { fill(request, index, count, to); });
 }
 

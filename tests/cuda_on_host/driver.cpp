@@ -74,8 +74,10 @@ void compare_words(const char* name, const Plan& plan) {
   }
   const size_t groups = words.size() / 4;
   std::vector<float> expected(groups * 4);
-  baseline::run_functions(plan.request.distribution, ElementType::kFloat32)
-      .apply(plan.request, words.data(), static_cast<int64_t>(groups), expected.data());
+  FillRequest request = plan.request;
+  request.type = ElementType::kFloat32;
+  baseline::run_functions(request).apply(request, words.data(), static_cast<int64_t>(groups),
+                                         expected.data());
   compared += static_cast<int64_t>(groups * 4);
   for (size_t g = 0; g < groups; ++g) {
     uint64_t x[1][4];

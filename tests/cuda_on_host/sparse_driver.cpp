@@ -28,8 +28,7 @@ std::vector<bool> zeros_of(const Matrix& m, Key key) {
   request.keys = make_key_schedule(fold_in(key, 1));
   const size_t rows = static_cast<size_t>(m.rows), columns = static_cast<size_t>(m.columns);
   std::vector<uint32_t> words(rows * columns);
-  baseline::run_functions(request.distribution, request.type)
-      .fill(request, 0, m.rows * m.columns, words.data());
+  baseline::run_functions(request).fill(request, 0, m.rows * m.columns, words.data());
   std::vector<bool> zero(rows * columns);
   std::vector<uint64_t> order(rows);
   for (size_t column = 0; column < columns; ++column) {
@@ -68,7 +67,7 @@ void compare(const Matrix& m, ElementType type, int parts, Key key, bool key_on_
   Tensor t = make_tensor(memory, type);
   const std::vector<bool> zero = zeros_of(m, key);
   request.values.keys = make_key_schedule(key);
-  const auto fill = baseline::run_functions(request.values.distribution, type).fill;
+  const auto fill = baseline::run_functions(request.values).fill;
   expect(t, [&](uint64_t index, int64_t count, char* to) {
     fill(request.values, index, count, to);
     for (int64_t i = 0; i < count; ++i, to += t.size) {

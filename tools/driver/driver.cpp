@@ -130,7 +130,7 @@ uint64_t run_layout(const Layout& l, const Case& c, ElementType type) {
 // Runs of every length up to some vectors, from every place in a group and off every alignment.
 uint64_t run_lengths(const Case& c, ElementType type, bool small) {
   const FillRequest request = request_of(c, type);
-  const auto fill = run_functions(request.distribution, type).fill;
+  const auto fill = run_functions(request).fill;
   const int64_t size = element_size(type);
   uint64_t sum = kFirstSum;
   for (int64_t length = 0; length < (small ? 70 : 300); ++length) {
@@ -148,7 +148,7 @@ uint64_t run_lengths(const Case& c, ElementType type, bool small) {
 uint64_t run_streamed(const Case& c, ElementType type) {
   FillRequest request = request_of(c, type);
   request.streaming = true;
-  const auto fill = run_functions(request.distribution, type).fill;
+  const auto fill = run_functions(request).fill;
   uint64_t sum = kFirstSum;
   for (int64_t length = 1; length < 1500; length += 107) {
     const int64_t before = length % 2 * 32;
@@ -221,7 +221,7 @@ uint64_t run_parameters() {
     request.keys = make_key_schedule(kKey);
     const int64_t count = 19, size = element_size(request.type);
     Memory memory(count * size);
-    run_functions(request.distribution, request.type).fill(request, 3, count, memory.at(0));
+    run_functions(request).fill(request, 3, count, memory.at(0));
     memory.add_to(sum);
   };
   for (const Type& t : kTypes) {
@@ -320,7 +320,7 @@ void run_together() {
 // What a sanitizer must not let pass; 0 where there is no such fault.
 int commit(const std::string& fault) {
   const FillRequest request = request_of(kNormal, ElementType::kFloat32);
-  const auto fill = run_functions(request.distribution, request.type).fill;
+  const auto fill = run_functions(request).fill;
   Memory memory(400);
   if (fault == "overrun") {
     fill(request, 0, 101, memory.at(0));  // 100 elements and one
