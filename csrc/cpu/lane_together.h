@@ -28,7 +28,7 @@ struct Together {
     typename L::M64 v[n];
   };
 
-  // Both words of a pair side by side.
+  // Both words of a pair side by side, for chains that keep at most kBothWords numbers a word.
   static constexpr int kBothWords = L::kBothWords;
   using Both = Together<L, 2 * n>;
   PARAMINIT_FN auto both(U32 even, U32 odd) { return joined<typename Both::U32>(even, odd); }
