@@ -66,8 +66,8 @@ def test_instructions_that_no_branch_skips_are_counted() -> None:
     [
         ("dense_kernelINS0_14TruncInteriorFENS_8BFloat16ELb0E", "TruncInteriorF bf16", 16),
         ("dense_kernelINS0_7NormalFILb1EEENS_4HalfELb1E", "NormalF, clamped fp16, key on the device", 16),
-        ("dense_kernelINS0_8UniformDILb0EEEdLb0E", "UniformD fp64", 4),
-        ("many_kernelINS0_8UniformFILb0EEEfE", "UniformF fp32, many", 8),
+        ("dense_kernelINS0_8UniformDILb0ELb0EEEdLb0E", "UniformD fp64", 4),
+        ("many_kernelINS0_8UniformFILb1ELb0EEEfE", "UniformF, clamped fp32, many", 8),
         ("many_kernelINS0_14TruncInteriorFENS_8BFloat16EE", "TruncInteriorF bf16, many", 16),
     ],
 )

@@ -97,7 +97,8 @@ def kernels(listing: str) -> list[Kernel]:
             continue
         length = int(start[2])
         distribution, rest = mangled[start.end() :][:length], mangled[start.end() + length :]
-        kind = re.match(rf"(?:ILb([01])EE)?E({'|'.join(TYPES)})(?:Lb([01])E)?E", rest)
+        # Whether it is clamped; a uniform's second flag, of round ranges, is the CPU's.
+        kind = re.match(rf"(?:ILb([01])E(?:Lb0E)?E)?E({'|'.join(TYPES)})(?:Lb([01])E)?E", rest)
         if kind is None:
             raise SassError(f"sass: expected the name of a kernel of dense fills, got {mangled}")
         dtype, size = TYPES[kind[2]]
