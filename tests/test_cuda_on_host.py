@@ -99,6 +99,27 @@ def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
 FAULTS = [
     pytest.param(
         "csrc/cuda/kernels.cuh",
+        "template <auto kernel>\nint64_t resident_blocks(int device, int multiprocessors) {",
+        "template <class Kernel>\nint64_t of_type(Kernel kernel, int device, int multiprocessors);\n"
+        "template <auto kernel>\nint64_t resident_blocks(int device, int multiprocessors) {\n"
+        "  return of_type(kernel, device, multiprocessors);\n}\n"
+        "template <class Kernel>\nint64_t of_type(Kernel kernel, int device, int multiprocessors) {",
+        "driver",
+        "driver.cpp",
+        "grids: ",
+        id="kernels of one type have the grid of the first one",
+    ),
+    pytest.param(
+        "csrc/cuda/kernels.cuh",
+        "      cudaGetLastError();  // or",
+        "      // or",
+        "driver",
+        "driver.cpp",
+        "grids: ",
+        id="a failed query leaves its error for the launch",
+    ),
+    pytest.param(
+        "csrc/cuda/kernels.cuh",
         "const bool wraps = wrap_tile < tiles;",
         "const bool wraps = false;",
         "driver",

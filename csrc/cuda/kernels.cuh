@@ -347,17 +347,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Blocks that the device holds at once.
-template <class Kernel>
-int64_t resident_blocks(Kernel kernel, int device, int multiprocessors) {
+// Blocks of the kernel that the device holds at once. The kernel is an argument of the template, not
+// of the function: kernels of one type differ in their registers, and each has a store of its own.
+template <auto kernel>
+int64_t resident_blocks(int device, int multiprocessors) {
   constexpr int kDevices = 64;
   static std::atomic<int> blocks_of_a_multiprocessor[kDevices];
   int resident = device < kDevices ? blocks_of_a_multiprocessor[device].load() : 0;
   if (resident == 0) {
-    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0) !=
-            cudaSuccess ||
-        resident == 0) {
-      resident = 1;
+    const cudaError_t error =
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
+    if (error != cudaSuccess || resident == 0) {
+      cudaGetLastError();  // or the check after the launch would find it
+      return multiprocessors;
     }
     if (device < kDevices) blocks_of_a_multiprocessor[device].store(resident);
   }
@@ -365,11 +367,11 @@ int64_t resident_blocks(Kernel kernel, int device, int multiprocessors) {
 }
 
 // Blocks for units of which each thread takes at least one, as many as the device holds at once.
-template <class Kernel>
-int grid_size(Kernel kernel, int device, int multiprocessors, int64_t units) {
+template <auto kernel>
+int grid_size(int device, int multiprocessors, int64_t units) {
   const int64_t wanted = (units + kThreads - 1) / kThreads;
   return static_cast<int>(
-      std::max<int64_t>(1, std::min(wanted, resident_blocks(kernel, device, multiprocessors))));
+      std::max<int64_t>(1, std::min(wanted, resident_blocks<kernel>(device, multiprocessors))));
 }
 
 template <class Dist>
@@ -386,7 +388,7 @@ cudaError_t launch_scattered(const Launch& launch) {
   const Geometry& g = launch.geometry;
   const int64_t units = ((g.run_length + kGroup<Dist> - 1) / kGroup<Dist> + 1) * g.run_count;
   const int grid =
-      grid_size(scattered_kernel<Dist, T>, launch.device, launch.multiprocessors, units);
+      grid_size<scattered_kernel<Dist, T>>(launch.device, launch.multiprocessors, units);
   scattered_kernel<Dist, T><<<grid, kThreads, 0, launch.stream>>>(
       constants_of<Dist>(launch.request), launch.request.keys, launch.device_key, g,
       static_cast<T*>(launch.data));
@@ -417,10 +419,11 @@ cudaError_t launch_fill(const Launch& launch) {
   const bool aligned = reinterpret_cast<uintptr_t>(out) % kPacketBytes == 0;
   if (g.run_count != 1 || !g.dense_runs() || !aligned) return launch_scattered<Dist, T>(launch);
 
-  const auto kernel =
-      launch.device_key != nullptr ? dense_kernel<Dist, T, true> : dense_kernel<Dist, T, false>;
-  const int64_t resident =
-      resident_blocks(dense_kernel<Dist, T, false>, launch.device, launch.multiprocessors);
+  const bool by_value = launch.device_key == nullptr;
+  const auto kernel = by_value ? dense_kernel<Dist, T, false> : dense_kernel<Dist, T, true>;
+  const auto resident_of = by_value ? resident_blocks<dense_kernel<Dist, T, false>>
+                                    : resident_blocks<dense_kernel<Dist, T, true>>;
+  const int64_t resident = resident_of(launch.device, launch.multiprocessors);
   uint64_t first_group = (g.first_index - static_cast<uint64_t>(head)) / kGroup<Dist>;
   for (int64_t left = head + g.run_length; left > 0; left -= kMost) {
     const int64_t end = std::min(left, kMost);

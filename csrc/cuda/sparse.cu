@@ -264,7 +264,7 @@ cudaError_t launch_write(const SparseLaunch& launch, const Geometry& geometry) {
   const WritePlan plan{static_cast<uint64_t>(r.columns), static_cast<uint64_t>(launch.first),
                        launch.width, r.parts, packed};
   const int64_t units = ((geometry.run_length + packet - 1) / packet + 1) * geometry.run_count;
-  const int grid = grid_size(write_kernel<Dist, T>, launch.device, launch.multiprocessors, units);
+  const int grid = grid_size<write_kernel<Dist, T>>(launch.device, launch.multiprocessors, units);
   write_kernel<Dist, T><<<grid, kThreads, 0, launch.stream>>>(
       constants_of<Dist>(r.values), r.values.keys, launch.device_key, r.word_keys,
       launch.device_word_key, geometry, plan, launch.thresholds, out);

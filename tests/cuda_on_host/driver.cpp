@@ -59,6 +59,29 @@ void check_long_run(int64_t count, uint64_t first_index) {
               static_cast<long long>(count), static_cast<unsigned long long>(first_index));
 }
 
+// A grid is as large as its own kernel allows, also where another of the same type ran before.
+void check_grids() {
+  constexpr auto uniform = cuda::dense_kernel<cuda::UniformF<false>, float, false>;
+  constexpr auto normal = cuda::dense_kernel<cuda::NormalF<false>, float, false>;
+  constexpr auto keyed = cuda::dense_kernel<cuda::NormalF<false>, float, true>;
+  static_assert(std::is_same_v<decltype(uniform), decltype(normal)>);
+  const auto address = [](auto kernel) { return reinterpret_cast<const void*>(kernel); };
+  constexpr int device = 1;  // of which nothing has been asked yet
+  occupancy = {{address(uniform), 4}, {address(normal), 3}, {address(keyed), 0}};
+  bool right = cuda::resident_blocks<uniform>(device, 132) == 4 * 132 &&
+               cuda::resident_blocks<normal>(device, 132) == 3 * 132;
+  // A query that fails is not the launch's error, and is made again.
+  right = right && cuda::resident_blocks<keyed>(device, 132) == 132 && last_error == cudaSuccess;
+  occupancy[address(keyed)] = 2;
+  right = right && cuda::resident_blocks<keyed>(device, 132) == 2 * 132;
+  // Once asked, it stays.
+  occupancy.clear();
+  right = right && cuda::resident_blocks<uniform>(device, 132) == 4 * 132;
+  if (right) return;
+  ++failed;
+  std::puts("grids: a kernel has not its own number of blocks");
+}
+
 // The values of chosen words: around each word at which some bound or branch lies.
 template <class Dist>
 void compare_words(const char* name, const Plan& plan) {
@@ -174,5 +197,6 @@ int main() {
       check_long_run<double>(count, first);
     }
   }
+  check_grids();
   return finish();
 }
