@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks import ceilings, compare, machine, report
-from benchmarks.cases import GROUPS, Options
+from benchmarks.cases import GROUPS, Options, in_one_line
 from benchmarks.peers import peers
 from benchmarks.rows import DTYPES, Case, Fact, Row, line, run
 
@@ -42,6 +45,59 @@ def print_tables(console: Console, rows: list[Row]) -> None:
         console.print(table)
 
 
+@dataclass
+class Run:
+    """What becomes of the cases of one run: the rows, as they are made, and whether any failed."""
+
+    options: Options
+    rounds: int
+    facts: Mapping[str, Fact]
+    console: Console
+    json_path: Path | None = None
+    deadline: float | None = None  # by time.monotonic()
+    rows: list[Row] = field(default_factory=list)
+    failed: bool = False
+    longest: float = 0.0  # seconds, of the cases so far
+
+    def all_of(self, cases: Sequence[Case]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        # Drawn between the timed calls, not by a thread that would take a core from them.
+        with Progress(*columns, console=self.console, transient=True, auto_refresh=False) as progress:
+            task = progress.add_task("", total=len(cases))
+            for done, case in enumerate(cases):
+                progress.update(task, description=escape(case.name), completed=done, refresh=True)
+
+                def advance(share: float) -> None:
+                    progress.advance(task, share)
+                    progress.refresh()
+
+                begin = time.monotonic()
+                # It may take as long as the longest one: a case is left out, not cut off.
+                if self.deadline is not None and begin + self.longest > self.deadline:
+                    self.options.say(f"{case.name} is left out: no time is left for it")
+                    continue
+                self.one(case, advance)
+                self.longest = max(self.longest, time.monotonic() - begin)
+
+    def one(self, case: Case, advance: Callable[[float], None]) -> None:
+        """Its row, at once also on disk, so that a run that ends early leaves what it has."""
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()  # what other rows left in pools is not free for other sizes
+        try:
+            row = run(case, self.options.device, self.rounds, self.options.budget, self.facts, advance)
+        except torch.OutOfMemoryError:
+            self.options.say(f"{case.name} is left out: out of memory")
+        except Exception as error:  # one row that fails must not hide the others
+            self.failed = True
+            traceback.print_exc()
+            self.options.say(f"{case.name} failed: {in_one_line(error)}")
+        else:
+            self.rows.append(row)
+            if self.json_path is not None:
+                with self.json_path.open("a") as results:
+                    results.write(line(row))
+
+
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
@@ -51,7 +107,10 @@ def main(
         str,
         typer.Option(help=f"comma-separated: {','.join(DTYPES)}; if not given, fills in all, others in fp32"),
     ] = "",
-    pattern: Annotated[str, typer.Option("--filter", help="only rows whose name holds this text")] = "",
+    pattern: Annotated[
+        str,
+        typer.Option("--filter", help="only rows whose name holds this text, or one of several by commas"),
+    ] = "",
     numel: Annotated[
         int | None,
         typer.Option(help="no tensor has more than 2 to this power elements; large fills have that many"),
@@ -67,11 +126,17 @@ def main(
         ),
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="write JSON lines here")] = None,
+    append: Annotated[bool, typer.Option("--append", help="to --json: keep what the file has")] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="begin no row that would end later than this; those left out are named"),
+    ] = None,
     markdown_path: Annotated[Path | None, typer.Option("--markdown", help="write the tables here")] = None,
 ) -> None:
     """Times the fills against stock torch.nn.init and against a plain fill of the same tensor."""
     if context.invoked_subcommand is not None:
         return
+    deadline = None if seconds is None else time.monotonic() + seconds
     groups = chosen(group, list(GROUPS), "groups")
     dtypes = tuple(chosen(dtype, list(DTYPES), "dtypes")) if dtype else ()
     if device not in ("cpu", "cuda"):
@@ -94,41 +159,30 @@ def main(
             if peer.missing:
                 say(f"{peer.name} is left out: {peer.missing}")
     if place.type == "cuda":  # measured first, on a GPU that has not been at work for long
-        found = ceilings.measure(place, options.fill_numel, rounds, say)
+        torch.cuda.set_per_process_memory_fraction(machine.GPU_SHARE)
+        found = ceilings.measure(place, min(options.fill_numel, 1 << 30), rounds, say)
         facts |= found
         say(", ".join(f"{name} {value:.1f}" for name, value in found.items()))
 
-    cases: list[Case] = [case for name in groups for case in GROUPS[name](options) if pattern in case.name]
+    texts = pattern.split(",")
+    cases: list[Case] = [
+        case for name in groups for case in GROUPS[name](options) if any(text in case.name for text in texts)
+    ]
     if not cases:
         raise typer.BadParameter(f"expected --filter to match a row, got {pattern!r}, which matches none")
     for path in (json_path, markdown_path):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
-    rows: list[Row] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # Drawn between the timed calls, not by a thread that would take a core from them.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
-        task = progress.add_task("", total=len(cases))
-        for done, case in enumerate(cases):
-            progress.update(task, description=escape(case.name), completed=done, refresh=True)
-
-            def advance(share: float) -> None:
-                progress.advance(task, share)
-                progress.refresh()
-
-            try:
-                rows.append(run(case, place, rounds, options.budget, facts, advance))
-            except torch.OutOfMemoryError:  # the sizes were chosen before other rows left memory in pools
-                say(f"{case.name} is left out: out of memory")
-                continue
-            if json_path is not None:  # at once, so that a run that is cut short leaves what it has
-                with json_path.open("a") as results:
-                    results.write(line(rows[-1]))
-    print_tables(console, rows)
+            if path != json_path or not append:
+                path.write_text("")
+    made = Run(options, rounds, facts, console, json_path, deadline)
+    made.all_of(cases)
+    print_tables(console, made.rows)
     say(f"medians of {rounds} rounds in turns; a call that takes long is timed once")
     if markdown_path is not None:
-        markdown_path.write_text(report.markdown(rows, full=True))
+        markdown_path.write_text(report.markdown(made.rows, full=True))
+    if made.failed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class Options:
 
     @property
     def fill_numel(self) -> int:
-        return min(1 << 26, self.limit) if self.exponent is None else self.limit
+        large = 1 << (30 if self.device.type == "cuda" else 26)
+        return min(large, self.limit) if self.exponent is None else self.limit
 
     def dtypes_or(self, *default: str) -> tuple[str, ...]:
         return self.dtypes or default
@@ -92,6 +93,11 @@ class Options:
 def count(numel: int) -> str:
     """A number of elements: a power of two as such."""
     return f"2^{numel.bit_length() - 1}" if numel & (numel - 1) == 0 else str(numel)
+
+
+def in_one_line(error: Exception) -> str:
+    """The type of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def size_of(dtype: str, numel: int) -> int:
@@ -120,9 +126,10 @@ def with_peers(options: Options, recipe: Recipe, tensor: Tensor) -> dict[str, Ca
             continue
         try:
             call = peer.prepare(recipe, tensor)
+            if call is not None:
+                call()  # some compile here
         except Exception as error:  # whatever another library raises must not end the run
-            first = (str(error).splitlines() or [""])[0]
-            options.say(f"{peer.name} is left out of a row: {type(error).__name__}: {first}")
+            options.say(f"{peer.name} is left out of a row: {in_one_line(error)}")
             continue
         if call is not None:
             calls[peer.name] = call
@@ -136,7 +143,7 @@ def fill_cases(options: Options) -> Iterator[Case]:
         defaults = ("fp32",) if case in MATRIX_FILLS else tuple(DTYPES)
         for dtype in options.dtypes_or(*defaults):
             if not options.fits(size_of(dtype, numel)):
-                options.say(f"fill/{case}, {dtype}, is left out: 2^{options.exponent} elements do not fit")
+                options.say(f"fill/{case}, {dtype}, is left out: {count(numel)} elements do not fit")
                 continue
 
             def prepare(case: str = case, recipe: Recipe = recipe, dtype: str = dtype) -> Trial:

@@ -6,19 +6,20 @@ The kernels are in ceilings.cu, compiled by nvcc when they are asked for (a few 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from benchmarks.timing import Call, time_in_turns
 
 SOURCE = Path(__file__).with_name("ceilings.cu")
+BUILT = Path(__file__).resolve().parents[1] / "build"
 ROUNDS_OF_CHAINS = 20_000
 MATRIX_SIZE = 8192
 
@@ -40,16 +41,21 @@ def nvcc() -> str:
 
 
 def build(folder: Path, architecture: str) -> Path:
-    """The kernels as a shared library, for an architecture such as sm_90."""
-    library = folder / "ceilings.so"
+    """The kernels as a shared library, for an architecture such as sm_90; compiled where it is not there."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    library = folder / f"ceilings-{architecture}-{digest}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = library.with_suffix(f".{os.getpid()}")
     command = [nvcc(), "-O3", "-std=c++17", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"]
     done = subprocess.run(
-        [*command, "-o", str(library), str(SOURCE)], capture_output=True, text=True, check=False
+        [*command, "-o", str(unfinished), str(SOURCE)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CeilingsError(f"ceilings: nvcc failed with status {done.returncode}: {last}")
-    return library
+    return unfinished.replace(library)
 
 
 def checked(function: Callable[..., int], *arguments: object) -> None:
@@ -71,10 +77,10 @@ def measure(device: torch.device, numel: int, rounds: int, say: Callable[[str], 
     tensor = torch.empty(numel, device=device)
     calls: dict[str, Call] = {"fill": partial(tensor.fill_, 1.0), "zero": tensor.zero_}
     issued = {"imad_wide": ctypes.c_int64(), "lop3": ctypes.c_int64(), "both": ctypes.c_int64()}
-    with TemporaryDirectory() as folder, torch.cuda.device(device):
+    with torch.cuda.device(device):
         try:
             major, minor = torch.cuda.get_device_capability(device)
-            library = ctypes.CDLL(str(build(Path(folder), f"sm_{major}{minor}")))
+            library = ctypes.CDLL(str(build(BUILT, f"sm_{major}{minor}")))
         except CeilingsError as error:
             say(str(error))
         else:

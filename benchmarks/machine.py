@@ -14,6 +14,8 @@ from paraminit_ext import _C, cpu_capability
 
 # Bytes that stay free beside what is filled: temporaries of checks and of stock functions.
 MARGIN = 1 << 30
+# Of a GPU's memory, what a process takes at most.
+GPU_SHARE = 0.7
 
 
 def cpu_name() -> str:
@@ -26,7 +28,10 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the sources, with a plus where tracked files differ from it; "" outside a repository."""
+    """The commit of the sources, with a plus where tracked files differ from it.
+
+    Outside a repository it is what PARAMINIT_COMMIT says, or "".
+    """
     root = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -39,13 +44,17 @@ def commit() -> str:
             "+" if git("status", "--porcelain", "-uno").strip() else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get("PARAMINIT_COMMIT", "")
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device; on the CPU no more than the control group allows."""
+    """Bytes that can still be taken on the device.
+
+    On the CPU no more than the control group allows, on a GPU no more than GPU_SHARE of all there is.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        return free - int((1.0 - GPU_SHARE) * total)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)

@@ -111,6 +111,7 @@ def cupy_generator(recipe: Recipe, tensor: Tensor) -> Call | None:
     cupy: Any = importlib.import_module("cupy")
     generator = cupy.random.Generator(cupy.random.Philox4x3210(0))
     out = cupy.from_dlpack(tensor)
+    # Without a size, one number is drawn and copied to all of `out`.
     draws = {"uniform_": generator.random, "normal_": generator.standard_normal}
     if recipe.function not in draws:
         return None
@@ -119,7 +120,7 @@ def cupy_generator(recipe: Recipe, tensor: Tensor) -> Call | None:
 
     def call() -> None:
         with stream:
-            draw(out=out, dtype=out.dtype)
+            draw(size=out.shape, out=out, dtype=out.dtype)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ def duration(seconds: float) -> str:
 
 def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def per_element(row: Row, name: str) -> str:
+    """Nanoseconds an element: two decimals, or two digits of what is below a tenth."""
+    value = row.seconds[name] / row.numel * 1e9
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.{1 - math.floor(math.log10(value))}f}"
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
@@ -100,7 +107,7 @@ def others(rows: Iterable[Row]) -> list[str]:
 
 
 def timed_table(
-    title: str, what: str, rows: list[Row], *, per_element: bool, peers: bool, full: bool
+    title: str, what: str, rows: list[Row], *, by_element: bool, peers: bool, full: bool
 ) -> Table:
     """Times of ours and stock, the ratio, the share of a plain fill.
 
@@ -108,7 +115,7 @@ def timed_table(
         title: above the table, where it is drawn on a screen
         what: the header of the first column
         rows: of one group
-        per_element: nanoseconds an element, in place of the time of a call
+        by_element: nanoseconds an element, in place of the time of a call
         peers: a column for each further contender
         full: rates and spreads as well
     """
@@ -116,14 +123,13 @@ def timed_table(
     def cost(row: Row, name: str) -> str:
         if name not in row.seconds:
             return ""
-        seconds = row.seconds[name]
-        return f"{seconds / row.numel * 1e9:.2f}" if per_element else duration(seconds)
+        return per_element(row, name) if by_element else duration(row.seconds[name])
 
     def error(row: Row, name: str) -> str:
         return f"{row.measured[name]:.1e}" if name in row.measured else ""
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("ours, ns an element" if per_element else "ours", partial(cost, name="ours")),
+        ("ours, ns an element" if by_element else "ours", partial(cost, name="ours")),
         *((name, partial(cost, name=name)) for name in (others(rows) if peers else [])),
         ("stock", partial(cost, name="stock")),
         ("times stock", lambda row: times(row.against("stock"))),
@@ -135,8 +141,9 @@ def timed_table(
             columns.append((f"max abs(Q'Q - I), {name}", partial(error, name=name)))
     if full:
         columns.append(("GB/s", lambda row: "" if row.gb_s is None else f"{row.gb_s:.1f}"))
-        if any(row.share_of_ceiling for row in rows):
-            columns.append(("of the store ceiling", lambda row: share(row.share_of_ceiling)))
+    if any(row.share_of_ceiling for row in rows) and all(row.group != "orthogonal" for row in rows):
+        columns.append(("of the store ceiling", lambda row: share(row.share_of_ceiling)))
+    if full:
         columns.append(("spread ours/stock/fill_", spreads))
     headers = [what, *(header for header, _ in columns)]
     return Table(title, headers, [[label(row, rows), *(cell(row) for _, cell in columns)] for row in rows])
@@ -148,7 +155,7 @@ def peers_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG00
     shown = [row for row in rows if len(row.seconds) > len(CONTENDERS)]
 
     def cost(row: Row, name: str) -> str:
-        return f"{row.seconds[name] / row.numel * 1e9:.2f}" if name in row.seconds else ""
+        return per_element(row, name) if name in row.seconds else ""
 
     cells = [[label(row, shown), *(cost(row, name) for name in names)] for row in shown]
     return Table("other generators, ns an element", ["ns an element", *names], cells)
@@ -207,9 +214,9 @@ def table(name: str, rows: Iterable[Row], *, full: bool = False) -> Table:
         return peers_table(of_group)
     if name == "peak-memory":
         return peak_table([row for row in of_group if not row.seconds])
-    title, what, per_element, peers = TIMED[name]
+    title, what, by_element, peers = TIMED[name]
     timed = [row for row in of_group if row.seconds]
-    return timed_table(title, what, timed, per_element=per_element, peers=peers, full=full)
+    return timed_table(title, what, timed, by_element=by_element, peers=peers, full=full)
 
 
 def tables(rows: Sequence[Row], *, full: bool = False) -> list[Table]:

@@ -5,8 +5,6 @@ Its counters are of 32 bits there (64-bit ones make a slower Philox), so that th
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,13 +14,14 @@ from benchmarks.timing import Call
 BLOCK = 1024
 
 
-def _uniform(out: Any, numel: Any, seed: Any, low: Any, width: Any, size: tl.constexpr) -> None:
+# Triton reads annotations, as types of its own: only a constant has one here.
+def _uniform(out, numel, seed, low, width, size: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     value = low + width * tl.rand(seed, place.to(tl.int32))
     tl.store(out + place, value.to(out.dtype.element_ty), mask=place < numel)
 
 
-def _normal(out: Any, numel: Any, seed: Any, mean: Any, std: Any, size: tl.constexpr) -> None:
+def _normal(out, numel, seed, mean, std, size: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     value = mean + std * tl.randn(seed, place.to(tl.int32))
     tl.store(out + place, value.to(out.dtype.element_ty), mask=place < numel)
