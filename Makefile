@@ -10,13 +10,17 @@ TORCH ?= 2.13.0
 CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
-GPU_GROUPS ?= fill,small,many
+GPU_PYTHON ?= python3.12
+GPU_SECONDS ?= 480
+ONLY ?=
 ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 CUDA_VENV := .venv-cuda
 CUDA_PY := $(CUDA_VENV)/bin/python
+GPU_VENV := .venv-gpu
+GPU_PY := $(GPU_VENV)/bin/python
 PIP := -m pip --disable-pip-version-check -qq install
 BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps
 
@@ -27,7 +31,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu prove sanitize matrix help
+.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu gpu-binary gpu-rehearsal prove sanitize matrix help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -132,6 +136,9 @@ wheel: $(TOOLS_STAMP)
 	venv/bin/python -m paraminit_ext verify --quick
 	rm -rf venv
 
+# Does what follows where the machine has no CUDA compiler and headers of its own.
+WITHOUT_TOOLKIT := [ -n "$${CUDA_HOME:-}" ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||
+
 # make cuda-build : compile the CUDA kernels (no GPU needed), refuse spills, run the stream tests with that torch
 CUDA_TOOLS_STAMP := $(CUDA_VENV)/stamp-tools-$(CUDA_TORCH)
 CUDA_BUILD_STAMP := $(CUDA_VENV)/stamp-build-$(CUDA_TORCH)
@@ -144,10 +151,7 @@ $(CUDA_TOOLS_STAMP): requirements/build.txt requirements/test.txt requirements/c
 	echo "installing torch $(CUDA_TORCH) and the pinned requirements into $(CUDA_VENV)"
 	$(CUDA_PY) $(PIP) torch==$(CUDA_TORCH)
 	$(CUDA_PY) $(PIP) -r requirements/test.txt
-	if [ -z "$${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
-	    echo "no CUDA toolkit on this machine: installing its compiler and headers into $(CUDA_VENV)"
-	    $(CUDA_PY) $(PIP) -r requirements/cuda-toolkit.txt
-	fi
+	$(WITHOUT_TOOLKIT) $(CUDA_PY) $(PIP) -r requirements/cuda-toolkit.txt
 	touch $@
 
 # A regular install, built in a folder of its own: the in-place CPU build stays as it is.
@@ -174,43 +178,42 @@ cuda-build: $(CUDA_FACE_STAMP)
 	@here=$$PWD
 	cd $(CUDA_VENV)  # so that the installed package is imported, not the sources
 	"$$here/$(CUDA_PY)" -m paraminit_ext info
-	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py"
+	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py" "$$here/tests/test_triton_kernels.py"
 	"$$here/$(CUDA_PY)" "$$here/benchmarks/instructions/sass.py" lib/python*/site-packages/paraminit_ext/_C*.so
 
-# make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure, compare; results in OUT
-#   Nothing here is downloaded. In OUT: the build's facts, the tests' output, results as JSON lines, tables, figures.
+# make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure (ONLY=3 stages, GPU_SECONDS=480)
+#   Nothing here is downloaded. In OUT: rows as JSON lines, what became of each step, logs, and the table printed last.
 gpu:
-	@mkdir -p build "$(OUT)"
-	rm -f build/stamp-*  # the binary in place will be this torch's
-	export FORCE_CUDA=1 PYTHONPATH="$(CURDIR)"
-	$(PYTHON) setup.py build_ext --inplace 2>&1 | tee build/gpu-build.log | $(SHORTEN) || {
-	    tail -n 60 build/gpu-build.log; exit 1; }
-	$(PYTHON) -m paraminit_ext info | tee "$(OUT)/gpu-info.txt"
-	failed=()
-	# What is committed is another run's: it is kept until it has been compared with.
-	for name in gpu gpu-models gpu-matrices; do cp "benchmarks/results/$$name.jsonl" "build/before-$$name.jsonl" 2>/dev/null || true; done
-	$(PYTHON) -m pytest -m gpu -W default $(ARGS) 2>&1 | tee "$(OUT)/gpu-tests.txt" || failed+=(tests)
-	$(PYTHON) -m benchmarks --device cuda --group "$(GPU_GROUPS)" --numel 30 --dtype fp32,bf16,fp64 --json "$(OUT)/gpu.jsonl" || failed+=(benchmarks)
-	$(PYTHON) -m benchmarks --device cuda --group model --json "$(OUT)/gpu-models.jsonl" || failed+=(models)
-	$(PYTHON) -m benchmarks --device cuda --group orthogonal,sparse --filter square --json "$(OUT)/gpu-matrices.jsonl" ||
-	    failed+=(matrices)
-	$(PYTHON) -m benchmarks report --figures "$(OUT)" "$(OUT)"/gpu{,-models,-matrices}.jsonl >"$(OUT)/gpu.md" ||
-	    failed+=(report)
-	for name in gpu gpu-models gpu-matrices; do
-	    if [ -s "build/before-$$name.jsonl" ]; then
-	        $(PYTHON) -m benchmarks compare "build/before-$$name.jsonl" "$(OUT)/$$name.jsonl" --tolerance 0.1 || failed+=(compare)
-	    fi
-	done
-	# Last, for it is slow. Without torch's pools, so that a write beyond a tensor is one beyond its memory.
-	if command -v compute-sanitizer >/dev/null; then
-	    for tool in memcheck racecheck initcheck; do
-	        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 $(PYTHON) -m pytest -q -m gpu -k sanitizer 2>&1 |
-	            tail -n 25 | tee -a "$(OUT)/gpu-tests.txt" || failed+=($$tool)
-	    done
-	else
-	    echo "compute-sanitizer: not on PATH, left out" | tee -a "$(OUT)/gpu-tests.txt"
-	fi
-	if [ "$${#failed[@]}" -gt 0 ]; then echo "gpu: failed: $${failed[*]}"; exit 1; fi
+	@$(PYTHON) -m tools.gpu --out "$(OUT)" --seconds "$(GPU_SECONDS)" --only "$(ONLY)"
+
+# make gpu-binary : build/gpu: a binary for a machine with GPU_PYTHON, CUDA_TORCH and CUDA_ARCHITECTURES, to be carried there
+GPU_TOOLS_STAMP := $(GPU_VENV)/stamp-tools-$(CUDA_TORCH)
+
+$(GPU_TOOLS_STAMP): requirements/build.txt requirements/gpu.txt requirements/cuda-toolkit.txt
+	@echo "installing torch $(CUDA_TORCH) and what a GPU machine has besides into $(GPU_VENV)"
+	test -x $(GPU_PY) || $(GPU_PYTHON) -m venv $(GPU_VENV)
+	rm -f $(GPU_VENV)/stamp-*
+	$(GPU_PY) $(PIP) torch==$(CUDA_TORCH)
+	$(GPU_PY) $(PIP) -r requirements/build.txt
+	$(GPU_PY) $(PIP) -r requirements/gpu.txt
+	$(WITHOUT_TOOLKIT) $(GPU_PY) $(PIP) -r requirements/cuda-toolkit.txt
+	touch $@
+
+gpu-binary: $(GPU_TOOLS_STAMP)
+	@mkdir -p build
+	rm -rf build/gpu
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" $(GPU_PY) setup.py build_ext --build-lib build/gpu 2>&1 |
+	    tee build/gpu-build.log | $(SHORTEN) || { tail -n 40 build/gpu-build.log; exit 1; }
+	ls -l build/gpu/paraminit_ext
+
+# make gpu-rehearsal : `make gpu` in a copy, with a GPU machine's packages, no network and no GPU: only the build can pass
+gpu-rehearsal: $(GPU_TOOLS_STAMP)
+	@rm -rf build/rehearsal
+	git clone -q . build/rehearsal
+	cd build/rehearsal
+	export TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)"
+	unshare -rn $(MAKE) gpu PYTHON="$(CURDIR)/$(GPU_PY)" OUT="$(CURDIR)/build/rehearsal/out" ONLY="$(ONLY)" || true
+	ls out
 
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
 clean:

@@ -9,6 +9,8 @@ registers and spills of each kernel.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
@@ -17,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import setuptools
 from setuptools import Extension, setup
@@ -55,6 +58,14 @@ CXX_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
+
+
+def sources_digest() -> str:
+    """What stands for the sources of a binary: equal where they are."""
+    digest = hashlib.sha256()
+    for path in [ROOT / "setup.py", *sorted(ROOT.glob("csrc/**/*.*"))]:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def printed(command: Sequence[str | Path]) -> str:
@@ -198,6 +209,14 @@ TOOLKIT, REASON = choose_cuda()
 ARCHITECTURES = choose_architectures(TOOLKIT) if TOOLKIT is not None else ""
 CUDA_VERSION = toolkit_version(TOOLKIT) if TOOLKIT is not None else ""
 EXTENSION = make_extension(TOOLKIT, ARCHITECTURES)
+# What a binary is built from; one whose facts are these need not be built again.
+FACTS = {
+    "TORCH_VERSION": torch.__version__,
+    "CUDA": CUDA_VERSION,
+    "ARCH": ARCHITECTURES,
+    "CXX_FLAGS": " ".join(CXX_FLAGS),
+    "SOURCES": sources_digest(),
+}
 
 
 class BuildExtension(cpp_extension.BuildExtension):
@@ -224,13 +243,7 @@ class BuildExtension(cpp_extension.BuildExtension):
 
     def write_build_info(self, path: Path) -> None:
         cxx = os.environ.get("CXX") or self.compiler.compiler_cxx[0]
-        facts = {
-            "TORCH_VERSION": torch.__version__,
-            "CUDA": CUDA_VERSION,
-            "ARCH": ARCHITECTURES,
-            "COMPILER": printed([*cxx.split(), "--version"]).partition("\n")[0],
-            "CXX_FLAGS": " ".join(CXX_FLAGS),
-        }
+        facts = {**FACTS, "COMPILER": printed([*cxx.split(), "--version"]).partition("\n")[0]}
         lines = [f"{name}: str = {str(value)!r}" for name, value in facts.items()]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
@@ -240,4 +253,19 @@ class BuildExtension(cpp_extension.BuildExtension):
         )
 
 
-setup(ext_modules=[EXTENSION], cmdclass={"build_ext": BuildExtension})
+class Facts(setuptools.Command):  # type: ignore[misc]  # setuptools has no types here
+    """`python setup.py -q facts`: as JSON, what a build here and now would be made from."""
+
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        print(json.dumps(FACTS))
+
+
+setup(ext_modules=[EXTENSION], cmdclass={"build_ext": BuildExtension, "facts": Facts})

@@ -168,6 +168,15 @@ def checksum(block: Tensor, first: int) -> list[int]:
     return sums
 
 
+def totals(sweep: Sweep, first: int, end: int, part: int, device: str = "cpu") -> list[str]:
+    """The checksums of the places from `first` to before `end`, by parts that the device has room for."""
+    sums = [0] * len(sweep.streams)
+    for place in range(first, end, part):
+        block = values(sweep, place, min(part, end - place), device=device)
+        sums = [(a + b) % (1 << 64) for a, b in zip(sums, checksum(block, place), strict=False)]
+    return [hexed(total) for total in sums]
+
+
 def hexed(number: int) -> str:
     return f"{number:016x}"
 

@@ -360,6 +360,7 @@ def test_the_kernels_of_the_ceilings_compile(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 def test_the_ceilings_are_those_of_stores_and_not_below_torch_s_own() -> None:
     said: list[str] = []
     found = ceilings.measure(torch.device("cuda"), 1 << 28, 3, said.append)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from conftest import GPU_SHARE
 from fills import DTYPES, FILLS, KEY, LAYOUTS, Fill, bits, filled, same, typed
-from paraminit_ext import Key, init, shard
+from paraminit_ext import Key, fill_many, init, shard
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,6 +38,55 @@ def on_cuda(tensor: Tensor) -> Tensor:
     """An empty tensor of the same layout on the GPU, poisoned."""
     strided = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
     return strided.fill_(-7.0)
+
+
+@pytest.mark.first
+@typed
+def test_every_family_of_kernels_writes_the_cpus_bits(dtype: torch.dtype) -> None:
+    shape = (1 << 20) + 77  # tiles, packets and a rest
+    for name, fill in FILLS.items():
+        expected = fill(torch.empty(shape, dtype=dtype), KEY)
+        assert same(fill(on_cuda(expected), KEY).cpu(), expected), name
+        strided = on_cuda(LAYOUTS["every third"](dtype))
+        assert same(fill(strided, KEY).cpu(), fill(torch.empty(130, 67, dtype=dtype), KEY)), name
+    matrix = torch.empty(3000, 70, dtype=dtype)
+    for sparsity in (0.3, 0.99):
+        expected = init.sparse_(matrix, sparsity, generator=KEY).clone()
+        assert same(init.sparse_(on_cuda(matrix), sparsity, generator=KEY).cpu(), expected)
+    for name in ("normal_", "uniform_", "trunc_normal_", "ones_"):
+        tensors = [torch.empty(n, 33, dtype=dtype) for n in (1, 5, 64, 900)]
+        there = list(map(on_cuda, tensors))
+        for listed in (tensors, there):
+            fill_many([(tensor, name, {}, KEY.fold_in(n)) for n, tensor in enumerate(listed)])
+        assert all(same(a.cpu(), b) for a, b in zip(there, tensors, strict=True)), name
+
+
+@pytest.mark.first
+@typed
+def test_a_key_in_the_gpus_memory_gives_the_bits_of_the_same_key_by_value(dtype: torch.dtype) -> None:
+    ops = torch.ops.paraminit_ext
+    key = KEY.to_tensor().to("cuda")
+    for numel in (1000, (1 << 20) + 77):
+        for name, parameters in (
+            ("uniform_", (-0.3, 0.55)),
+            ("normal_", (0.0, 0.02)),
+            ("trunc_normal_", (0.0, 1.0, -2.0, 2.0)),
+            ("trunc_normal_", (0.1, 1.0, -3.0, 4.0)),
+            ("trunc_normal_", (0.0, 1.0, 1.75, 9.0)),
+        ):
+            tensor = torch.empty(numel, dtype=dtype, device="cuda")
+            getattr(ops, name).key(tensor, *parameters, key, [], [])
+            expected = torch.empty(numel, dtype=dtype)
+            getattr(init, name)(expected, *parameters, generator=KEY)
+            assert same(tensor.cpu(), expected), (name, parameters)
+
+
+@pytest.mark.first
+def test_raw_words_on_the_gpu_are_the_cpus() -> None:
+    words, expected = torch.empty(37, 101, dtype=torch.int64, device="cuda"), torch.empty(37, 101).long()
+    for tensor in (words, expected):
+        torch.ops.paraminit_ext.words_.default(tensor, 77, -5, [], [])
+    assert torch.equal(words.cpu(), expected)
 
 
 @typed
@@ -63,6 +115,9 @@ def test_small_fills_of_every_kind_for_the_sanitizer() -> None:
                 assert same(fill(tensor, KEY).cpu(), fill(torch.empty(130, 67, dtype=dtype), KEY))
         expected = init.sparse_(torch.empty(33, 17, dtype=dtype), 0.3, generator=KEY)
         assert same(init.sparse_(on_cuda(expected), 0.3, generator=KEY).cpu(), expected)
+    # Lists that are sorted in shared memory, between barriers.
+    expected = init.sparse_(torch.empty(100_000, 3), 0.5, generator=KEY)
+    assert same(init.sparse_(on_cuda(expected), 0.5, generator=KEY).cpu(), expected)
 
 
 @typed
@@ -161,10 +216,12 @@ def test_subnormal_values_survive_the_conversion_to_16_bits() -> None:
         )
 
 
+@pytest.mark.large
 @typed
 def test_a_tensor_past_2_to_the_32_elements_is_right_at_both_ends(dtype: torch.dtype) -> None:
     numel = 2**32 + 1001
-    if torch.cuda.mem_get_info()[0] < numel * torch.empty((), dtype=dtype).element_size() + (1 << 30):
+    free, total = torch.cuda.mem_get_info()
+    if min(free, GPU_SHARE * total) < numel * dtype.itemsize + (1 << 28):
         pytest.skip("needs the memory of one tensor of 2^32 elements on the GPU")
     tensor = torch.empty(numel, dtype=dtype, device="cuda")
     init.normal_(tensor, generator=KEY)
@@ -174,6 +231,8 @@ def test_a_tensor_past_2_to_the_32_elements_is_right_at_both_ends(dtype: torch.d
         assert same(tensor[place : place + 100].cpu(), expected)
 
 
+@pytest.mark.first
+@pytest.mark.gpu_alone
 def test_the_draw_of_a_cuda_generator_is_the_contracts() -> None:
     generator = torch.Generator("cuda").manual_seed(77)
     generator.set_offset(40)
@@ -193,6 +252,8 @@ def test_one_cpu_generator_gives_the_same_weights_on_either_device() -> None:
     )
 
 
+@pytest.mark.first
+@pytest.mark.gpu_alone
 def test_each_replay_of_a_graph_draws_anew_as_eager_calls_do() -> None:
     tensor = torch.empty(1000, device="cuda")
     init.normal_(tensor)  # kernels are loaded
@@ -207,6 +268,7 @@ def test_each_replay_of_a_graph_draws_anew_as_eager_calls_do() -> None:
         assert same(tensor, expected)
 
 
+@pytest.mark.gpu_alone
 def test_a_key_under_capture_repeats() -> None:
     tensor = torch.empty(1000, device="cuda")
     expected = init.normal_(torch.empty(1000, device="cuda"), generator=KEY)
@@ -219,6 +281,58 @@ def test_a_key_under_capture_repeats() -> None:
         assert same(tensor, expected)
 
 
+# The first call of all is under capture: kernels are loaded and their occupancy is asked for there.
+CAPTURED_FIRST = """
+import torch
+from paraminit_ext import Key, init
+tensor = torch.zeros(1 << 20, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    init.{name}(tensor, generator={generator})
+graph.replay()
+assert tensor.std() > 0.1
+"""
+
+
+@pytest.mark.first
+@pytest.mark.gpu_alone
+@pytest.mark.parametrize("name", ["uniform_", "normal_"])
+@pytest.mark.parametrize("generator", ["None", "Key(1)"])
+def test_the_first_fill_of_a_process_can_be_captured(name: str, generator: str) -> None:
+    code = CAPTURED_FIRST.format(name=name, generator=generator)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# Threads whose first fills meet, each on a stream of its own.
+FIRST_IN_THREADS = """
+import threading, torch
+from paraminit_ext import Key, init
+expected = init.normal_(torch.empty(1 << 16), generator=Key(1))
+together, right = threading.Barrier(8), []
+def fill():
+    stream = torch.cuda.Stream()
+    together.wait()
+    with torch.cuda.stream(stream):
+        tensor = init.normal_(torch.empty(1 << 16, device="cuda"), generator=Key(1))
+    stream.synchronize()
+    right.append(torch.equal(tensor.cpu(), expected))
+threads = [threading.Thread(target=fill) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert right == [True] * 8, right
+"""
+
+
+@pytest.mark.gpu_alone
+def test_the_first_fills_of_several_threads_are_right() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_IN_THREADS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.first
 def test_a_fill_runs_on_the_current_stream() -> None:
     tensor = torch.empty(1 << 24, device="cuda")
     expected = init.normal_(torch.empty(1 << 24, device="cuda"), generator=KEY)
@@ -232,6 +346,7 @@ def test_a_fill_runs_on_the_current_stream() -> None:
     assert same(tensor, expected)
 
 
+@pytest.mark.gpu_alone
 def test_a_fill_does_not_wait_for_the_device() -> None:
     tensor = torch.empty(1000, device="cuda")
     init.normal_(tensor)
@@ -242,6 +357,7 @@ def test_a_fill_does_not_wait_for_the_device() -> None:
     torch.cuda.synchronize()
 
 
+@pytest.mark.gpu_alone
 def test_a_compiled_function_fills_on_the_gpu() -> None:
     @torch.compile(fullgraph=True, backend="aot_eager")
     def step(w: Tensor) -> Tensor:

@@ -515,6 +515,7 @@ def test_on_cuda_the_values_and_draws_are_those_of_the_single_calls(seed: int) -
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 def test_on_cuda_a_distribution_and_dtype_is_one_launch() -> None:
     entries: list[Any] = [
         (torch.empty(3 + n, 17, dtype=dtype, device="cuda"), name, {}, None)
@@ -532,6 +533,7 @@ def test_on_cuda_a_distribution_and_dtype_is_one_launch() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 def test_under_capture_each_replay_draws_anew() -> None:
     tensors = [torch.empty(100, device="cuda") for _ in range(3)]
     entries: list[Any] = [(t, "normal_", {}, None) for t in tensors]
@@ -551,6 +553,7 @@ def test_under_capture_each_replay_draws_anew() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 def test_on_cuda_many_fills_do_not_wait_for_the_device() -> None:
     entries: list[Any] = [(torch.empty(64, 64, device="cuda"), "normal_", {}, None) for _ in range(100)]
     fill_many(entries)

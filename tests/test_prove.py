@@ -207,16 +207,20 @@ def test_the_two_checksums_are_the_same_and_know_order(sweep: Sweep, judge: Judg
     assert sweeps.checksum(block[order], 1000)[0] != total
 
 
+@swept
+def test_a_checksum_does_not_depend_on_the_parts(sweep: Sweep) -> None:
+    first = 1 << 20
+    whole = sweeps.checksum(sweeps.values(sweep, first, 5000), first)[: len(sweep.streams)]
+    for part in (5000, 1024):
+        assert sweeps.totals(sweep, first, first + 5000, part) == list(map(sweeps.hexed, whole))
+
+
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 @swept
 def test_cuda_gives_the_committed_bits_of_all_words(sweep: Sweep) -> None:
-    part = 1 << 26
-    sums = [0] * len(sweep.streams)
-    for first in range(0, sweeps.ALL, part):
-        block = sweeps.values(sweep, first, part, device="cuda")
-        sums = [(a + b) % (1 << 64) for a, b in zip(sums, sweeps.checksum(block, first), strict=False)]
     expected = [COMMITTED["all"][stream.name] for stream in sweep.streams]
-    assert [sweeps.hexed(total) for total in sums] == expected
+    assert sweeps.totals(sweep, 0, sweeps.ALL, 1 << 26, "cuda") == expected
 
 
 # --- the page and the command -------------------------------------------------------------------

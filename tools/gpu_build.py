@@ -1,0 +1,112 @@
+"""Stage 1 of `make gpu`: the extension for the GPU at hand, compiled only where no binary fits.
+
+A binary fits if its `_build_info.py` says what `setup.py facts` says here, and it can be imported. One may
+lie in place, or in build/gpu, where `make gpu-binary` puts it to be carried to a machine like this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CARRIED = ROOT / "build" / "gpu"
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def environment() -> dict[str, str]:
+    """For the GPUs present alone, unless architectures are named; with every core."""
+    return {
+        "TORCH_CUDA_ARCH_LIST": "native",
+        "MAX_JOBS": str(os.cpu_count()),
+        **os.environ,
+        "FORCE_CUDA": "1",
+    }
+
+
+def wanted(root: Path) -> dict[str, str]:
+    """The facts of a build here and now."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "facts"],
+        cwd=root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit((done.stderr.strip().splitlines() or ["setup.py facts: no message"])[-1])
+    facts: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def misfit(folder: Path, facts: dict[str, str]) -> str:
+    """Why the binary in a folder's package is not to be used, or ""."""
+    info = folder / "paraminit_ext" / "_build_info.py"
+    if not info.exists() or not (folder / "paraminit_ext" / f"_C{SUFFIX}").exists():
+        return "there is none for this Python"
+    built: dict[str, Any] = runpy.run_path(str(info))
+    for name, value in facts.items():
+        if built.get(name) != value:
+            return f"its {name} is {built.get(name)!r}, not {value!r}"
+    return ""
+
+
+def imports(root: Path) -> bool:
+    """Whether the package in place can be imported with its CUDA kernels."""
+    code = "import sys; from paraminit_ext import _C; sys.exit(not _C.has_cuda())"
+    return subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def put_in_place(carried: Path, root: Path) -> None:
+    for name in (f"_C{SUFFIX}", "_build_info.py"):
+        shutil.copy2(carried / "paraminit_ext" / name, root / "paraminit_ext" / name)
+
+
+def compile_in_place(root: Path) -> int:
+    """Runs the build, all of whose output is printed; returns its status. The last line sums it up."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    warnings = 0
+    with subprocess.Popen(
+        command, cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as build:
+        assert build.stdout is not None
+        for line in build.stdout:
+            print(line, end="", flush=True)
+            warnings += bool(re.search(r"[0-9)]: warning", line))
+    if build.returncode != 0:
+        print(f"the build failed with status {build.returncode}")
+    else:
+        print(f"compiled with {environment()['MAX_JOBS']} jobs, {warnings} warnings")
+    return build.returncode
+
+
+def main(root: Path = ROOT, carried: Path = CARRIED) -> int:
+    facts = wanted(root)
+    print(f"wanted: {facts}")
+    wrong = misfit(root, facts)
+    if not wrong and imports(root):
+        print("the binary in place fits")
+        return 0
+    print(f"the binary in place is not used: {wrong or 'it cannot be imported'}")
+    wrong = misfit(carried, facts)
+    if not wrong:
+        put_in_place(carried, root)
+        if imports(root):
+            print("the binary carried along fits")
+            return 0
+        wrong = "it cannot be imported"
+    print(f"the binary in {carried.name} is not used: {wrong}")
+    return compile_in_place(root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
