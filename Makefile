@@ -204,7 +204,9 @@ gpu-binary: $(GPU_TOOLS_STAMP)
 	rm -rf build/gpu
 	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" $(GPU_PY) setup.py build_ext --build-lib build/gpu 2>&1 |
 	    tee build/gpu-build.log | $(SHORTEN) || { tail -n 40 build/gpu-build.log; exit 1; }
-	ls -l build/gpu/paraminit_ext
+	# A machine's own may be too old to read pyproject.toml.
+	$(GPU_PY) $(PIP) --target build/gpu/site --no-compile "$$(grep setuptools requirements/build.txt)"
+	du -sh build/gpu/paraminit_ext/_C*.so build/gpu/site
 
 # make gpu-rehearsal : `make gpu` in a copy, with a GPU machine's packages, no network and no GPU: only the build can pass
 gpu-rehearsal: $(GPU_TOOLS_STAMP)

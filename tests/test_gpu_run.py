@@ -143,7 +143,7 @@ def test_steps_beside_each_other_run_at_once_and_each_has_its_own_words(tmp_path
     log = (tmp_path / "gpu-tests.txt").read_text()
     assert "== stage 3, a\na has met b\n" in log
     assert "== stage 3, b\nb has met a\n" in log
-    assert not list((tmp_path / "parts").iterdir())
+    assert not (tmp_path / "parts").exists()
 
 
 def test_without_a_build_nothing_else_is_tried(tmp_path: Path) -> None:
@@ -389,6 +389,20 @@ def test_a_binary_that_was_carried_along_is_used_where_it_fits(
     monkeypatch.setattr(gpu_build, "imports", lambda _: False)
     assert gpu_build.main(package, carried) == 7
     assert said() == "the binary in gpu is not used: it cannot be imported"
+
+
+def test_a_setuptools_that_is_too_old_gives_way_to_one_that_was_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "here")
+    assert gpu_build.environment(tmp_path)["PYTHONPATH"] == "here"
+    (tmp_path / "site").mkdir()
+    assert gpu_build.environment(tmp_path)["PYTHONPATH"] == "here"
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "70.2.0")
+    variables = gpu_build.environment(tmp_path)
+    assert variables["PYTHONPATH"] == f"{tmp_path / 'site'}{os.pathsep}here"
+    assert variables["FORCE_CUDA"] == "1"
+    assert variables["TORCH_CUDA_ARCH_LIST"] == os.environ.get("TORCH_CUDA_ARCH_LIST", "native")
 
 
 def test_the_facts_of_a_binary_are_those_of_its_build_and_of_the_sources(tmp_path: Path) -> None:

@@ -356,6 +356,8 @@ class Run:
             return [Running(step, limit, words, log)]
         except OSError as error:
             log.close()
+            if step.beside:
+                path.unlink()
             self.note(Outcome(step.stage, step.name, 0.0, FAILED, f"{step.command[0]}: {error.strerror}"))
             return []
 
@@ -366,6 +368,8 @@ class Run:
             with (self.out / running.step.log).open("a") as log:
                 log.write(f"\n== stage {outcome.stage}, {outcome.name}\n{said}")
             Path(running.log.name).unlink()
+            with suppress(OSError):  # others may still be there
+                (self.out / "parts").rmdir()
         if "--append" not in running.step.command:
             return outcome
         rows = rows_note(before, self.json_path, said)
@@ -418,8 +422,8 @@ def aligned(headers: Sequence[str], cells: Iterable[Sequence[str]], right: Seque
 def closing(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]], seconds: float) -> str:
     """Everything in at most TABLE_LINES lines: steps, then rows; those that do not fit are counted."""
 
-    def cut(note: str) -> str:
-        return note if len(note) <= NOTE else note[: NOTE - 3] + "..."
+    def cut(text: str, most: int = NOTE) -> str:
+        return text if len(text) <= most else text[: most - 3] + "..."
 
     lines = aligned(
         ("stage", "step", "s", "status", "what it says"),
@@ -439,9 +443,8 @@ def closing(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]], seco
         lines.append("ceilings, GB/s: " + ", ".join(facts))
     last = {record["name"]: record for record in records}  # of rows with the same name the last one counts
     rows = list(map(rate, last.values()))
-    verdict = f"{seconds:.0f} s, {len(last)} rows; " + (
-        f"not passed: {', '.join(wrong)}" if wrong else "all passed"
-    )
+    passed = f"not passed: {', '.join(wrong)}" if wrong else "all passed"
+    verdict = cut(f"{seconds:.0f} s, {len(last)} rows; {passed}", 2 * NOTE)
     room = TABLE_LINES - len(lines) - 3  # the rows' header, those left out, the verdict
     if rows:
         headers = ("row", "ms", "GB/s", "x stock", "of ceiling", "others' time by ours")

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ CARRIED = ROOT / "build" / "gpu"
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
-def environment() -> dict[str, str]:
-    """For the GPUs present alone, unless architectures are named; with every core."""
-    return {
-        "TORCH_CUDA_ARCH_LIST": "native",
-        "MAX_JOBS": str(os.cpu_count()),
-        **os.environ,
-        "FORCE_CUDA": "1",
-    }
+def environment(carried: Path = CARRIED) -> dict[str, str]:
+    """For the GPUs present alone, unless architectures are named; with every core.
+
+    Where the setuptools here is too old for pyproject.toml, with the one that was carried along.
+    """
+    variables = {"TORCH_CUDA_ARCH_LIST": "native", "MAX_JOBS": str(os.cpu_count()), **os.environ}
+    if int(metadata.version("setuptools").split(".")[0]) < 77 and (carried / "site").exists():
+        variables["PYTHONPATH"] = os.pathsep.join([str(carried / "site"), os.environ.get("PYTHONPATH", "")])
+    return variables | {"FORCE_CUDA": "1"}
 
 
 def wanted(root: Path) -> dict[str, str]:
