@@ -23,12 +23,20 @@ constexpr int64_t kSmallNumel = 100 * 100;
 // Blocks of a triangle that are inverted in loops, where these are quicker than a product's call.
 constexpr int64_t kLoopBlock = 32;
 
-// Whether this process lets oneDNN round the factors of float32 products on the CPU. The setting is
-// the whole process's, so it is not touched: such a matrix is made in double.
+// Whether this process lets the factors of float32 products be rounded: by oneDNN on the CPU, or by
+// cuBLASLt where that is the preferred library, which no guard of a thread holds off. The setting
+// is the whole process's, so it is not touched: such a matrix is made in double.
 bool products_may_round(const Tensor& q) {
-  if (!q.is_cpu() || q.scalar_type() != at::kFloat) return false;
+  if (q.scalar_type() != at::kFloat) return false;
+  at::Context& context = at::globalContext();
+  if (q.is_cuda()) {
+    return context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+               at::Float32Precision::TF32 &&
+           context.blasPreferredBackend() == at::BlasBackend::Cublaslt;
+  }
+  if (!q.is_cpu()) return false;
   const auto precision =
-      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+      context.float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
   return precision == at::Float32Precision::BF16 || precision == at::Float32Precision::TF32;
 }
 

@@ -93,9 +93,10 @@ at::Tensor apply_distribution(const std::string& name, const std::vector<double>
 // tests, since the width may decide nothing.
 void sparse_ones(const at::Tensor& matrix, int64_t zeros, std::pair<uint64_t, uint64_t> key,
                  double spread) {
-  TORCH_CHECK_VALUE(matrix.dim() == 2 && matrix.scalar_type() == at::kFloat && matrix.numel() > 0 &&
-                        zeros > 0 && zeros <= matrix.size(0),
-                    "paraminit_ext._C.sparse_ones: expected a float32 matrix and 1 to rows zeros.");
+  TORCH_CHECK_VALUE(matrix.is_cpu() && matrix.dim() == 2 && matrix.scalar_type() == at::kFloat &&
+                        matrix.numel() > 0 && zeros > 0 && zeros <= matrix.size(0),
+                    "paraminit_ext._C.sparse_ones: expected a float32 matrix on the CPU and 1 to "
+                    "rows zeros.");
   const int64_t rows = matrix.size(0), columns = matrix.size(1);
   const paraminit::Key given{key.first, key.second};
   paraminit::SparseRequest request{};
@@ -194,6 +195,12 @@ std::vector<int64_t> first_alike(const py::list& entries, const py::handle key_t
   return found;
 }
 
+// One draw. Another thread may hold the generator for the whole of a fill of torch's own.
+paraminit::Key draw_without_lock(const at::Generator& generator) {
+  const py::gil_scoped_release no_gil;
+  return paraminit::draw(generator);
+}
+
 // The key of one fill: of a paraminit_ext.Key, or one draw from a generator, or from the default
 // one of the tensor's device.
 paraminit::Key take_key(const py::handle source, const at::Tensor& tensor) {
@@ -202,12 +209,12 @@ paraminit::Key take_key(const py::handle source, const at::Tensor& tensor) {
   if (source.is_none()) {
 #ifdef PARAMINIT_WITH_CUDA
     if (tensor.is_cuda())
-      return paraminit::draw(paraminit::default_cuda_generator(tensor.device().index()));
+      return draw_without_lock(paraminit::default_cuda_generator(tensor.device().index()));
 #endif
     (void)tensor;
-    return paraminit::draw(at::detail::getDefaultCPUGenerator());
+    return draw_without_lock(at::detail::getDefaultCPUGenerator());
   }
-  if (THPGenerator_Check(source.ptr())) return paraminit::draw(source.cast<at::Generator>());
+  if (THPGenerator_Check(source.ptr())) return draw_without_lock(source.cast<at::Generator>());
   const auto word = [&](PyObject* name) {
     const auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(source.ptr(), name));
     const uint64_t value =
@@ -284,16 +291,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("available_cpu_capabilities", paraminit::available_cpu_capabilities);
   m.def("philox", philox, py::arg("counter"), py::arg("key"));
   m.def(
-      "draw", [](const at::Generator& generator) { return as_signed(paraminit::draw(generator)); },
+      "draw",
+      [](const at::Generator& generator) { return as_signed(draw_without_lock(generator)); },
       py::arg("generator"));
   m.def(
       "draw_default",
       [](const std::string& device_type, int64_t device_index) {
         if (device_type == "cpu")
-          return as_signed(paraminit::draw(at::detail::getDefaultCPUGenerator()));
+          return as_signed(draw_without_lock(at::detail::getDefaultCPUGenerator()));
 #ifdef PARAMINIT_WITH_CUDA
         if (device_type == "cuda") {
-          return as_signed(paraminit::draw(paraminit::default_cuda_generator(device_index)));
+          return as_signed(draw_without_lock(paraminit::default_cuda_generator(device_index)));
         }
 #endif
         throw py::value_error(
@@ -331,6 +339,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("overlaps_itself", paraminit::overlaps_itself, py::arg("tensor"));
   m.def("upper_tail", paraminit::upper_tail, py::arg("x"));
   m.def("minus_two_log_upper_tail", paraminit::minus_two_log_upper_tail, py::arg("x"));
+  m.def(
+      "is_capturing",
+      [](int64_t device_index) {
+#ifdef PARAMINIT_WITH_CUDA
+        return paraminit::is_capturing_cuda(device_index);
+#else
+        (void)device_index;
+        return false;
+#endif
+      },
+      py::arg("device_index"));
   m.def("has_cuda", [] {
 #ifdef PARAMINIT_WITH_CUDA
     return true;

@@ -207,7 +207,7 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
     if generator is None:
         if device.type != "cuda" or not _HAS_CUDA:
             return _C.draw_default("cpu", -1)
-        if torch.cuda.is_current_stream_capturing():
+        if _C.is_capturing(device.index):
             return _draw_on_device(device, None)
         return _C.draw_default("cuda", device.index)
     refuse_generator(name, generator, device)
@@ -216,7 +216,7 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
     kind = generator.device.type
     if kind == "cuda" and not _HAS_CUDA:
         return _draw_by_state(generator)
-    if kind == "cuda" and torch.cuda.is_current_stream_capturing():
+    if kind == "cuda" and _C.is_capturing(device.index):
         return _draw_on_device(device, generator)
     if kind in ("cpu", "cuda"):
         return _C.draw(generator)

@@ -100,7 +100,7 @@ def fill_many(entries: Iterable[Entry]) -> list[Tensor]:
 
 def _calls_are_plain() -> bool:
     """Whether nothing that torch has between a call and the kernels wants to see each call."""
-    if not _C.calls_are_plain() or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+    if not _C.calls_are_plain() or (torch.cuda.is_initialized() and _C.is_capturing(-1)):
         return False
     modes = torch.overrides._get_current_function_mode_stack()
     # A default device is a mode too, and means nothing to a fill.

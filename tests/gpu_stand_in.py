@@ -94,6 +94,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> Iterator[None]:
     }
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)
+    patch.setattr(torch.backends.cuda, "preferred_blas_library", lambda *_: "cublas")
     patch.setattr(_C, "has_cuda", lambda: True)
     with OnCpu():
         yield

@@ -196,14 +196,17 @@ def test_an_orthogonal_cuda_matrix_is_the_cpus_to_rounding(
     expected = init.orthogonal_(torch.empty(shape, dtype=dtype), generator=KEY)
     # The same Gaussian bits; each is within 8 u sqrt(n) of the exact matrix, as the contract has it.
     limit = 2 * 8 * torch.finfo(dtype).eps / 2 * max(shape) ** 0.5
+    library = torch.backends.cuda.preferred_blas_library()
     try:
-        for tf32 in (False, True):
+        for tf32, preferred in ((False, library), (True, "cublas"), (True, "cublaslt")):
             torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cuda.preferred_blas_library(preferred)
             got = init.orthogonal_(torch.empty(shape, dtype=dtype, device="cuda"), generator=KEY).cpu()
             assert float((got - expected).abs().max()) <= limit
             assert torch.backends.cuda.matmul.allow_tf32 == tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cuda.preferred_blas_library(library)
 
 
 def test_subnormal_values_survive_the_conversion_to_16_bits() -> None:

@@ -304,6 +304,32 @@ def test_a_fill_releases_the_interpreter_lock() -> None:
     assert state["turns"] > 100
 
 
+def test_a_draw_that_waits_for_its_generator_releases_the_interpreter_lock() -> None:
+    generator = torch.Generator()
+    tensor = torch.empty(1 << 26)
+    tensor.fill_(1.0)  # pages are there
+    waited = []
+
+    def wait() -> None:
+        begin = time.perf_counter()
+        init.normal_(torch.empty(4), generator=generator)
+        waited.append(time.perf_counter() - begin)
+
+    # torch's own keeps the generator for the whole fill.
+    holder = threading.Thread(target=lambda: tensor.normal_(generator=generator))
+    waiter = threading.Thread(target=wait)
+    holder.start()
+    time.sleep(0.02)
+    longest, last = 0.0, time.perf_counter()
+    waiter.start()
+    while waiter.is_alive():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    holder.join()
+    # With the lock held this thread would stand still for all of that time.
+    assert longest < waited[0] / 2
+
+
 def thread_times() -> dict[str, int]:
     """Nanoseconds on a processor of each thread of this process."""
     return {

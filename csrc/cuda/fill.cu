@@ -141,6 +141,16 @@ void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Dev
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+bool is_capturing_cuda(int64_t device_index) {
+  const auto count = static_cast<int64_t>(c10::cuda::device_count());
+  const bool every = device_index < 0;
+  for (int64_t n = every ? 0 : device_index; n < (every ? count : device_index + 1); ++n) {
+    const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(n));
+    if (at::cuda::currentStreamCaptureStatus() != at::cuda::CaptureStatus::None) return true;
+  }
+  return false;
+}
+
 std::string cuda_toolkit_version() {
   return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }

@@ -35,6 +35,9 @@ void draw_key_cuda(uint64_t* key, c10::Device device,
                    const std::optional<at::Generator>& generator);
 void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device);
 
+// Whether the current stream of a device, or of any device for -1, is being captured.
+bool is_capturing_cuda(int64_t device_index);
+
 std::string cuda_toolkit_version();
 
 }  // namespace paraminit

@@ -5,7 +5,9 @@
 
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContext.h>
+#include <ATen/cuda/CUDAGraphsUtils.cuh>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <cstring>
@@ -20,6 +22,7 @@ namespace paraminit {
 
 void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
+  at::cuda::assertNotCapturing("paraminit_ext.fill_many");
   struct Group {
     std::vector<DeviceItem> items;
     std::vector<int64_t> first_chunk{0};
@@ -50,8 +53,13 @@ void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
                        (items.size() + groups.size()) * sizeof(int64_t) +
                        geometries.size() * sizeof(Geometry);
   const auto options = at::TensorOptions().dtype(at::kByte);
-  const at::Tensor host =
-      at::empty({static_cast<int64_t>(bytes)}, options.device(at::kCPU).pinned_memory(true));
+  at::Tensor host;
+  {
+    // Pinned memory is asked for, and events of earlier copies are: another thread's capture, which
+    // forbids such calls to all threads, goes on.
+    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+    host = at::empty({static_cast<int64_t>(bytes)}, options.device(at::kCPU).pinned_memory(true));
+  }
   const at::Tensor there = at::empty({static_cast<int64_t>(bytes)}, options.device(device));
   char* to = reinterpret_cast<char*>(host.mutable_data_ptr<uint8_t>());
   const char* at_device = reinterpret_cast<const char*>(there.const_data_ptr<uint8_t>());
