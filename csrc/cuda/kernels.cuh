@@ -347,8 +347,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Blocks of the kernel that the device holds at once. The kernel is an argument of the template, not
-// of the function: kernels of one type differ in their registers, and each has a store of its own.
+// Blocks of the kernel that the device holds at once. The kernel is an argument of the template,
+// not of the function: kernels of one type differ in their registers, and each has a store of its
+// own.
 template <auto kernel>
 int64_t resident_blocks(int device, int multiprocessors) {
   constexpr int kDevices = 64;
