@@ -66,6 +66,22 @@ void check_key(const char* op, const Tensor& key, const Tensor& self) {
                     self.device(), ", got one on ", key.device(), ". Use key.to(tensor.device).");
 }
 
+bool lacks_storage(const Tensor& self) {
+  if (self.is_meta() || !self.has_storage() || self.numel() == 0) return false;
+  uint64_t last = static_cast<uint64_t>(self.storage_offset());
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    last += static_cast<uint64_t>(self.size(d) - 1) * static_cast<uint64_t>(self.stride(d));
+  }
+  return (last + 1) * self.element_size() > self.storage().nbytes();
+}
+
+void check_storage(const char* op, const Tensor& self) {
+  TORCH_CHECK(!lacks_storage(self), "paraminit_ext.", op,
+              ": expected storage for every element, got shape ", self.sizes(), " in ",
+              self.storage().nbytes(), " bytes. Resize the storage, or fill the tensor before its "
+              "memory is freed.");
+}
+
 void check_disjoint(const char* op, const Tensor& self) {
   TORCH_CHECK(!overlaps_itself(self), "paraminit_ext.", op,
               ": expected a tensor whose elements do not share memory, got shape ", self.sizes(),

@@ -22,6 +22,10 @@ void check_shard(const char* op, const at::Tensor& self, at::IntArrayRef whole,
 void check_key(const char* op, const at::Tensor& key, const at::Tensor& self);
 
 // Whether no two elements share memory.
+// Whether the tensor's storage ends before its elements do, as one whose memory was taken away.
+bool lacks_storage(const at::Tensor& self);
+void check_storage(const char* op, const at::Tensor& self);
+
 void check_disjoint(const char* op, const at::Tensor& self);
 
 }  // namespace paraminit

@@ -73,7 +73,8 @@ void TruncNormal::check(ElementType type) const {
   TORCH_CHECK_VALUE(std::abs(mean) <= most, "paraminit_ext.", name,
                     ": expected a finite mean, got mean=", mean, ".");
   TORCH_CHECK_VALUE(std > 0 && std <= most && (type == ElementType::kFloat64 || float(std) > 0),
-                    "paraminit_ext.", name, ": expected a finite std > 0, got std=", std, ".");
+                    "paraminit_ext.", name, ": expected a finite std > 0, got std=", std,
+                    ". Use constant_ where nothing is to vary.");
   TORCH_CHECK_VALUE(a <= b, "paraminit_ext.", name, ": expected a <= b, got a=", a, ", b=", b, ".");
   TORCH_CHECK_VALUE(a <= most && b >= -most, "paraminit_ext.", name,
                     ": expected bounds that leave a finite value, got a=", a, ", b=", b, ".");
@@ -126,6 +127,7 @@ void check_place(const char* op, const Tensor& self, KeySource key, IntArrayRef 
                  IntArrayRef start) {
   check_shard(op, self, whole, start);
   check_disjoint(op, self);
+  check_storage(op, self);
   if (key.tensor != nullptr) check_key(op, *key.tensor, self);
 }
 
@@ -391,6 +393,13 @@ Plan plan_of(const std::string& name, at::ArrayRef<double> parameters, const Ten
   return with_elementwise(name, parameters, [&](const auto& law) {
     return law.plan(checked_type(law, self), self.is_complex());
   });
+}
+
+void check_parameters(const std::string& name, at::ArrayRef<double> parameters,
+                      at::ScalarType type) {
+  if (c10::isComplexType(type)) type = c10::toRealValueType(type);
+  with_elementwise(name, parameters,
+                   [&](const auto& law) { law.check(element_type(law.name, type)); });
 }
 
 Geometry geometry_for(const char* name, const Tensor& self, bool parts, IntArrayRef whole,

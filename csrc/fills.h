@@ -90,6 +90,9 @@ void fill(const Orthogonal& law, const at::Tensor& self, KeySource key, at::IntA
 bool has_kernels(const at::Tensor& tensor);
 
 // The plan of the elementwise fill of that name; raises what check_fill() raises.
+// Raises what the elementwise fill of that name raises for these parameters.
+void check_parameters(const std::string& name, at::ArrayRef<double> parameters,
+                      at::ScalarType type);
 Plan plan_of(const std::string& name, at::ArrayRef<double> parameters, const at::Tensor& self);
 
 // Where the elements of a tensor that has some lie, or with `parts` those of a complex one's real

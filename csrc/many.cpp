@@ -11,10 +11,12 @@
 #include <map>
 #include <optional>
 
+#include "checks.h"
 #include "cpu/many.h"
 #include "fills.h"
 #include "forked.h"
 #include "many_request.h"
+#include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/many.h"
 #endif
@@ -142,6 +144,11 @@ bool is_plain(const Tensor& tensor) {
                                         c10::DispatchKey::ADInplaceOrView});
 }
 
+bool is_fillable(const Tensor& tensor) {
+  return is_plain(tensor) && (!tensor.is_inference() || c10::InferenceMode::is_enabled()) &&
+         (tensor.is_contiguous() || !overlaps_itself(tensor)) && !lacks_storage(tensor);
+}
+
 void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>& entries) {
   RECORD_FUNCTION("paraminit_ext::fill_many", c10::ArrayRef<c10::IValue>{});
   std::vector<std::optional<Common>> commons(fills.size());
@@ -156,6 +163,7 @@ void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>&
                           common->size <= 8,
                       "paraminit_ext.fill_many: expected a plain tensor of ", common->type,
                       ", got ", self.toString(), ".");
+    check_storage("fill_many", self);
     ManyItem item{};
     item.request = common->request.has_value() ? &*common->request : nullptr;
     item.key = entry.key;

@@ -33,6 +33,9 @@ bool calls_are_plain();
 // Whether a tensor is plain memory on a device that has kernels here.
 bool is_plain(const at::Tensor& tensor);
 
+// Whether every element of a plain tensor can be written on its own, here and now.
+bool is_fillable(const at::Tensor& tensor);
+
 // Everything is checked before anything is written.
 void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>& entries);
 

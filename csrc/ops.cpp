@@ -96,6 +96,9 @@ Tensor draw_key(at::Device device, std::optional<at::Generator> generator) {
   return device.is_cpu() ? key : key.to(device);
 }
 
+// The default generator's draw for a tensor's device.
+Tensor draw_key_like(const Tensor& like) { return draw_key(like.device(), std::nullopt); }
+
 Tensor fold_in_tensor(const Tensor& key, int64_t data) {
   check_key("fold_in", key, key);
   if (!has_kernels(key)) return fold_in_tensor(key.cpu(), data).to(key.device());
@@ -127,6 +130,8 @@ Tensor meta_draw_key(at::Device device, std::optional<at::Generator>) {
   return at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
 }
 
+Tensor meta_draw_key_like(const Tensor& like) { return meta_draw_key(like.device(), std::nullopt); }
+
 Tensor meta_fold_in(const Tensor& key, int64_t) { return at::empty_like(key); }
 
 // --- schemas ---------------------------------------------------------------------------------
@@ -152,6 +157,7 @@ void add_kernels(torch::Library& m) {
   Kernels<RawWords>::add_to(m);
   m.impl("fold_in", fold_in_tensor);
   m.impl("draw_key", draw_key);
+  m.impl("draw_key.like", draw_key_like);
 }
 
 }  // namespace
@@ -163,8 +169,11 @@ TORCH_LIBRARY(paraminit_ext, m) {
   define_fill(m, Sparse::name, "float std, SymInt zeros, ");
   define_fill(m, Orthogonal::name, "float gain, ");
   define_fill(m, RawWords::name, "");
-  m.def("draw_key(Device device, Generator? generator=None) -> Tensor",
+  // By name: what recomputes a part of a graph looks for a device under its name.
+  m.def("draw_key(*, Device device, Generator? generator=None) -> Tensor",
         {at::Tag::nondeterministic_seeded});
+  // For torch.jit.trace, which takes no device for an argument.
+  m.def("draw_key.like(Tensor like) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.def("fold_in(Tensor key, int data) -> Tensor");
 }
 
@@ -186,6 +195,7 @@ TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
   MetaKernels<RawWords>::add_to(m);
   m.impl("fold_in", meta_fold_in);
   m.impl("draw_key", meta_draw_key);
+  m.impl("draw_key.like", meta_draw_key_like);
 }
 
 // --- before and after the kernels ------------------------------------------------------------
@@ -194,8 +204,8 @@ namespace {
 
 // What torch's own in-place functions do before and after their kernels: a tensor that requires
 // grad is refused under grad mode (a fill has no gradient), an inference tensor outside inference
-// mode; the version counter moves. torch's fallbacks look for what an operator returns, and these
-// return nothing.
+// mode; the tangent of forward-mode differentiation becomes zero, also without grad mode; the version
+// counter moves. torch's fallbacks look for what an operator returns, and these return nothing.
 void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
   const std::string name =
@@ -212,6 +222,8 @@ void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
     op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
   }
   self.unsafeGetTensorImpl()->bump_version();
+  const Tensor& tangent = self._fw_grad(/*level=*/0);
+  if (tangent.defined()) tangent.zero_();
 }
 
 // A conjugate or negative view is filled as it reads, by way of a plain tensor. torch's own
@@ -228,22 +240,9 @@ void fill_through_copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) 
   self.copy_(plain);
 }
 
-// vmap's own fallback for these says nothing that helps: one key for a batch would repeat, and many
-// would have to be named.
-void refuse_batched(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK(false, "paraminit_ext.", op.schema().name().c_str() + sizeof("paraminit_ext::") - 1,
-              ": expected a tensor outside torch.vmap, got a batched one. Fill the whole batch "
-              "before vmap, or its tensors one by one.");
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(paraminit_ext, BackendSelect, m) { m.impl("draw_key", select_draw_key); }
-
-TORCH_LIBRARY_IMPL(paraminit_ext, FuncTorchBatched, m) {
-  for (const char* name : kFills)
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_batched>());
-}
 
 TORCH_LIBRARY_IMPL(paraminit_ext, Conjugate, m) {
   for (const char* name : kFills)
@@ -263,6 +262,7 @@ TORCH_LIBRARY_IMPL(paraminit_ext, ADInplaceOrView, m) {
 TORCH_LIBRARY_IMPL(paraminit_ext, Autograd, m) {
   for (const char* name : kFills) m.impl(name, torch::CppFunction::makeFallthrough());
   m.impl("fold_in", torch::CppFunction::makeFallthrough());
+  m.impl("draw_key.like", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace paraminit

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "constants.h"
 #include "cpu/capability.h"
 #include "cpu/fill.h"
@@ -177,7 +178,7 @@ std::vector<int64_t> first_alike(const py::list& entries, const py::handle key_t
     }
     const at::Tensor& tensor = THPVariable_Unpack(given);
     if (!paraminit::is_plain(tensor) || !tensor.is_contiguous() || tensor.numel() == 0 ||
-        tensor.is_inference()) {
+        tensor.is_inference() || paraminit::lacks_storage(tensor)) {
       continue;
     }
     const auto alike = [&](const Kind& kind) {
@@ -204,8 +205,8 @@ paraminit::Key draw_without_lock(const at::Generator& generator) {
 // The key of one fill: of a paraminit_ext.Key, or one draw from a generator, or from the default
 // one of the tensor's device.
 paraminit::Key take_key(const py::handle source, const at::Tensor& tensor) {
-  static PyObject* const seed = PyUnicode_InternFromString("seed");
-  static PyObject* const offset = PyUnicode_InternFromString("offset");
+  static PyObject* const seed = PyUnicode_InternFromString("_seed");
+  static PyObject* const offset = PyUnicode_InternFromString("_offset");
   if (source.is_none()) {
 #ifdef PARAMINIT_WITH_CUDA
     if (tensor.is_cuda())
@@ -217,10 +218,9 @@ paraminit::Key take_key(const py::handle source, const at::Tensor& tensor) {
   if (THPGenerator_Check(source.ptr())) return draw_without_lock(source.cast<at::Generator>());
   const auto word = [&](PyObject* name) {
     const auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(source.ptr(), name));
-    const uint64_t value =
-        number ? PyLong_AsUnsignedLongLong(number.ptr()) : static_cast<uint64_t>(-1);
+    const int64_t value = number ? PyLong_AsLongLong(number.ptr()) : -1;
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    return value;
+    return static_cast<uint64_t>(value);
   };
   const uint64_t first = word(seed);
   return {first, word(offset)};
@@ -333,6 +333,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("start"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   m.def("calls_are_plain", paraminit::calls_are_plain);
   m.def("is_plain", paraminit::is_plain, py::arg("tensor"));
+  m.def("is_fillable", paraminit::is_fillable, py::arg("tensor"));
+  m.def("lacks_storage", paraminit::lacks_storage, py::arg("tensor"));
+  m.def(
+      "check_parameters",
+      [](const std::string& name, const std::vector<double>& parameters, at::ScalarType dtype) {
+        paraminit::check_parameters(name, parameters, dtype);
+      },
+      py::arg("name"), py::arg("parameters"), py::arg("dtype"));
   m.def("first_alike", first_alike, py::arg("entries"), py::arg("key_type"));
   m.def("fill_many", fill_many, py::arg("fills"), py::arg("calls"), py::arg("which"),
         py::arg("places"));

@@ -85,6 +85,9 @@ from paraminit_ext.init import (  # noqa: E402
 from paraminit_ext.key import Key  # noqa: E402
 from paraminit_ext.many import fill_many  # noqa: E402
 
+# Plain data: a checkpoint that holds one loads under weights_only=True.
+torch.serialization.add_safe_globals([Key])
+
 __all__ = [
     "STREAM_VERSION",
     "Key",

@@ -76,6 +76,7 @@ def variance_scaling_(
     mode: VarianceMode = "fan_in",
     distribution: VarianceDistribution = "normal",
     generator: torch.Generator | Key | None = None,
+    groups: int = 1,
 ) -> Tensor:
     r"""Fill the input `Tensor` with values whose variance is a multiple of the inverse of a fan.
 
@@ -84,9 +85,10 @@ def variance_scaling_(
 
     from :math:`\mathcal{N}(0, \text{Var})`, or :math:`\mathcal{U}[-\sqrt{3 \text{Var}},
     \sqrt{3 \text{Var}})`, or the normal distribution cut at two of its standard deviations, which are
-    :math:`\sqrt{\text{Var}} / 0.87962566` so that the variance after the cut is Var. Names and meaning are
-    those of `jax.nn.initializers.variance_scaling` and Keras's `VarianceScaling`; the fans are those of a
-    torch weight, (out, in, kernel sizes).
+    :math:`\sqrt{\text{Var}} / 0.87962566` so that the variance after the cut is Var. Of a complex tensor Var
+    is the mean of :math:`|w|^2`, half of it in either part. Names and meaning are those of
+    `jax.nn.initializers.variance_scaling` and Keras's `VarianceScaling`; the fans are those of a torch
+    weight, (out, in, kernel sizes).
 
     Args:
         tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
@@ -94,10 +96,13 @@ def variance_scaling_(
         mode: ``'fan_in'``, ``'fan_out'`` or ``'fan_avg'``, the mean of both
         distribution: ``'normal'``, ``'uniform'`` or ``'truncated_normal'``
         generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        groups: the groups of the convolution that the tensor is the weight of; each output has inputs of its
+            own group alone, so that fan_out is divided by their number (a depthwise one has as many as
+            channels)
 
     Raises:
         ValueError: fewer than 2 dimensions, a scale that is not positive and finite, an unknown mode or
-            distribution.
+            distribution, groups that do not divide the outputs.
         RuntimeError: elements that share memory.
         NotImplementedError: dtype or layout has no fill.
 
@@ -112,7 +117,7 @@ def variance_scaling_(
         >>> init.variance_scaling_(w, 2.0, "fan_avg", "truncated_normal") is w
         True
     """
-    return _variance_scaling("variance_scaling_", tensor, scale, mode, distribution, generator)
+    return _variance_scaling("variance_scaling_", tensor, scale, mode, distribution, generator, groups)
 
 
 @overridable
@@ -182,9 +187,10 @@ def _variance_scaling(
     mode: str,
     distribution: str,
     generator: torch.Generator | Key | None,
+    groups: int = 1,
 ) -> Tensor:
     part = locate(name, tensor)
-    fan_in, fan_out = fans_of(name, part)
+    fan_in, fan_out = fans_of(name, part, groups)
     fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
     if mode not in fans:
         raise ValueError(
@@ -208,7 +214,8 @@ def _variance_scaling(
     if distribution == "normal":
         return check_and_fill(name, "normal_", part, generator, (0.0, std))
     if distribution == "uniform":
-        bound = math.sqrt(3.0) * std
+        # Of a complex number each part has half of the variance.
+        bound = math.sqrt(1.5 if part.local.is_complex() else 3.0) * std
         return check_and_fill(name, "uniform_", part, generator, (-bound, bound))
     std /= _CUT_STD
     return check_and_fill(name, "trunc_normal_", part, generator, (0.0, std, -2.0 * std, 2.0 * std))

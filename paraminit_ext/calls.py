@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, final
 
 import torch
@@ -14,8 +15,18 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from paraminit_ext import _C
-from paraminit_ext.geometry import FLOATING_DTYPES, REAL_DTYPES, Part, Shard, centre_tap, refuse_unfillable
-from paraminit_ext.key import FillKey, Key, refuse_generator, take_key
+from paraminit_ext.functional import refuse_transformed
+from paraminit_ext.geometry import (
+    FLOATING_DTYPES,
+    PLAIN_TYPES,
+    REAL_DTYPES,
+    Part,
+    Shard,
+    centre_tap,
+    mark_written,
+    refuse_unfillable,
+)
+from paraminit_ext.key import FillKey, Key, TracedKey, refuse_generator, take_key
 
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
@@ -45,6 +56,8 @@ _KEYED = {
     "orthogonal_": torch.ops.paraminit_ext.orthogonal_.key,
 }
 
+
+_draw_key_like = torch.ops.paraminit_ext.draw_key.like
 
 # Its stub binds the handler's arguments to the function's own, which named ones from a dict cannot show.
 _handle: Callable[..., Any] = handle_torch_function
@@ -104,16 +117,14 @@ def as_finite(name: str, what: str, value: object) -> float:
 _accepted: set[tuple[object, ...]] = set()
 
 
-def _refuse_parameters(fill: FillName, local: Tensor, parameters: tuple[float, ...]) -> None:
-    """Raise what the op raises for these parameters: it is asked on a tensor of no elements."""
-    asked = (fill, local.dtype, parameters)
+def _refuse_parameters(fill: FillName, dtype: torch.dtype, parameters: tuple[float, ...]) -> None:
+    """Raise what the op raises for these parameters."""
+    asked = (fill, dtype, parameters)
     if asked not in _accepted:
-        _EAGER[fill](local.new_empty(0), *parameters, 0, 0, (), ())
-        # A mode may have swallowed the question.
-        if _C.calls_are_plain():
-            if len(_accepted) >= 4096:
-                _accepted.clear()
-            _accepted.add(asked)
+        _C.check_parameters(fill, parameters, dtype)
+        if len(_accepted) >= 4096:
+            _accepted.clear()
+        _accepted.add(asked)
 
 
 @final
@@ -141,13 +152,36 @@ Source: TypeAlias = torch.Generator | Key | Held | None
 
 def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> FillKey:
     """The key of this fill; a fill without elements takes none, but its generator is still looked at."""
+    plain = torch.compiler.is_compiling() or _C.calls_are_plain()
+    if not plain:
+        refuse_transformed(name, part.local, random=not isinstance(generator, Key | TracedKey))
     if part.draws:
-        return take_key(name, generator, part.local.device)
+        if not plain and generator is None and torch._C._is_tracing():
+            drawn: Tensor = _draw_key_like(part.local)
+            return drawn
+        return take_key(name, generator, part.local.device, plain)
     refuse_generator(name, generator, part.local.device)
     return 0, 0
 
 
 def _apply(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
+    """Fill, also a tensor whose class knows no operators but torch's: by way of a plain one."""
+    if type(part.local) in PLAIN_TYPES or torch.compiler.is_compiling():
+        _call_op(fill, part, key, parameters)
+        return
+    try:
+        _call_op(fill, part, key, parameters)
+    except (TypeError, NotImplementedError):
+        # What __torch_dispatch__ raises or makes the dispatcher raise; the fill itself has been checked.
+        if type(part.local).__torch_dispatch__ is Tensor.__torch_dispatch__:
+            raise
+        with torch.no_grad():
+            plain = torch.empty(part.local.shape, dtype=part.local.dtype, device=part.local.device)
+            _call_op(fill, part._replace(local=plain), key, parameters)
+            part.local.copy_(plain)
+
+
+def _call_op(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
     """Fill, by the shortest way that the call has."""
     direct = _DIRECT.get(fill)
     if direct is not None and not part.global_shape and not isinstance(key, Tensor):
@@ -156,7 +190,8 @@ def _apply(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ..
     if fill == "delta_orthogonal_":
         _write_delta_orthogonal(part, key, *parameters)
         return
-    with torch.no_grad():
+    # A region without grad mode that gives nothing back is one that torch.export cannot save.
+    with torch.no_grad() if part.local.requires_grad else nullcontext():
         if isinstance(key, Tensor):
             _KEYED[fill](part.local, *parameters, key, part.global_shape, part.shard_offset)
         else:
@@ -169,7 +204,7 @@ def _write_delta_orthogonal(part: Part, key: FillKey, gain: float) -> None:
         part.local.zero_()
     plane = centre_tap(part)
     if plane is not None:
-        _apply("orthogonal_", Part(plane, plane, part.whole_shape[:2], part.start[:2]), key, (gain,))
+        _call_op("orthogonal_", Part(plane, plane, part.whole_shape[:2], part.start[:2]), key, (gain,))
 
 
 def check_and_fill(
@@ -196,6 +231,7 @@ def finish(
         generator.hold(fill, part, parameters)
     else:
         _apply(fill, part, _take(name, part, generator), parameters)
+        mark_written(part.given, part.local)
     return part.given
 
 
@@ -205,4 +241,4 @@ def refuse_fill(name: str, fill: FillName, local: Tensor, parameters: tuple[floa
     # While a graph is traced the op's own check runs then and there, and memory of past calls would be
     # guarded on.
     if not torch.compiler.is_compiling():
-        _refuse_parameters(fill, local, parameters)
+        _refuse_parameters(fill, local.dtype, parameters)

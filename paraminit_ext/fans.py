@@ -75,16 +75,24 @@ def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = N
     return math.sqrt(2.0 / (1 + slope**2))
 
 
-def fans_of(name: str, part: Part) -> tuple[int, int]:
-    """Fan in and fan out of the whole tensor."""
+def fans_of(name: str, part: Part, groups: int = 1) -> tuple[int, int]:
+    """Fan in and fan out of the whole tensor, the weight of a convolution of that many groups.
+
+    An input of a grouped convolution feeds the outputs of its own group alone.
+    """
     shape = part.whole_shape
     if len(shape) < 2:
         raise ValueError(
             f"paraminit_ext.{name}: expected a tensor of 2 or more dimensions, got shape {shape}. "
             "Fan in and fan out are those of a matrix or of a convolution's weight."
         )
+    if not isinstance(groups, int) or groups < 1 or shape[0] % groups != 0:
+        raise ValueError(
+            f"paraminit_ext.{name}: expected groups >= 1 that divide the {shape[0]} outputs of dimension 0, "
+            f"got {groups!r}. Pass the layer's own groups."
+        )
     receptive_field = math.prod(shape[2:])
-    return shape[1] * receptive_field, shape[0] * receptive_field
+    return shape[1] * receptive_field, shape[0] // groups * receptive_field
 
 
 def fan_of(name: str, part: Part, mode: FanMode) -> int:

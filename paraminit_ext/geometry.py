@@ -26,6 +26,10 @@ REAL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.flo
 FLOATING_DTYPES = REAL_DTYPES | {torch.complex32, torch.complex64, torch.complex128}
 
 
+# Tensors that are their own memory and nothing else.
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """The part held here of a global tensor: made by :func:`shard`, taken by every function of ``init``."""
@@ -131,7 +135,7 @@ def locate(name: str, tensor: Tensor | Shard) -> Part:
             f"paraminit_ext.{name}: expected a torch.Tensor or a paraminit_ext.shard, got "
             f"{type(tensor).__name__}. Pass the tensor that is to be filled."
         )
-    if type(tensor) not in (Tensor, torch.nn.Parameter) and _is_dtensor(tensor):
+    if type(tensor) not in PLAIN_TYPES and _is_dtensor(tensor):
         return _locate_dtensor(name, tensor)
     _refuse_partitioned(name, tensor)
     return Part(tensor, tensor, (), ())
@@ -161,8 +165,7 @@ def refuse_unfillable(
 
     Raises:
         NotImplementedError: dtype or layout has no fill.
-        RuntimeError: elements share memory, an inference tensor outside inference mode, a batched one in
-            vmap.
+        RuntimeError: elements share memory or have none, an inference tensor outside inference mode.
     """
     if dtypes and local.dtype not in dtypes:
         kind = "a floating-point tensor" if torch.complex64 in dtypes else "a real floating-point tensor"
@@ -170,31 +173,58 @@ def refuse_unfillable(
             f"paraminit_ext.{name}: expected {kind}, got {local.dtype}. "
             f"Fill a tensor of {_join(dtypes)} and convert it."
         )
+    if not torch.compiler.is_compiling() and _C.is_fillable(local):
+        return
+    if local.is_nested:
+        raise NotImplementedError(
+            f"paraminit_ext.{name}: expected a dense tensor, got a nested one. Fill the parts that its "
+            "unbind() gives."
+        )
     if local.layout is not torch.strided:
         raise NotImplementedError(
             f"paraminit_ext.{name}: expected a dense tensor, got layout {local.layout}. "
             "Fill a dense tensor and convert it."
         )
-    if kernel and not local.is_cpu and not (local.is_cuda and _HAS_CUDA) and not local.is_meta:
-        _warn_of_staging(local.device)
     # Asking breaks a graph that is being traced; the ops ask again when a compiled one runs.
-    compiling = torch.compiler.is_compiling()
-    if kernel and not compiling and torch._C._functorch.is_batchedtensor(local):
-        raise RuntimeError(
-            f"paraminit_ext.{name}: expected a tensor outside torch.vmap, got a batched one. Fill the whole "
-            "batch before vmap, or its tensors one by one."
-        )
-    if not compiling and local.is_inference() and not torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling():
+        return
+    if local.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"paraminit_ext.{name}: expected a normal tensor outside inference mode, got an inference "
             "tensor. Fill it under torch.inference_mode(), or clone it first."
         )
-    if not compiling and not local.is_contiguous() and _C.overlaps_itself(local):
+    if not local.is_contiguous() and _C.overlaps_itself(local):
         raise RuntimeError(
             f"paraminit_ext.{name}: expected a memory location of its own for each element, got shape "
             f"{tuple(local.shape)} with strides {local.stride()}, which overlap. Fill a .clone() or the base "
             "tensor."
         )
+    refuse_unbacked(name, local)
+    if kernel and not local.is_cpu and not (local.is_cuda and _HAS_CUDA) and not local.is_meta:
+        _warn_of_staging(local.device)
+
+
+def refuse_unbacked(name: str, local: Tensor) -> None:
+    """Raise where the storage of a plain tensor ends before its elements do, and so would be written past.
+
+    Raises:
+        RuntimeError: a storage that was resized, as FSDP frees that of a parameter.
+    """
+    if type(local) in PLAIN_TYPES and not torch.compiler.is_compiling() and _C.lacks_storage(local):
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected storage for every element, got shape {tuple(local.shape)} in "
+            f"{local.untyped_storage().nbytes()} bytes. Resize the storage, or fill the tensor before its "
+            "memory is freed."
+        )
+
+
+def mark_written(given: Tensor, local: Tensor) -> None:
+    """Move the version counter of what the caller passed, where what was written is another tensor.
+
+    Autograd then refuses what was saved before, as it does for a plain tensor.
+    """
+    if given is not local and not given.is_inference():
+        torch.autograd.graph.increment_version(given)
 
 
 def _join(dtypes: Iterable[torch.dtype]) -> str:

@@ -22,7 +22,16 @@ from paraminit_ext.fans import (
     kaiming_std,
     xavier_std,
 )
-from paraminit_ext.geometry import REAL_DTYPES, Part, Shard, centre_tap, locate, refuse_unfillable
+from paraminit_ext.geometry import (
+    REAL_DTYPES,
+    Part,
+    Shard,
+    centre_tap,
+    locate,
+    mark_written,
+    refuse_unbacked,
+    refuse_unfillable,
+)
 from paraminit_ext.key import Key
 from paraminit_ext.warn import warn as _warn
 
@@ -216,8 +225,10 @@ def constant_(tensor: Tensor | Shard, val: float) -> Tensor:
         tensor([0.5000, 0.5000])
     """
     part = locate("constant_", tensor)
+    refuse_unbacked("constant_", part.local)
     with torch.no_grad():
         part.local.fill_(val)
+    mark_written(part.given, part.local)
     return part.given
 
 
@@ -240,8 +251,10 @@ def ones_(tensor: Tensor | Shard) -> Tensor:
         tensor([1., 1.])
     """
     part = locate("ones_", tensor)
+    refuse_unbacked("ones_", part.local)
     with torch.no_grad():
         part.local.fill_(1.0)
+    mark_written(part.given, part.local)
     return part.given
 
 
@@ -264,8 +277,10 @@ def zeros_(tensor: Tensor | Shard) -> Tensor:
         tensor([0., 0.])
     """
     part = locate("zeros_", tensor)
+    refuse_unbacked("zeros_", part.local)
     with torch.no_grad():
         part.local.zero_()
+    mark_written(part.given, part.local)
     return part.given
 
 
@@ -297,6 +312,7 @@ def eye_(tensor: Tensor | Shard) -> Tensor:
     with torch.no_grad():
         # Element (i, j) held here is (i + row, j + column) of the whole.
         part.local.zero_().diagonal(row - column).fill_(1)
+    mark_written(part.given, part.local)
     return part.given
 
 
@@ -347,6 +363,7 @@ def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
         part.local.zero_()
         if not part.local.is_meta:
             _write_dirac(part, groups)
+    mark_written(part.given, part.local)
     return part.given
 
 

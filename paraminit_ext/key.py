@@ -8,8 +8,9 @@ key.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TypeAlias
+import operator
+from dataclasses import FrozenInstanceError
+from typing import NoReturn, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -21,13 +22,21 @@ _LOW_32 = (1 << 32) - 1
 _HAS_CUDA = _C.has_cuda()
 
 _draw_key = torch.ops.paraminit_ext.draw_key.default
+_fold_in = torch.ops.paraminit_ext.fold_in.default
 
 
 def _checked_u64(what: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"paraminit_ext.Key: expected an int for {what}, got {type(value).__name__}. Pass a plain int."
-        )
+    """An int, or what stands for one as an index does: a NumPy integer, a tensor of no dimensions."""
+    if type(value) is not int:
+        kind = type(value).__name__
+        try:
+            if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+                raise TypeError
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"paraminit_ext.Key: expected an int for {what}, got {kind}. Pass a plain int."
+            ) from None
     if not 0 <= value < _TWO_64:
         raise ValueError(
             f"paraminit_ext.Key: expected 0 <= {what} < 2**64, got {value}. Reduce it modulo 2**64."
@@ -40,7 +49,17 @@ def _to_signed(value: int) -> int:
     return value - _TWO_64 if value >= _TWO_64 >> 1 else value
 
 
-@dataclass(frozen=True, slots=True)
+def _to_unsigned(value: int) -> int:
+    return value % _TWO_64
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number_of_text(text: str) -> int:
+    """What a text stands for in :meth:`Key.fold_in`, as an int64: a constant of a graph that is traced."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+@final
 class Key:
     """The place in the stream from which a fill takes its words.
 
@@ -66,12 +85,45 @@ class Key:
         True
     """
 
-    seed: int
-    offset: int = 0
+    # As int64 of the same bits: torch.compile makes symbols of an argument's ints, and knows no larger ones.
+    __slots__ = ("_offset", "_seed")
+    __match_args__ = ("seed", "offset")
+    _seed: int
+    _offset: int
 
-    def __post_init__(self) -> None:
-        _checked_u64("seed", self.seed)
-        _checked_u64("offset", self.offset)
+    def __init__(self, seed: int, offset: int = 0) -> None:
+        object.__setattr__(self, "_seed", _to_signed(_checked_u64("seed", seed)))
+        object.__setattr__(self, "_offset", _to_signed(_checked_u64("offset", offset)))
+
+    @property
+    def seed(self) -> int:
+        """Which Philox key."""
+        return _to_unsigned(self._seed)
+
+    @property
+    def offset(self) -> int:
+        """The first 128-bit counter."""
+        return _to_unsigned(self._offset)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"paraminit_ext.Key: cannot assign to {name!r}. Make another key.")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"paraminit_ext.Key: cannot delete {name!r}. Make another key.")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Key:
+            return NotImplemented
+        return self._seed == other._seed and self._offset == other._offset
+
+    def __hash__(self) -> int:
+        return hash((self._seed, self._offset))
+
+    def __repr__(self) -> str:
+        return f"Key(seed={self.seed}, offset={self.offset})"
+
+    def __reduce__(self) -> tuple[type[Key], tuple[int, int]]:
+        return Key, (self.seed, self.offset)
 
     def fold_in(self, data: int | str) -> Key:
         """Return the key of ``data`` under this one: the four words of counter ``offset + data``.
@@ -89,10 +141,12 @@ class Key:
             >>> hex(Key(0).fold_in(0).seed)
             '0xe169c58d6627e8d5'
         """
-        if isinstance(data, str):
-            data = int.from_bytes(hashlib.sha256(data.encode()).digest()[:8], "little")
-        counter = (self.offset + _checked_u64("data", data)) % _TWO_64
-        words = _C.philox((counter & _LOW_32, counter >> 32, 0, 0), (self.seed & _LOW_32, self.seed >> 32))
+        if torch.compiler.is_compiling():
+            folded: Key = TracedKey(self.to_tensor()).fold_in(data)  # type: ignore[assignment]
+            return folded
+        number = _to_unsigned(_number_of_text(data)) if isinstance(data, str) else _checked_u64("data", data)
+        counter, seed = _to_unsigned(self._offset + number), self.seed
+        words = _C.philox((counter & _LOW_32, counter >> 32, 0, 0), (seed & _LOW_32, seed >> 32))
         return Key(words[0] | words[1] << 32, words[2] | words[3] << 32)
 
     def split(self, n: int) -> tuple[Key, ...]:
@@ -124,7 +178,7 @@ class Key:
             tensor([7, 9], dtype=torch.uint64)
         """
         # Through int64: an int of 2**63 or more does not survive being traced.
-        signed = [_to_signed(self.seed), _to_signed(self.offset)]
+        signed = [self._seed, self._offset]
         return torch.tensor(signed, dtype=torch.int64, device=device).view(torch.uint64)
 
     @staticmethod
@@ -158,6 +212,31 @@ class Key:
         return Key(seed, offset)
 
 
+class TracedKey:
+    """A key that a compiled function has derived: its words are a tensor of the graph.
+
+    It has what is called on a :class:`Key` inside the function; outside, :meth:`known` makes one of it.
+    """
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: Tensor) -> None:
+        self.words = words
+
+    def fold_in(self, data: int | str) -> TracedKey:
+        number = _number_of_text(data) if isinstance(data, str) else _to_signed(_checked_u64("data", data))
+        return TracedKey(_fold_in(self.words, number))
+
+    def split(self, n: int) -> tuple[TracedKey, ...]:
+        return tuple(self.fold_in(i) for i in range(_checked_u64("n", n)))
+
+    def to_tensor(self, device: torch.device | str | None = None) -> Tensor:
+        return self.words if device is None else self.words.to(device)
+
+    def known(self) -> Key:
+        return Key.from_tensor(self.words)
+
+
 # What a fill is handed: two u64 as int64, or while a graph is traced or captured a uint64[2] on the device.
 FillKey: TypeAlias = tuple[int, int] | Tensor
 
@@ -174,7 +253,7 @@ def refuse_generator(name: str, generator: object, device: torch.device) -> None
         TypeError: neither a torch.Generator, nor a Key, nor None.
         RuntimeError: a generator of another kind of device.
     """
-    if generator is None or isinstance(generator, Key):
+    if generator is None or isinstance(generator, Key | TracedKey):
         return
     if not isinstance(generator, torch.Generator):
         raise TypeError(
@@ -190,7 +269,9 @@ def refuse_generator(name: str, generator: object, device: torch.device) -> None
         )
 
 
-def take_key(name: str, generator: torch.Generator | Key | None, device: torch.device) -> FillKey:
+def take_key(
+    name: str, generator: torch.Generator | Key | TracedKey | None, device: torch.device, plain: bool
+) -> FillKey:
     """Turn what the caller passed into the key of one fill on ``device``, taking one draw from a generator.
 
     Args:
@@ -198,12 +279,19 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
         generator: a generator of the tensor's device, a CPU generator, a key, or None for the default
             generator
         device: the device of the tensor
+        plain: whether an operator reaches its kernel with nothing in between. Else the draw is one itself: a
+            tracer that sees it draws anew at each run of what it has traced.
 
     Raises:
         TypeError, RuntimeError: as :func:`refuse_generator`.
     """
     if torch.compiler.is_compiling():
         return _take_traced_key(name, generator, device)
+    if isinstance(generator, TracedKey):  # one that a compiled function has returned
+        generator = generator.known()
+    if not plain and not isinstance(generator, Key):
+        refuse_generator(name, generator, device)
+        return _draw_as_operator(device, generator)
     if generator is None:
         if device.type != "cuda" or not _HAS_CUDA:
             return _C.draw_default("cpu", -1)
@@ -212,7 +300,7 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
         return _C.draw_default("cuda", device.index)
     refuse_generator(name, generator, device)
     if isinstance(generator, Key):
-        return _to_signed(generator.seed), _to_signed(generator.offset)
+        return generator._seed, generator._offset
     kind = generator.device.type
     if kind == "cuda" and not _HAS_CUDA:
         return _draw_by_state(generator)
@@ -224,13 +312,15 @@ def take_key(name: str, generator: torch.Generator | Key | None, device: torch.d
     return seed, offset
 
 
-def _take_traced_key(name: str, generator: torch.Generator | Key | None, device: torch.device) -> Tensor:
+def _take_traced_key(
+    name: str, generator: torch.Generator | Key | TracedKey | None, device: torch.device
+) -> Tensor:
     """Take the key as a tensor of the graph: plain ints would be guarded on, and compiled anew for every key.
 
     A torch.Generator does not trace. Handing it to an operator, as here, breaks the graph just there, and
     what comes back is a tensor.
     """
-    if isinstance(generator, Key):
+    if isinstance(generator, Key | TracedKey):
         return generator.to_tensor(device)
     refuse_generator(name, generator, device)
     if generator is not None and generator.device.type == "cuda" and not _HAS_CUDA:
@@ -245,8 +335,17 @@ def _take_traced_key(name: str, generator: torch.Generator | Key | None, device:
 
 def _draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw inside the graph, so that each run of a compiled or captured one draws anew."""
-    key: Tensor = _draw_key(device) if generator is None else _draw_key(device, generator)
+    key: Tensor = _draw_key(device=device, generator=generator)
     return key
+
+
+def _draw_as_operator(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """The same draw as a plain fill's, through the dispatcher."""
+    if generator is None or generator.device.type == device.type == "cuda":
+        return _draw_on_device(device, generator)
+    if generator.device.type == "cpu":
+        return _draw_on_device(generator.device, generator).to(device)
+    return _draw_two_integers(generator).view(torch.uint64).to(device)
 
 
 def _draw_by_state(generator: torch.Generator) -> tuple[int, int]:
@@ -254,7 +353,7 @@ def _draw_by_state(generator: torch.Generator) -> tuple[int, int]:
     place = generator.get_offset()
     generator.set_offset(place + 4)
     key = Key(generator.initial_seed() % _TWO_64, place // 4).fold_in(0)
-    return _to_signed(key.seed), _to_signed(key.offset)
+    return key._seed, key._offset
 
 
 def _draw_two_integers(generator: torch.Generator) -> Tensor:

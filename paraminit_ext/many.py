@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from paraminit_ext import _C, calls, init
-from paraminit_ext.geometry import Part, Shard, locate, refuse_unfillable
+from paraminit_ext.geometry import Part, Shard, locate, mark_written, refuse_unbacked, refuse_unfillable
 from paraminit_ext.key import Key, refuse_generator
 
 Source: TypeAlias = torch.Generator | Key | None
@@ -144,6 +144,7 @@ class _Batch:
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, str, Arguments, Source | Literal[False]]] = []  # False: no draw
         self.which: list[int] = []
+        self.wrapped: list[tuple[Tensor, Tensor]] = []  # DTensors, whose local ones are in the calls
         self.places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
 
@@ -171,6 +172,8 @@ class _Calls:
 
     def _add(self, given: Tensor, local: Tensor, source: Source | Literal[False], fill: Any) -> int:
         self.batch.calls.append((local, "", {}, source))
+        if given is not local:
+            self.batch.wrapped.append((given, local))
         self.batch.which.append(len(self.fills))
         self.fills.append(fill)
         self.results.append(given)
@@ -231,6 +234,7 @@ class _Calls:
         # Elements that share memory are no fault here: torch writes one value to them, however often.
         if strided and not overlaps:
             refuse_unfillable(name, local, frozenset(), kernel=False)
+        refuse_unbacked(name, local)
         # torch lets a lone element on the CPU overflow, which it refuses of more.
         count = 1 if local.is_cpu and local.numel() == 1 else 2
         value = torch.empty(count, dtype=local.dtype, device="cpu").fill_(number)[0]
@@ -243,6 +247,8 @@ class _Calls:
         for step in self.steps:
             if isinstance(step, _Batch):
                 _C.fill_many(self.fills, step.calls, step.which, step.places)
+                for given, local in step.wrapped:
+                    mark_written(given, local)
             else:
                 index, call = step
                 self.results[index] = call()

@@ -49,6 +49,30 @@ RANDOM: dict[str, tuple[Any, ...]] = {
 every_random = pytest.mark.parametrize(("name", "arguments"), RANDOM.items(), ids=RANDOM.keys())
 
 
+CONSTANT: dict[str, tuple[Any, ...]] = {
+    "constant_": (0.3,),
+    "ones_": (),
+    "zeros_": (),
+    "eye_": (),
+    "dirac_": (2,),
+    "delta_orthogonal_": (),
+}
+every_function = pytest.mark.parametrize(
+    ("name", "arguments"), [*RANDOM.items(), *CONSTANT.items()], ids=[*RANDOM, *CONSTANT]
+)
+
+
+def shape_for(name: str) -> tuple[int, ...]:
+    return (6, 4, 3) if name in ("dirac_", "delta_orthogonal_") else (6, 4)
+
+
+def filler(name: str, arguments: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
+    """The function with its arguments, at a key where it takes one."""
+    function: Callable[..., Tensor] = getattr(init, name)
+    keywords = {"generator": KEY} if name in RANDOM or name == "delta_orthogonal_" else {}
+    return lambda tensor: function(tensor, *arguments, **keywords)
+
+
 def bits(tensor: Tensor) -> Tensor:
     """The bits of the values, in logical order, so that equality is exact and tells -0 from +0."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}

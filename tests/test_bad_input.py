@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fills import every_random
-from paraminit_ext import Key, init, shard
+from fills import RANDOM, every_random, same
+from paraminit_ext import Key, fill_many, init, shard
 
 NAN, INF = math.nan, math.inf
 
@@ -263,7 +264,7 @@ def test_a_key_of_wrong_parts_is_refused(build: Callable[[], object], error: typ
         build()
 
 
-def test_parameters_that_a_mode_swallowed_are_looked_at_again() -> None:
+def test_parameters_are_looked_at_also_under_a_mode_that_swallows_operators() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Swallow(TorchDispatchMode):
@@ -272,5 +273,126 @@ def test_parameters_that_a_mode_swallowed_are_looked_at_again() -> None:
 
     mode: Any = Swallow
     with mode():
-        init.normal_(torch.zeros(4), std=-0.125)
+        refused("normal_", torch.zeros(4), std=-0.125, error=RuntimeError)
     refused("normal_", torch.zeros(4), std=-0.125, error=RuntimeError)
+
+
+# ----------------------------------------------------------------------------------------
+# Storage that is not there
+# ----------------------------------------------------------------------------------------
+
+EVERY = {
+    **RANDOM,
+    "delta_orthogonal_": (),
+    "constant_": (0.5,),
+    "ones_": (),
+    "zeros_": (),
+    "eye_": (),
+    "dirac_": (),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), EVERY.items(), ids=EVERY.keys())
+def test_a_tensor_whose_storage_was_freed_or_is_too_short_is_refused_in_one_line(
+    name: str, arguments: tuple[Any, ...]
+) -> None:
+    shape = (16, 8, 3) if name in ("dirac_", "delta_orthogonal_") else (64, 64)
+    function = getattr(init, name)
+    whole = torch.zeros(shape)
+    for tensor, size in (
+        (whole, 0),
+        (torch.zeros(shape)[4:], 64),
+        (torch.zeros(shape).transpose(-1, -2)[3:], 100),
+    ):
+        tensor.untyped_storage().resize_(size)
+        state = torch.get_rng_state()
+        for held in (tensor, torch.nn.Parameter(tensor), shard(tensor, tensor.shape, (0,) * tensor.dim())):
+            with pytest.raises(
+                RuntimeError, match=f"^paraminit_ext.{name}: expected storage for every"
+            ) as caught:
+                function(held, *arguments)
+            assert "\n" not in str(caught.value)
+            assert f"in {size} bytes" in str(caught.value)
+        first = torch.zeros(5)
+        by_name = dict(zip(list(inspect.signature(function).parameters)[1:], arguments, strict=False))
+        with pytest.raises(RuntimeError, match="entry 1 .*expected storage for every element"):
+            fill_many([(first, "normal_"), (tensor, name, by_name)])
+        assert not first.any()
+        assert torch.equal(torch.get_rng_state(), state)
+    whole.untyped_storage().resize_(whole.numel() * 4)
+    function(whole, *arguments)
+
+
+def test_the_operators_refuse_a_short_storage_by_themselves() -> None:
+    tensor = torch.zeros(64, 64)
+    tensor.untyped_storage().resize_(100)
+    ops = torch.ops.paraminit_ext
+    for name, parameters in (("normal_", (0.0, 1.0)), ("sparse_", (1.0, 3)), ("orthogonal_", (1.0,))):
+        with pytest.raises(RuntimeError, match=f"^paraminit_ext.{name}: expected storage for every element"):
+            getattr(ops, name).default(tensor, *parameters, 1, 2, (), ())
+
+
+def test_a_storage_that_holds_the_elements_alone_is_enough() -> None:
+    base = torch.zeros(100)
+    view = base.as_strided((5, 3), (9, 2), 10)  # its last element is number 10 + 4 * 9 + 2 * 2 = 50
+    base.untyped_storage().resize_(51 * 4)
+    assert init.normal_(view).all()
+    base.untyped_storage().resize_(51 * 4 - 1)
+    refused("normal_", view, error=RuntimeError)
+
+
+# ----------------------------------------------------------------------------------------
+# Nested tensors, classes that know torch's operators alone
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_a_nested_tensor_is_refused_in_one_line(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)], layout=layout)
+    refused("normal_", nested, error=NotImplementedError)
+    for part in nested.unbind():
+        assert init.normal_(part).all()
+
+
+class AtenAlone(torch.Tensor):
+    """A tensor around another one, whose class passes torch's own operators on and no others."""
+
+    inner: Any
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> AtenAlone:
+        made: AtenAlone = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, device=inner.device
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace != "aten":
+            return NotImplemented
+        plain = [arg.inner if isinstance(arg, AtenAlone) else arg for arg in args]
+        out = func(*plain, **(kwargs or {}))
+        if func._schema.is_mutable:
+            return args[0]
+        return AtenAlone(out) if isinstance(out, torch.Tensor) else out
+
+
+@every_random
+def test_a_class_that_knows_torchs_operators_alone_is_filled_as_a_plain_tensor(
+    name: str, arguments: tuple[Any, ...]
+) -> None:
+    function = getattr(init, name)
+    wrapped = AtenAlone(torch.zeros(6, 4))
+    torch.manual_seed(4)
+    assert function(wrapped, *arguments) is wrapped
+    torch.manual_seed(4)
+    assert same(wrapped.inner, function(torch.zeros(6, 4), *arguments))
+    assert same(
+        function(AtenAlone(torch.zeros(6, 4)), *arguments, generator=Key(3)).inner,
+        function(torch.zeros(6, 4), *arguments, generator=Key(3)),
+    )

@@ -85,7 +85,9 @@ def test_opcheck_accepts_the_key_ops() -> None:
     result = torch.library.opcheck(ops.fold_in.default, (Key(SEED, OFFSET).to_tensor(), 5))
     assert set(result.values()) == {"SUCCESS"}
     tests = ("test_schema", "test_faketensor")
-    result = torch.library.opcheck(ops.draw_key.default, (torch.device("cpu"),), test_utils=tests)
+    result = torch.library.opcheck(
+        ops.draw_key.default, (), {"device": torch.device("cpu")}, test_utils=tests
+    )
     assert set(result.values()) == {"SUCCESS"}
 
 
@@ -107,11 +109,11 @@ def test_fold_in_on_a_tensor_is_that_of_a_key() -> None:
 
 def test_draw_key_takes_the_draw_of_a_fill() -> None:
     torch.manual_seed(3)
-    key = Key.from_tensor(ops.draw_key.default(torch.device("cpu")))
+    key = Key.from_tensor(ops.draw_key.default(device=torch.device("cpu")))
     torch.manual_seed(3)
     assert torch.equal(init.normal_(torch.empty(50)), init.normal_(torch.empty(50), generator=key))
     generator = torch.Generator().manual_seed(3)
-    assert Key.from_tensor(ops.draw_key.default(torch.device("cpu"), generator)) == key
+    assert Key.from_tensor(ops.draw_key.default(device=torch.device("cpu"), generator=generator)) == key
 
 
 @pytest.mark.parametrize(("name", "parameters"), FILLS)
