@@ -56,6 +56,43 @@ def test_every_distribution_has_the_variance_asked_for(distribution: Any) -> Non
     assert abs((float(w.square().mean()) * CUT_STD**2 / (3.0 / 1024) - 1) / error) > limit
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_a_complex_weight_has_the_variance_asked_for_in_its_modulus(
+    distribution: Any, dtype: torch.dtype
+) -> None:
+    w = init.variance_scaling_(torch.empty(512, 1024, dtype=dtype), 3.0, "fan_in", distribution, Key(1))
+    parts = torch.view_as_real(w).double()
+    kurtosis = {"normal": 3.0, "uniform": 1.8}[distribution]
+    # The mean of |w|^2 is a sum of two means of squares, of n values each.
+    error = math.sqrt((kurtosis - 1) / parts.numel())
+    z = (float(parts.square().sum(-1).mean()) / (3.0 / 1024) - 1) / error
+    limit = stats.norm.isf(0.5e-6)
+    assert abs(z) < limit
+    # Twice the variance, as parts of the real fill's bounds would have, is seen.
+    assert abs((2 * float(parts.square().sum(-1).mean()) / (3.0 / 1024) - 1) / error) > limit
+    if distribution == "uniform":
+        bound = math.sqrt(1.5) * math.sqrt(1 / 16)
+        expected = init.uniform_(torch.empty(8, 16, dtype=dtype), -bound, bound, KEY)
+        assert torch.equal(init.lecun_uniform_(torch.empty(8, 16, dtype=dtype), KEY), expected)
+
+
+@pytest.mark.parametrize(("mode", "fan"), [("fan_in", 18), ("fan_out", 144), ("fan_avg", 81)])
+def test_groups_divide_the_fan_out(mode: Any, fan: int) -> None:
+    # A convolution of 8 to 64 channels in 4 groups: each input feeds 16 outputs by 9 taps.
+    weight = torch.empty(64, 2, 3, 3)
+    got = init.variance_scaling_(weight, 2.0, mode, "normal", KEY, groups=4)
+    assert same(got, init.normal_(torch.empty(64, 2, 3, 3), 0.0, math.sqrt(2.0 / fan), KEY))
+    part = init.variance_scaling_(
+        shard(torch.empty(8, 2, 3, 3), (64, 2, 3, 3), (8, 0, 0, 0)), 2.0, mode, "normal", KEY, 4
+    )
+    assert same(part, got[8:16])
+    with pytest.raises(
+        ValueError, match="^paraminit_ext.variance_scaling_: expected groups >= 1 that divide"
+    ):
+        init.variance_scaling_(weight, groups=5)
+
+
 def test_lecun_is_variance_scaling_of_the_fan_in() -> None:
     a, b = torch.empty(SHAPE), torch.empty(SHAPE)
     assert same(

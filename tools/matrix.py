@@ -28,7 +28,16 @@ from tools.build import build_package
 from tools.driver import build, disagreements
 
 FOLDER = ROOT / "build" / "matrix"
-TESTS = ("test_stream.py", "test_oracle.py", "test_ops.py", "test_transforms.py", "test_shards.py")
+TESTS = (
+    "test_stream.py",
+    "test_oracle.py",
+    "test_ops.py",
+    "test_shards.py",
+    "test_tracers.py",
+    "test_functional.py",
+    "test_autograd.py",
+    "test_serialisation.py",
+)
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
