@@ -89,6 +89,8 @@ def test_opcheck_accepts_the_key_ops() -> None:
         ops.draw_key.default, (), {"device": torch.device("cpu")}, test_utils=tests
     )
     assert set(result.values()) == {"SUCCESS"}
+    result = torch.library.opcheck(ops.draw_key.like, (torch.empty(3),), test_utils=tests)
+    assert set(result.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize(("name", "parameters"), FILLS)

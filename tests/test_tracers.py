@@ -141,7 +141,7 @@ traced = pytest.mark.parametrize("tracer", TRACERS.values(), ids=TRACERS.keys())
 # torch.jit is deprecated, also where inductor uses it; it warns of each size that Python looks at, as for
 # stock's fans.
 quiet = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.* is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+    "ignore:.torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning"
 )
 
 
