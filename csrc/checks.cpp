@@ -59,9 +59,10 @@ void check_shard(const char* op, const Tensor& self, IntArrayRef whole, IntArray
 
 void check_key(const char* op, const Tensor& key, const Tensor& self) {
   TORCH_CHECK_VALUE(
-      key.scalar_type() == at::kUInt64 && key.dim() == 1 && key.size(0) == 2 && key.is_contiguous(),
-      "paraminit_ext.", op, ": expected a contiguous key of two uint64, got ", key.scalar_type(),
-      " of shape ", key.sizes(), ". Use Key.to_tensor().");
+      (key.scalar_type() == at::kUInt64 || key.scalar_type() == at::kLong) && key.dim() == 1 &&
+          key.size(0) == 2 && key.is_contiguous(),
+      "paraminit_ext.", op, ": expected a contiguous key of two uint64 or int64, got ",
+      key.scalar_type(), " of shape ", key.sizes(), ". Use Key.to_tensor().");
   TORCH_CHECK_VALUE(key.device() == self.device(), "paraminit_ext.", op, ": expected a key on ",
                     self.device(), ", got one on ", key.device(), ". Use key.to(tensor.device).");
 }

@@ -158,7 +158,8 @@ namespace {
 
 // The two words of a key tensor where they lie, or null.
 const uint64_t* words_of(KeySource key) {
-  return key.tensor != nullptr ? key.tensor->const_data_ptr<uint64_t>() : nullptr;
+  return key.tensor != nullptr ? static_cast<const uint64_t*>(key.tensor->const_data_ptr())
+                               : nullptr;
 }
 
 Key host_key(KeySource key) {

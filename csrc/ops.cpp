@@ -80,19 +80,25 @@ struct MetaKernels {
 
 // --- keys ------------------------------------------------------------------------------------
 
+const uint64_t* words_in(const Tensor& key) {
+  return static_cast<const uint64_t*>(key.const_data_ptr());
+}
+uint64_t* words_to(const Tensor& key) { return static_cast<uint64_t*>(key.mutable_data_ptr()); }
+
+// As int64 of the same bits: torch before 2.12 cannot save a graph that has uint64 in it.
 Tensor draw_key(at::Device device, std::optional<at::Generator> generator) {
-  const auto options = at::TensorOptions().dtype(at::kUInt64);
+  const auto options = at::TensorOptions().dtype(at::kLong);
 #ifdef PARAMINIT_WITH_CUDA
   if (device.is_cuda()) {
     const Tensor key = at::empty({2}, options.device(device));
-    draw_key_cuda(key.mutable_data_ptr<uint64_t>(), key.device(), generator);
+    draw_key_cuda(words_to(key), key.device(), generator);
     return key;
   }
 #endif
   const Tensor key = at::empty({2}, options.device(at::kCPU));
   const Key drawn = draw(generator.value_or(at::detail::getDefaultCPUGenerator()));
-  key.mutable_data_ptr<uint64_t>()[0] = drawn.seed;
-  key.mutable_data_ptr<uint64_t>()[1] = drawn.offset;
+  words_to(key)[0] = drawn.seed;
+  words_to(key)[1] = drawn.offset;
   return device.is_cpu() ? key : key.to(device);
 }
 
@@ -105,15 +111,14 @@ Tensor fold_in_tensor(const Tensor& key, int64_t data) {
   const Tensor folded = at::empty_like(key);
 #ifdef PARAMINIT_WITH_CUDA
   if (key.is_cuda()) {
-    fold_in_cuda(key.const_data_ptr<uint64_t>(), static_cast<uint64_t>(data),
-                 folded.mutable_data_ptr<uint64_t>(), key.device());
+    fold_in_cuda(words_in(key), static_cast<uint64_t>(data), words_to(folded), key.device());
     return folded;
   }
 #endif
-  const uint64_t* from = key.const_data_ptr<uint64_t>();
+  const uint64_t* from = words_in(key);
   const Key to = fold_in({from[0], from[1]}, static_cast<uint64_t>(data));
-  folded.mutable_data_ptr<uint64_t>()[0] = to.seed;
-  folded.mutable_data_ptr<uint64_t>()[1] = to.offset;
+  words_to(folded)[0] = to.seed;
+  words_to(folded)[1] = to.offset;
   return folded;
 }
 
@@ -122,12 +127,12 @@ Tensor select_draw_key(at::Device device, std::optional<at::Generator> generator
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("paraminit_ext::draw_key", "")
                              .typed<decltype(select_draw_key)>();
-  const c10::DispatchKey key = c10::computeDispatchKey(at::kUInt64, at::kStrided, device);
+  const c10::DispatchKey key = c10::computeDispatchKey(at::kLong, at::kStrided, device);
   return op.redispatch(c10::DispatchKeySet(key), device, std::move(generator));
 }
 
 Tensor meta_draw_key(at::Device device, std::optional<at::Generator>) {
-  return at::empty({2}, at::TensorOptions().dtype(at::kUInt64).device(device));
+  return at::empty({2}, at::TensorOptions().dtype(at::kLong).device(device));
 }
 
 Tensor meta_draw_key_like(const Tensor& like) { return meta_draw_key(like.device(), std::nullopt); }

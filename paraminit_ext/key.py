@@ -142,7 +142,7 @@ class Key:
             '0xe169c58d6627e8d5'
         """
         if torch.compiler.is_compiling():
-            folded: Key = TracedKey(self.to_tensor()).fold_in(data)  # type: ignore[assignment]
+            folded: Key = TracedKey(self._words(None)).fold_in(data)  # type: ignore[assignment]
             return folded
         number = _to_unsigned(_number_of_text(data)) if isinstance(data, str) else _checked_u64("data", data)
         counter, seed = _to_unsigned(self._offset + number), self.seed
@@ -177,19 +177,21 @@ class Key:
             >>> Key(7, 9).to_tensor()
             tensor([7, 9], dtype=torch.uint64)
         """
-        # Through int64: an int of 2**63 or more does not survive being traced.
-        signed = [self._seed, self._offset]
-        return torch.tensor(signed, dtype=torch.int64, device=device).view(torch.uint64)
+        return self._words(device).view(torch.uint64)
+
+    def _words(self, device: torch.device | str | None) -> Tensor:
+        return torch.tensor([self._seed, self._offset], dtype=torch.int64, device=device)
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> Key:
         """Return the key that a tensor of two uint64 holds: the inverse of :meth:`to_tensor`.
 
         Args:
-            tensor: ``[seed, offset]``, of shape (2,) and dtype uint64, on any device that holds data
+            tensor: ``[seed, offset]``, of shape (2,) and dtype uint64, or int64 of the same bits, on any
+                device that holds data
 
         Raises:
-            TypeError: ``tensor`` is not a tensor of dtype uint64.
+            TypeError: ``tensor`` is not a tensor of one of these dtypes.
             ValueError: ``tensor`` has another shape, or lies on meta.
 
         Examples:
@@ -197,23 +199,23 @@ class Key:
             >>> Key.from_tensor(Key(7, 9).to_tensor())
             Key(seed=7, offset=9)
         """
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint64:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.uint64, torch.int64):
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
                 f"paraminit_ext.Key.from_tensor: expected a tensor of torch.uint64, got {got}. "
-                "An int64 tensor of the same bits becomes one by .view(torch.uint64)."
+                "Pass what Key.to_tensor() returned."
             )
         if tensor.shape != (2,) or tensor.is_meta:
             raise ValueError(
                 "paraminit_ext.Key.from_tensor: expected [seed, offset] on a device that holds data, "
                 f"got shape {tuple(tensor.shape)} on {tensor.device}. Pass what Key.to_tensor() returned."
             )
-        seed, offset = tensor.tolist()
+        seed, offset = map(_to_unsigned, tensor.tolist())
         return Key(seed, offset)
 
 
 class TracedKey:
-    """A key that a compiled function has derived: its words are a tensor of the graph.
+    """A key that a compiled function has derived: its words are a tensor of the graph, as int64.
 
     It has what is called on a :class:`Key` inside the function; outside, :meth:`known` makes one of it.
     """
@@ -231,13 +233,16 @@ class TracedKey:
         return tuple(self.fold_in(i) for i in range(_checked_u64("n", n)))
 
     def to_tensor(self, device: torch.device | str | None = None) -> Tensor:
+        return self._words(device).view(torch.uint64)
+
+    def _words(self, device: torch.device | str | None) -> Tensor:
         return self.words if device is None else self.words.to(device)
 
     def known(self) -> Key:
         return Key.from_tensor(self.words)
 
 
-# What a fill is handed: two u64 as int64, or while a graph is traced or captured a uint64[2] on the device.
+# What a fill is handed: two u64 as int64, or in a graph that is traced or captured a tensor of them.
 FillKey: TypeAlias = tuple[int, int] | Tensor
 
 
@@ -321,7 +326,7 @@ def _take_traced_key(
     what comes back is a tensor.
     """
     if isinstance(generator, Key | TracedKey):
-        return generator.to_tensor(device)
+        return generator._words(device)
     refuse_generator(name, generator, device)
     if generator is not None and generator.device.type == "cuda" and not _HAS_CUDA:
         raise RuntimeError(
@@ -330,7 +335,7 @@ def _take_traced_key(
         )
     if generator is None or generator.device.type == "cuda":
         return _draw_on_device(device, generator)
-    return _draw_two_integers(generator).view(torch.uint64).to(device)
+    return _draw_two_integers(generator).to(device)
 
 
 def _draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -345,7 +350,7 @@ def _draw_as_operator(device: torch.device, generator: torch.Generator | None) -
         return _draw_on_device(device, generator)
     if generator.device.type == "cpu":
         return _draw_on_device(generator.device, generator).to(device)
-    return _draw_two_integers(generator).view(torch.uint64).to(device)
+    return _draw_two_integers(generator).to(device)
 
 
 def _draw_by_state(generator: torch.Generator) -> tuple[int, int]:

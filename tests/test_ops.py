@@ -101,6 +101,8 @@ def test_a_key_tensor_gives_what_the_integers_give(name: str, parameters: tuple[
     assert torch.equal(got, expected)
     getattr(ops, name).key(got, *parameters, Key(SEED, OFFSET + 1).to_tensor(), (), ())
     assert not torch.equal(got, expected)
+    getattr(ops, name).key(got, *parameters, Key(SEED, OFFSET).to_tensor().view(torch.int64), (), ())
+    assert torch.equal(got, expected)
 
 
 def test_fold_in_on_a_tensor_is_that_of_a_key() -> None:
@@ -257,7 +259,8 @@ def test_a_shard_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     "key",
     [
-        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(2, dtype=torch.int32),
+        torch.zeros(2),
         torch.zeros(3, dtype=torch.int64).view(torch.uint64),
         torch.zeros(2, dtype=torch.int64, device="meta").view(torch.uint64),
     ],

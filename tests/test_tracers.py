@@ -140,9 +140,7 @@ TRACERS = {
 traced = pytest.mark.parametrize("tracer", TRACERS.values(), ids=TRACERS.keys())
 # torch.jit is deprecated, also where inductor uses it; it warns of each size that Python looks at, as for
 # stock's fans.
-quiet = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning"
-)
+quiet = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning")
 
 
 def noise(module: Any, name: str, arguments: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
@@ -209,10 +207,21 @@ def test_a_traced_graph_holds_the_draw_and_the_fill_and_no_question() -> None:
 
 def test_a_generator_under_a_tracer_is_the_one_that_is_drawn_from() -> None:
     generator = torch.Generator()
-    run = by_make_fx(lambda x: x + init.normal_(torch.empty_like(x), generator=generator), torch.zeros(5))
-    state = torch.get_rng_state()
+
+    def run(module: Any) -> Callable[[Tensor], Tensor]:
+        return by_make_fx(
+            lambda x: x + module.normal_(torch.empty_like(x), generator=generator), torch.zeros(5)
+        )
+
+    try:
+        run(nn.init)
+    except NotImplementedError:  # torch 2.11 has no place for a generator in a graph
+        with pytest.raises(NotImplementedError):
+            run(init)
+        return
+    traced, state = run(init), torch.get_rng_state()
     generator.manual_seed(8)
-    got = [run(torch.zeros(5)) for _ in range(2)]
+    got = [traced(torch.zeros(5)) for _ in range(2)]
     generator.manual_seed(8)
     assert all(same(a, init.normal_(torch.empty(5), generator=generator)) for a in got)
     assert torch.equal(torch.get_rng_state(), state)
