@@ -140,7 +140,11 @@ TRACERS = {
 traced = pytest.mark.parametrize("tracer", TRACERS.values(), ids=TRACERS.keys())
 # torch.jit is deprecated, also where inductor uses it; it warns of each size that Python looks at, as for
 # stock's fans.
-quiet = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated", "ignore::torch.jit.TracerWarning")
+quiet = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.* is deprecated",
+    "ignore::torch.jit.TracerWarning",
+    "ignore:The given buffer is not writable",  # what torch.export.load has read
+)
 
 
 def noise(module: Any, name: str, arguments: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
