@@ -68,7 +68,8 @@ void check_key(const char* op, const Tensor& key, const Tensor& self) {
 }
 
 bool lacks_storage(const Tensor& self) {
-  if (self.is_meta() || !self.has_storage() || self.numel() == 0) return false;
+  // Other devices' storages may be handles, of no size that says anything.
+  if (!(self.is_cpu() || self.is_cuda()) || !self.has_storage() || self.numel() == 0) return false;
   uint64_t last = static_cast<uint64_t>(self.storage_offset());
   for (int64_t d = 0; d < self.dim(); ++d) {
     last += static_cast<uint64_t>(self.size(d) - 1) * static_cast<uint64_t>(self.stride(d));
