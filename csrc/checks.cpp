@@ -58,11 +58,11 @@ void check_shard(const char* op, const Tensor& self, IntArrayRef whole, IntArray
 }
 
 void check_key(const char* op, const Tensor& key, const Tensor& self) {
-  TORCH_CHECK_VALUE(
-      (key.scalar_type() == at::kUInt64 || key.scalar_type() == at::kLong) && key.dim() == 1 &&
-          key.size(0) == 2 && key.is_contiguous(),
-      "paraminit_ext.", op, ": expected a contiguous key of two uint64 or int64, got ",
-      key.scalar_type(), " of shape ", key.sizes(), ". Use Key.to_tensor().");
+  TORCH_CHECK_VALUE((key.scalar_type() == at::kUInt64 || key.scalar_type() == at::kLong) &&
+                        key.dim() == 1 && key.size(0) == 2 && key.is_contiguous(),
+                    "paraminit_ext.", op,
+                    ": expected a contiguous key of two uint64 or int64, got ", key.scalar_type(),
+                    " of shape ", key.sizes(), ". Use Key.to_tensor().");
   TORCH_CHECK_VALUE(key.device() == self.device(), "paraminit_ext.", op, ": expected a key on ",
                     self.device(), ", got one on ", key.device(), ". Use key.to(tensor.device).");
 }
@@ -80,7 +80,8 @@ bool lacks_storage(const Tensor& self) {
 void check_storage(const char* op, const Tensor& self) {
   TORCH_CHECK(!lacks_storage(self), "paraminit_ext.", op,
               ": expected storage for every element, got shape ", self.sizes(), " in ",
-              self.storage().nbytes(), " bytes. Resize the storage, or fill the tensor before its "
+              self.storage().nbytes(),
+              " bytes. Resize the storage, or fill the tensor before its "
               "memory is freed.");
 }
 

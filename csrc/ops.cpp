@@ -209,8 +209,9 @@ namespace {
 
 // What torch's own in-place functions do before and after their kernels: a tensor that requires
 // grad is refused under grad mode (a fill has no gradient), an inference tensor outside inference
-// mode; the tangent of forward-mode differentiation becomes zero, also without grad mode; the version
-// counter moves. torch's fallbacks look for what an operator returns, and these return nothing.
+// mode; the tangent of forward-mode differentiation becomes zero, also without grad mode; the
+// version counter moves. torch's fallbacks look for what an operator returns, and these return
+// nothing.
 void inplace(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const Tensor self = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
   const std::string name =
