@@ -18,7 +18,7 @@ from torch.utils._device import DeviceContext
 
 from paraminit_ext import _C, calls, init
 from paraminit_ext.geometry import Part, Shard, locate, mark_written, refuse_unbacked, refuse_unfillable
-from paraminit_ext.key import Key, refuse_generator
+from paraminit_ext.key import Key, TracedKey, refuse_generator
 
 Source: TypeAlias = torch.Generator | Key | None
 Arguments: TypeAlias = Mapping[str, Any]
@@ -127,7 +127,10 @@ def _parts(index: int, entry: Any) -> tuple[Any, str, Arguments, Source]:
             f"paraminit_ext.fill_many: entry {index}: expected a dict of arguments by name, got "
             f"{type(arguments).__name__}. Pass {{}} for none."
         )
-    return tensor, name, arguments, entry[3] if len(entry) > 3 else None
+    source = entry[3] if len(entry) > 3 else None
+    if type(source) is TracedKey and not torch.compiler.is_compiling():
+        source = source.known()
+    return tensor, name, arguments, source
 
 
 def _call(tensor: Any, name: str, arguments: Arguments, source: Source) -> Tensor:

@@ -298,6 +298,11 @@ def test_a_key_that_a_compiled_function_derived_serves_outside() -> None:
     torch._dynamo.reset()
     derive = torch.compile(lambda key: key.fold_in("a").to_tensor(), fullgraph=True, backend="aot_eager")
     assert Key.from_tensor(derive(Key(2**63))) == Key(2**63).fold_in("a")
+    derived: Any = torch.compile(lambda key: key.fold_in("a"), backend="aot_eager")(Key(2**63))
+    expected = init.normal_(torch.empty(9), generator=Key(2**63).fold_in("a"))
+    assert same(init.normal_(torch.empty(9), generator=derived), expected)
+    (listed,) = fill_many([(torch.empty(9), "normal_", {}, derived)])
+    assert same(listed, expected)
 
 
 @quiet
