@@ -84,12 +84,17 @@ from paraminit_ext.init import (  # noqa: E402
 )
 from paraminit_ext.key import Key  # noqa: E402
 from paraminit_ext.many import fill_many  # noqa: E402
+from paraminit_ext.models.deferred import deferred_init, materialize_module, materialize_tensor  # noqa: E402
+from paraminit_ext.models.names import keyed  # noqa: E402
+from paraminit_ext.models.patch import install, patch, uninstall  # noqa: E402
+from paraminit_ext.models.plan import InitPlan  # noqa: E402
 
 # Plain data: a checkpoint that holds one loads under weights_only=True.
 torch.serialization.add_safe_globals([Key])
 
 __all__ = [
     "STREAM_VERSION",
+    "InitPlan",
     "Key",
     "Shard",
     "__version__",
@@ -100,6 +105,7 @@ __all__ = [
     "constant",
     "constant_",
     "cpu_capability",
+    "deferred_init",
     "delta_orthogonal_",
     "dirac",
     "dirac_",
@@ -107,17 +113,22 @@ __all__ = [
     "eye_",
     "fill_many",
     "init",
+    "install",
     "kaiming_normal",
     "kaiming_normal_",
     "kaiming_uniform",
     "kaiming_uniform_",
+    "keyed",
     "lecun_normal_",
     "lecun_uniform_",
+    "materialize_module",
+    "materialize_tensor",
     "normal",
     "normal_",
     "ones_",
     "orthogonal",
     "orthogonal_",
+    "patch",
     "set_cpu_capability",
     "shard",
     "sparse",
@@ -125,6 +136,7 @@ __all__ = [
     "trunc_normal_",
     "uniform",
     "uniform_",
+    "uninstall",
     "variance_scaling_",
     "xavier_normal",
     "xavier_normal_",

@@ -28,7 +28,7 @@ Entry: TypeAlias = (
     | tuple[Tensor | Shard, str, Arguments, Source]
 )
 
-_DRAWING = frozenset(
+DRAWING = frozenset(
     {
         "delta_orthogonal_",
         "kaiming_normal_",
@@ -47,9 +47,9 @@ _DRAWING = frozenset(
 )
 _CONSTANT = frozenset({"constant_", "ones_", "zeros_"})
 _CHECKS: dict[str, Callable[..., Part]] = {"eye_": init._check_eye, "dirac_": init._check_dirac}
-_NAMES = sorted(_DRAWING | _CONSTANT | _CHECKS.keys())
+NAMES = sorted(DRAWING | _CONSTANT | _CHECKS.keys())
 # The functions without what honours __torch_function__.
-_PLAIN: dict[str, Callable[..., Tensor]] = {name: inspect.unwrap(getattr(init, name)) for name in _NAMES}
+_PLAIN: dict[str, Callable[..., Tensor]] = {name: inspect.unwrap(getattr(init, name)) for name in NAMES}
 _ELEMENTWISE = frozenset({"normal_", "trunc_normal_", "uniform_"})
 
 # What a refused call raises: the same type is raised again, with the entry's index.
@@ -120,7 +120,7 @@ def _parts(index: int, entry: Any) -> tuple[Any, str, Arguments, Source]:
     if not isinstance(name, str) or name not in _PLAIN:
         raise ValueError(
             f"paraminit_ext.fill_many: entry {index}: expected the name of a function, got {name!r}. Use one "
-            f"of {', '.join(_NAMES)}."
+            f"of {', '.join(NAMES)}."
         )
     if not isinstance(arguments, Mapping):
         raise TypeError(
@@ -136,7 +136,7 @@ def _parts(index: int, entry: Any) -> tuple[Any, str, Arguments, Source]:
 def _call(tensor: Any, name: str, arguments: Arguments, source: Source) -> Tensor:
     """The single call."""
     function: Callable[..., Tensor] = getattr(init, name)
-    if name in _DRAWING:
+    if name in DRAWING:
         return function(tensor, **arguments, generator=source)
     return function(tensor, **arguments)
 

@@ -135,7 +135,7 @@ def test_the_values_and_draws_are_those_of_the_single_calls(cpu_capability: str,
 
 
 def test_every_function_that_fills_has_a_place() -> None:
-    assert set(many._NAMES) == {name for name in init.__all__ if name.endswith("_")} == set(CALLS)
+    assert set(many.NAMES) == {name for name in init.__all__ if name.endswith("_")} == set(CALLS)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -1,0 +1,421 @@
+"""``deferred_init``: a module on meta that knows how its tensors get their values; and its way to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paraminit_ext.key import Key
+from paraminit_ext.models.layout import Geometry, contiguous_stride
+from paraminit_ext.models.names import (
+    Named,
+    local_tensor,
+    named_attributes,
+    named_modules,
+    named_tensors,
+)
+from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
+from paraminit_ext.models.record import At, Drawn, Program, Recorder
+from paraminit_ext.models.steps import Draw
+from paraminit_ext.models.write import make, write
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+# The attribute of a tensor that waits.
+_MARK = "_paraminit_waiting"
+
+
+# ----------------------------------------------------------------------------------------
+# Recording
+# ----------------------------------------------------------------------------------------
+
+
+def deferred_init(
+    module_fn: Callable[..., _Module], *args: Any, key: Key | None = None, **kwargs: Any
+) -> _Module:
+    r"""Build a module on meta and record how each of its tensors gets its values.
+
+    The model's code runs once, with all its tensors on meta. What it does to parameters and buffers becomes
+    the module's :class:`InitPlan`: fills, arithmetic, copies, slices set to zero, ties. The module takes
+    ``.to``, ``.cuda``, ``.half`` and the like as a built one does; :func:`materialize_module` then makes its
+    tensors, straight into the dtype and on the device that these asked for.
+
+    Args:
+        module_fn: makes the module: a class, or any function
+        args: its arguments
+        key: the numbers of each parameter come from ``key.fold_in(name)``, as under :class:`keyed` (further
+            random values that flow into the same parameter: ``key.fold_in(name).fold_in("#1")`` and so on).
+            With None each fill takes its draw from torch's generator now, in the order of the program, so
+            that the values are those of the module built under :class:`patch` from the same seed.
+        kwargs: its arguments by name
+
+    Raises:
+        TypeError: ``key`` is neither a :class:`Key` nor None, or ``module_fn`` returns no module.
+        RuntimeError: code that cannot be recorded, with its file and line: a value that hangs on random
+            numbers read back, a result whose shape hangs on values, more than 1 MiB of random values that
+            are no fill.
+
+    Returns:
+        What ``module_fn`` returned, on meta.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import Key, deferred_init, materialize_module
+        >>> model = deferred_init(torch.nn.Linear, 3, 4, key=Key(1))
+        >>> model.weight.device
+        device(type='meta')
+        >>> materialize_module(model.half()).weight.dtype
+        torch.float16
+    """
+    if not (key is None or isinstance(key, Key)):
+        raise TypeError(
+            f"paraminit_ext.deferred_init: expected a paraminit_ext.Key or None for key, got "
+            f"{type(key).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
+        )
+    recorder = Recorder(key)
+    with recorder:
+        module = module_fn(*args, **kwargs)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"paraminit_ext.deferred_init: expected a function that returns a torch.nn.Module, got one that "
+            f"returns {type(module).__name__}. Return the module."
+        )
+    named = [one for one in _tensors_of(module) if _is_recorded(one, recorder)]
+    plan = _plan(named, recorder)
+    for one in named:
+        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name))
+    for path, inner in named_modules(module):
+        remember(inner, plan, path)
+        # nn.Module's methods look it up on the instance: `.to()`, `.cuda()`, `.half()` come by here.
+        vars(inner)["_apply"] = _Apply(inner, plan, path)
+    return module
+
+
+def _tensors_of(module: nn.Module) -> list[Named]:
+    return [*named_tensors(module), *named_attributes(module)]
+
+
+def _is_recorded(one: Named, recorder: Recorder) -> bool:
+    """Whether the plan has the tensor; one that has values by now is put on meta."""
+    if nn.parameter.is_lazy(one.tensor):
+        return False
+    if one.kind == "attribute":
+        return recorder.record.knows(one.tensor)
+    if not one.tensor.is_meta:
+        value = recorder.on_meta(one.tensor)
+        exchange(one.tensor, value)
+    recorder.adopt(one.tensor)
+    return True
+
+
+def _plan(named: Iterable[Named], recorder: Recorder) -> InitPlan:
+    record = recorder.record
+    entries: dict[str, Entry] = {}
+    names: dict[At, str] = {}
+    values: dict[int, str] = {}
+    assigned: dict[Drawn, Draw] = {}
+    for one in named:
+        at = record.at(one.tensor)
+        device = record.storages[at.storage].device
+        # torch's default device is what it is where the module is materialised.
+        asked = None if device in (None, torch.get_default_device()) else str(device)
+        shape = tuple(one.tensor.shape)
+        tie = names.setdefault(at, one.name)
+        if tie != one.name:
+            entries[one.name] = Entry(one.name, one.kind, one.tensor.dtype, shape, tie=tie, device=asked)
+            continue
+        program = Program(record, at, values)
+        draws = _draws(one.name, at, program.draws, assigned)
+        entries[one.name] = Entry(
+            one.name,
+            one.kind,
+            one.tensor.dtype,
+            shape,
+            steps=tuple(program.steps),
+            draws=draws,
+            layout=program.layout,
+            device=asked,
+        )
+    kept = {name: record.log[index].value for index, name in values.items()}
+    return InitPlan(entries, recorder.key, kept)  # type: ignore[arg-type]
+
+
+def _draws(
+    name: str, own: At, drawn: Iterable[tuple[Drawn, At]], assigned: dict[Drawn, Draw]
+) -> tuple[Draw, ...]:
+    """The draws of one tensor's fills; one that another tensor's values come from too is that one's."""
+    draws: list[Draw] = []
+    further = 0
+    for one, at in drawn:
+        place: int | str | None = None
+        if at.storage == own.storage and _is_proper_view(at, own):
+            place = (at.extent[0] - own.extent[0]) // at.geometry.dtype.itemsize
+        else:
+            place = f"#{further}" if further else None
+            further += 1
+        draws.append(assigned.setdefault(one, Draw(name, place, one.key, one.fixed)))
+    return tuple(draws)
+
+
+def _is_proper_view(at: At, of: At) -> bool:
+    (begin, end), (start, stop) = at.extent, of.extent
+    inside = start <= begin and end <= stop
+    return inside and not (at.is_dense and (begin, end) == (start, stop))
+
+
+# ----------------------------------------------------------------------------------------
+# Between recording and materialising
+# ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Waiting:
+    """What a tensor on meta waits for, and what it was converted to since."""
+
+    plan: InitPlan
+    name: str
+    device: torch.device | None = None
+    dtypes: list[torch.dtype] = field(default_factory=list)
+
+
+class _Apply:
+    """In place of a deferred module's ``_apply``: conversions, on meta, are remembered.
+
+    Args:
+        module: whose method it is
+        plan: the plan of the whole
+        path: the module's place in it
+    """
+
+    def __init__(self, module: nn.Module, plan: InitPlan, path: str) -> None:
+        self.module = module
+        self.recorded = plan, path
+
+    def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        given = fn if isinstance(fn, _Carried) else _Carried(fn)
+        module: nn.Module = type(self.module)._apply(self.module, given, *args, **kwargs)
+        return module
+
+
+class _Carried:
+    """A conversion of tensors that takes those on meta along."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self._fn = fn
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        waiting: _Waiting | None = vars(tensor).get(_MARK) if tensor.is_meta else None
+        if waiting is None:
+            return self._fn(tensor)
+        try:
+            made = self._fn(tensor)
+        except NotImplementedError:
+            # There is no way from meta to a device with data; a tensor of no elements shows what was meant.
+            probe = self._fn(torch.empty((0,) * tensor.dim(), dtype=tensor.dtype, device="cpu"))
+            made = torch.empty_like(tensor, dtype=probe.dtype)
+            waiting.device = probe.device
+        if made.is_meta:
+            if made.dtype != (waiting.dtypes[-1] if waiting.dtypes else tensor.dtype):
+                waiting.dtypes.append(made.dtype)
+            if made is not tensor:
+                vars(made)[_MARK] = waiting
+        return made
+
+
+# ----------------------------------------------------------------------------------------
+# Materialising
+# ----------------------------------------------------------------------------------------
+
+
+def materialize_module(
+    module: _Module,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
+    filter: Callable[[str], bool] | None = None,  # noqa: A002
+) -> _Module:
+    r"""Give the tensors of a module that :func:`deferred_init` made their values, in place.
+
+    The objects stay the same, so that optimizers, ties and other references see the real tensors;
+    ``requires_grad``, hooks and attributes stay. What has values already is left.
+
+    Args:
+        module: the module, or a part of it, sharded or not
+        device: where the tensors are made (default: where the model's code, or a later ``.to``, asked for)
+        dtype: what floating-point parameters and persistent buffers are converted to; non-persistent ones
+            keep their own dtype, as in transformers
+        filter: which tensors: called with the name of each in ``module`` (default: all)
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a tensor on meta that no plan is known for, or that has another shape than its plan.
+
+    Returns:
+        ``module``.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import deferred_init, materialize_module
+        >>> model = deferred_init(torch.nn.TransformerEncoderLayer, 64, 4)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> _ = materialize_module(model, filter=lambda name: "linear1" in name)
+        >>> _ = materialize_module(model, dtype=torch.bfloat16)
+        >>> model.norm1.weight.dtype, model.linear1.weight.dtype
+        (torch.bfloat16, torch.float32)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"paraminit_ext.materialize_module: expected a torch.nn.Module, got {type(module).__name__}. "
+            "Pass what deferred_init returned."
+        )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"paraminit_ext.materialize_module: expected a floating-point dtype, got {dtype}. Pass "
+            "torch.bfloat16, for example."
+        )
+    found = recorded(module)
+    waiting: dict[int, tuple[Tensor, _Waiting]] = {}
+    for one in _tensors_of(module):
+        tensor = one.tensor
+        if not tensor.is_meta or id(tensor) in waiting or (filter is not None and not filter(one.name)):
+            continue
+        if nn.parameter.is_lazy(tensor):
+            continue
+        mark: _Waiting | None = vars(tensor).get(_MARK)
+        if mark is None and found is not None:
+            plan, path = found
+            name = f"{path}.{one.name}" if path else one.name
+            mark = _Waiting(plan, name) if name in plan.entries else None
+        if mark is None:
+            if one.kind == "attribute":
+                continue
+            raise ValueError(
+                f"paraminit_ext.materialize_module: expected tensors that deferred_init made, got {one.name} "
+                "on meta without a plan. Build the module by deferred_init, or call to_empty and fill it."
+            )
+        waiting[id(tensor)] = tensor, mark
+    _materialize(list(waiting.values()), None if device is None else torch.device(device), dtype)
+    for _, inner in named_modules(module):
+        if isinstance(inner, nn.RNNBase):
+            inner.flatten_parameters()
+        if isinstance(vars(inner).get("_apply"), _Apply) and not any(
+            tensor.is_meta
+            for tensor in (*inner._parameters.values(), *inner._buffers.values())
+            if tensor is not None
+        ):
+            del vars(inner)["_apply"]
+    return module
+
+
+def materialize_tensor(tensor: Tensor) -> Tensor:
+    r"""Give one tensor of a module that :func:`deferred_init` made its values, in place.
+
+    Args:
+        tensor: a parameter or buffer; one that has values is left
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: a tensor on meta that :func:`deferred_init` did not make.
+
+    Returns:
+        ``tensor``.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext import deferred_init, materialize_tensor
+        >>> model = deferred_init(torch.nn.Linear, 3, 4)
+        >>> materialize_tensor(model.bias).device
+        device(type='cpu')
+        >>> model.weight.device
+        device(type='meta')
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"paraminit_ext.materialize_tensor: expected a torch.Tensor, got {type(tensor).__name__}. Pass a "
+            "parameter of a module that deferred_init made."
+        )
+    if tensor.is_meta:
+        mark: _Waiting | None = vars(tensor).get(_MARK)
+        if mark is None:
+            raise ValueError(
+                "paraminit_ext.materialize_tensor: expected a tensor that deferred_init made, got one on "
+                "meta without a plan. Pass the module to materialize_module."
+            )
+        _materialize([(tensor, mark)], None, None)
+    return tensor
+
+
+@torch.no_grad()
+def _materialize(
+    waiting: list[tuple[Tensor, _Waiting]], device: torch.device | None, dtype: torch.dtype | None
+) -> None:
+    made: list[Tensor] = []
+    # By plan, what its fills are to write.
+    targets: dict[int, tuple[InitPlan, list[tuple[Entry, Tensor]]]] = {}
+    later: list[tuple[int, torch.dtype]] = []
+    for tensor, mark in waiting:
+        entry = mark.plan.entries[mark.name]
+        if tuple(tensor.shape) != entry.shape:
+            raise ValueError(
+                f"paraminit_ext.materialize_module: expected shape {entry.shape} for {mark.name}, got "
+                f"{tuple(tensor.shape)}. Materialise a module before its tensors are exchanged."
+            )
+        kind, source = entry.kind, mark.plan.resolved(entry)
+        dtypes = [source.dtype, *mark.dtypes, tensor.dtype]
+        if dtype is not None and tensor.is_floating_point() and kind in ("parameter", "buffer"):
+            dtypes.append(dtype)
+        dtypes = [one for place, one in enumerate(dtypes) if place == 0 or one != dtypes[place - 1]]
+        where = (
+            device
+            or mark.device
+            or (torch.device(entry.device) if entry.device else torch.get_default_device())
+        )
+        if local_tensor(tensor) is not tensor:
+            new = torch.empty_like(tensor, dtype=dtypes[min(1, len(dtypes) - 1)], device=where)
+        elif source.is_allocated_first:
+            new = _empty(tensor, dtypes[min(1, len(dtypes) - 1)], where)
+        else:
+            made.append(_converted(make(mark.plan, source, where, None), dtypes[1:]))
+            continue
+        targets.setdefault(id(mark.plan), (mark.plan, []))[1].append((source, new))
+        later += [(len(made), one) for one in dtypes[2:]]
+        made.append(new)
+    for plan, pairs in targets.values():
+        write(plan, pairs, None)
+    for place, one in later:
+        made[place] = made[place].to(one)
+    for (tensor, _), new in zip(waiting, made, strict=True):
+        exchange(tensor, new)
+        vars(tensor).pop(_MARK, None)
+
+
+def _empty(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A new tensor that lies as the one on meta does, which may have been given a memory format."""
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    if stride == contiguous_stride(shape) or not Geometry.of(tensor).is_dense:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def _converted(tensor: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+    for dtype in dtypes:
+        tensor = tensor.to(dtype)
+    return tensor
+
+
+def exchange(tensor: Tensor, new: Tensor) -> None:
+    """Give the object ``tensor`` what ``new`` holds; its class, attributes and hooks stay.
+
+    What ``torch.utils.swap_tensors`` does, which takes class and attributes over as well and refuses objects
+    that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
+    """
+    hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
+    other = new.detach().requires_grad_(tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, other)
+    if hooks is not None:
+        tensor._backward_hooks = hooks
+    if after is not None:
+        tensor._post_accumulate_grad_hooks = after

@@ -1,0 +1,421 @@
+"""A plan as one safetensors file, as ``docs/plan.md`` describes it. Reading checks it all, runs nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from paraminit_ext import init
+from paraminit_ext.key import Key
+from paraminit_ext.many import DRAWING, NAMES
+from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.plan import Entry, InitPlan
+from paraminit_ext.models.steps import Draw, Step, View, operator_of, run
+
+VERSION = 1
+# The one entry of the file's metadata.
+_METADATA = "paraminit_ext.InitPlan"
+_KINDS = ("parameter", "buffer", "non-persistent buffer", "attribute")
+_MAX_BYTES = (1 << 63) - 1
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+_FORMATS = {
+    str(one).removeprefix("torch."): one
+    for one in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+}
+
+
+def _safetensors(what: str) -> ModuleType:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"paraminit_ext.InitPlan.{what}: expected the package safetensors, got none. Run "
+            "`pip install safetensors`."
+        ) from None
+    return safetensors
+
+
+# ----------------------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------------------
+
+
+def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
+    safetensors = _safetensors("save")
+    text = json.dumps(_plan_to_json(plan), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    path = Path(path)
+    values = {name: value.contiguous() for name, value in plan.values.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        safetensors.torch.save_file(values, temporary, metadata={_METADATA: text})
+        # mkstemp's file is for its owner alone, which a plan need not be.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _plan_to_json(plan: InitPlan) -> dict[str, Any]:
+    programs: dict[str, int] = {}
+    listed: list[Any] = []
+    tensors: dict[str, Any] = {}
+    for entry in plan:
+        if entry.tie:
+            tensors[entry.name] = _without_none(kind=entry.kind, tie=entry.tie, device=entry.device)
+            continue
+        program = _without_none(
+            dtype=_dtype(entry.dtype),
+            shape=list(entry.shape),
+            steps=[_step_to_json(step) for step in entry.steps],
+            layout=entry.layout and _geometry_to_json(entry.layout),
+        )
+        index = programs.setdefault(json.dumps(program), len(listed))
+        if index == len(listed):
+            listed.append(program)
+        draws = [_draw_to_json(draw, entry.name) for draw in entry.draws]
+        tensors[entry.name] = _without_none(
+            kind=entry.kind, program=index, draws=draws if any(draws) else None, device=entry.device
+        )
+    key = plan.key and _key_to_json(plan.key)
+    return {"version": VERSION, "key": key, "programs": listed, "tensors": tensors}
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _key_to_json(key: Key) -> str:
+    return f"{key.seed:x}:{key.offset:x}"
+
+
+def _draw_to_json(draw: Draw, name: str) -> dict[str, Any]:
+    return _without_none(
+        name=None if draw.name == name else draw.name,
+        place=draw.place,
+        key=draw.key and _key_to_json(draw.key),
+        fixed=draw.fixed or None,
+    )
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    arguments = {name: _value_to_json(value) for name, value in step.arguments}
+    return _without_none(do=step.do, arguments=arguments, out=list(step.out) or None, draw=step.draw)
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "dtype": _dtype(geometry.dtype),
+        "size": list(geometry.size),
+        "stride": list(geometry.stride),
+        "offset": geometry.offset,
+    }
+
+
+def _value_to_json(value: Any) -> Any:
+    if isinstance(value, View):
+        return _without_none(slot=value.slot, view=value.geometry and _geometry_to_json(value.geometry))
+    if isinstance(value, tuple | list):
+        return [_value_to_json(one) for one in value]
+    if isinstance(value, torch.dtype):
+        return {"dtype": _dtype(value)}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": str(value).removeprefix("torch.")}
+    if isinstance(value, complex):
+        return {"complex": [repr(value.real), repr(value.imag)]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"paraminit_ext.InitPlan.save: expected arguments that JSON can hold, got {type(value).__name__}. "
+        "Initialise the module without saving its plan."
+    )
+
+
+# ----------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------
+
+
+class _WrongError(ValueError):
+    """What is wrong with a file, without its name."""
+
+
+def load(path: str | os.PathLike[str]) -> InitPlan:
+    safetensors = _safetensors("load")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"paraminit_ext.InitPlan.load: expected a file, got {os.fspath(path)}. Pass what save wrote."
+        )
+    try:
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise _WrongError(f"a file that is no safetensors file or is cut short ({error})") from None
+        if _METADATA not in metadata:
+            raise _WrongError("a safetensors file without a plan")
+        try:
+            listed = json.loads(metadata[_METADATA])
+        except (ValueError, RecursionError):
+            raise _WrongError("a plan that is not JSON") from None
+        return _plan_from_json(listed, values)
+    except _WrongError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"paraminit_ext.InitPlan.load: expected a plan of version {VERSION}, got {text} in "
+            f"{os.fspath(path)}. Save the plan again with this version."
+        ) from None
+
+
+def _wrong(what: str) -> NoReturn:
+    raise _WrongError(what)
+
+
+def _take(fields: Any, what: str, names: Mapping[str, Any]) -> list[Any]:
+    """The values of an object's fields by name; ``...`` marks one that must be there."""
+    if not isinstance(fields, dict):
+        _wrong(f"{what} that is no object")
+    unknown = fields.keys() - names.keys()
+    if unknown:
+        _wrong(f"{what} with the unknown field {min(unknown)!r:.60}")
+    for name, default in names.items():
+        if default is ... and name not in fields:
+            _wrong(f"{what} without {name}")
+    return [fields.get(name, default) for name, default in names.items()]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_BYTES
+
+
+def _counts(value: Any, what: str) -> tuple[int, ...]:
+    if not (isinstance(value, list) and all(map(_is_count, value))):
+        _wrong(f"{what} that is not a list of counts")
+    return tuple(value)
+
+
+def _dtype_from_json(value: Any) -> torch.dtype:
+    if not isinstance(value, str) or value not in _DTYPES:
+        _wrong(f"the unknown dtype {value!r:.60}")
+    return _DTYPES[value]
+
+
+def _key_from_json(value: Any) -> Key:
+    try:
+        seed, offset = (int(part, 16) for part in value.split(":"))
+        return Key(seed, offset)
+    except (ValueError, AttributeError):
+        _wrong(f"the key {value!r:.60}")
+
+
+def _geometry_from_json(value: Any) -> Geometry:
+    dtype, size, stride, offset = _take(
+        value, "a layout", {"dtype": ..., "size": ..., "stride": ..., "offset": ...}
+    )
+    geometry = Geometry(
+        _dtype_from_json(dtype),
+        _counts(size, "a size"),
+        _counts(stride, "a stride"),
+        _counts([offset], "an offset")[0],
+    )
+    if len(geometry.size) != len(geometry.stride):
+        _wrong("a layout with another number of strides than of sizes")
+    if geometry.extent[1] > _MAX_BYTES:
+        _wrong(f"a tensor of {geometry.extent[1]} bytes")
+    return geometry
+
+
+def _value_from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_value_from_json(one) for one in value)
+    if not isinstance(value, dict):
+        return value
+    if "slot" in value:
+        slot, view = _take(value, "a tensor", {"slot": ..., "view": None})
+        if not _is_count(slot):
+            _wrong("a slot that is no count")
+        return View(slot, None if view is None else _geometry_from_json(view))
+    if len(value) == 1:
+        ((kind, inner),) = value.items()
+        if kind == "dtype":
+            return _dtype_from_json(inner)
+        if kind == "memory_format" and isinstance(inner, str) and inner in _FORMATS:
+            return _FORMATS[inner]
+        if kind == "float" and inner in ("inf", "-inf", "nan"):
+            return float(inner)
+        if kind == "complex" and isinstance(inner, list) and len(inner) == 2:
+            try:
+                return complex(float(inner[0]), float(inner[1]))
+            except (TypeError, ValueError):
+                pass
+    _wrong(f"the argument {value!r:.60}")
+
+
+def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
+    do, given, out, draw = _take(value, "a step", {"do": ..., "arguments": ..., "out": [], "draw": None})
+    if not isinstance(do, str) or not isinstance(given, dict):
+        _wrong("a step without a name or arguments")
+    arguments = {name: _value_from_json(one) for name, one in given.items()}
+    if do in NAMES:
+        known = set(inspect.signature(getattr(init, do)).parameters) - {"generator"}
+        if not isinstance(arguments.get("tensor"), View):
+            _wrong(f"{do} of no tensor")
+        if (draw is not None) != (do in DRAWING):
+            _wrong(f"{do} with a wrong draw")
+    elif do == "value":
+        known = {"value"}
+        if not isinstance(arguments.get("value"), str) or arguments["value"] not in values:
+            _wrong("the name of a value that is not in the file")
+    elif do == "empty":
+        known = {"size", "stride", "dtype"}
+        if known != arguments.keys() or not isinstance(arguments["dtype"], torch.dtype):
+            _wrong("an allocation without size, stride and dtype")
+        _geometry_from_json({**given, "dtype": _dtype(arguments["dtype"]), "offset": 0})
+    else:
+        operator = operator_of(do)
+        if operator is None:
+            _wrong(f"the unknown function {do!r:.60}")
+        known = {argument.name for argument in operator._schema.arguments}
+    unknown = arguments.keys() - known
+    if unknown:
+        _wrong(f"the unknown argument {min(unknown)!r:.60} of {do}")
+    if draw is not None and not _is_count(draw):
+        _wrong("a draw that is no count")
+    if do in ("value", "empty") and len(_counts(out, "the results of a step")) != 1:
+        _wrong(f"{do} with other than one result")
+    return Step(do, tuple(arguments.items()), _counts(out, "the results of a step"), draw)
+
+
+def _program_from_json(value: Any, values: Mapping[str, Tensor]) -> Entry:
+    dtype, shape, listed, layout = _take(
+        value, "a program", {"dtype": ..., "shape": ..., "steps": ..., "layout": None}
+    )
+    if not isinstance(listed, list):
+        _wrong("steps that are no list")
+    steps = tuple(_step_from_json(one, values) for one in listed)
+    draws = [step.draw for step in steps if step.draw is not None]
+    if draws != list(range(len(draws))):
+        _wrong("draws out of order")
+    entry = Entry(
+        "",
+        "parameter",
+        _dtype_from_json(dtype),
+        _counts(shape, "a shape"),
+        steps=steps,
+        draws=tuple(Draw("") for _ in draws),
+        layout=None if layout is None else _geometry_from_json(layout),
+    )
+    if math.prod(entry.shape) * entry.dtype.itemsize > _MAX_BYTES:
+        _wrong(f"a tensor of shape {entry.shape}")
+    _refuse_misfit(entry, values)
+    return entry
+
+
+def _refuse_misfit(entry: Entry, values: Mapping[str, Tensor]) -> None:
+    """Raise unless the steps fit each other and give this shape: they are gone through on meta."""
+    on_meta = {name: value.to("meta") for name, value in values.items()}
+    try:
+        slots: dict[int, Tensor] = {}
+        if entry.is_allocated_first:
+            slots[0] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+        with torch.no_grad():
+            run(entry.steps, slots, lambda _: Key(0), on_meta, "meta")
+            made = slots[0] if entry.layout is None else entry.layout.view(slots[0])
+    except Exception as error:  # what torch raises for arguments that do not fit is of many kinds
+        _wrong(f"steps that do not fit ({error})"[:300])
+    if tuple(made.shape) != entry.shape or made.dtype != entry.dtype:
+        _wrong(
+            f"steps that give {made.dtype} of shape {tuple(made.shape)} for {entry.dtype} of {entry.shape}"
+        )
+
+
+def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> tuple[Draw, ...]:
+    listed: Sequence[Any] = [{}] * len(program.draws) if value is None else value
+    if not isinstance(listed, list) or len(listed) != len(program.draws):
+        _wrong(f"another number of draws for {name} than of fills")
+    draws: list[Draw] = []
+    for one in listed:
+        of, place, own, fixed = _take(
+            one, "a draw", {"name": name, "place": None, "key": None, "fixed": False}
+        )
+        if not isinstance(of, str) or not isinstance(fixed, bool):
+            _wrong(f"a wrong draw for {name}")
+        if not (place is None or _is_count(place) or isinstance(place, str)):
+            _wrong(f"a wrong place of a draw for {name}")
+        if own is None and (key is None or fixed):
+            _wrong(f"a draw without a key for {name}")
+        draws.append(Draw(of, place, None if own is None else _key_from_json(own), fixed))
+    return tuple(draws)
+
+
+def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
+    if isinstance(listed, dict) and listed.get("version") != VERSION:
+        _wrong(f"one of version {listed.get('version')!r:.60}")
+    _, key_text, programs_listed, tensors = _take(
+        listed, "a plan", {"version": ..., "key": ..., "programs": ..., "tensors": ...}
+    )
+    if not isinstance(programs_listed, list) or not isinstance(tensors, dict):
+        _wrong("a plan without programs or tensors")
+    key = None if key_text is None else _key_from_json(key_text)
+    try:
+        programs = [_program_from_json(one, values) for one in programs_listed]
+    except RecursionError:
+        _wrong("arguments nested too deep")
+    entries: dict[str, Entry] = {}
+    for name, fields in tensors.items():
+        kind, index, tie, draws, device = _take(
+            fields,
+            f"the tensor {name!r:.60}",
+            {"kind": ..., "program": None, "tie": None, "draws": None, "device": None},
+        )
+        if kind not in _KINDS:
+            _wrong(f"the unknown kind {kind!r:.60}")
+        if device is not None:
+            try:
+                torch.device(device)
+            except (RuntimeError, TypeError):
+                _wrong(f"the unknown device {device!r:.60}")
+        if tie is not None:
+            source = entries.get(tie) if isinstance(tie, str) else None
+            if source is None or source.tie or index is not None:
+                _wrong(f"{name!r:.60} tied to something that does not stand before it")
+            entries[name] = Entry(name, kind, source.dtype, source.shape, tie=tie, device=device)
+            continue
+        if not _is_count(index) or index >= len(programs):
+            _wrong(f"the tensor {name!r:.60} without a program")
+        program = programs[index]
+        entries[name] = Entry(
+            name,
+            kind,
+            program.dtype,
+            program.shape,
+            steps=program.steps,
+            draws=_draws_from_json(draws, name, program, key),
+            layout=program.layout,
+            device=device,
+        )
+    return InitPlan(entries, key, values)

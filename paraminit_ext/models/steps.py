@@ -1,0 +1,201 @@
+"""A program: the steps that give one tensor its values, as plain data, and what runs them.
+
+A step is a fill of :mod:`paraminit_ext.init`, an operator of torch (``aten.mul.Tensor``), an allocation or a
+recorded value. Slot 0 is the tensor itself, other slots are temporaries of the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paraminit_ext import init
+from paraminit_ext.key import Key
+from paraminit_ext.many import DRAWING, NAMES
+from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.names import key_of
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor in a program: what a slot holds, or another view of its storage."""
+
+    slot: int
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where a fill's numbers come from.
+
+    Args:
+        name: the tensor whose key it is, under the model's key
+        place: which of that tensor's keys (see :func:`paraminit_ext.models.names.key_of`)
+        key: the key drawn when the fill was recorded, for a plan without a key of its own
+        fixed: the code passed ``key`` itself, so no other key takes its place
+    """
+
+    name: str
+    place: int | str | None = None
+    key: Key | None = None
+    fixed: bool = False
+
+    def resolve(self, key: Key | None) -> Key:
+        if self.key is not None and (self.fixed or key is None):
+            return self.key
+        assert key is not None
+        return key_of(key, self.name, self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call.
+
+    Args:
+        do: the name of a function of :mod:`paraminit_ext.init`, or ``aten.<operator>.<overload>``, or
+            ``empty`` (an allocation without values), or ``value`` (a recorded one)
+        arguments: by name; a tensor is a :class:`View`
+        out: the slots of the new tensors that the call gives
+        draw: for a fill that draws, which of the tensor's draws
+    """
+
+    do: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+    out: tuple[int, ...] = ()
+    draw: int | None = None
+
+    @property
+    def is_fill(self) -> bool:
+        return self.do in NAMES
+
+    def __str__(self) -> str:
+        shown = (
+            _shown(value) if name in ("tensor", "self") else f"{name}={_shown(value)}"
+            for name, value in self.arguments
+            if not (name in ("tensor", "self") and value == View(0))
+        )
+        name = self.do.split(".")[1] if self.do.startswith("aten.") else self.do
+        return f"{name}({', '.join(shown)})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, View):
+        own = "self" if value.slot == 0 else f"t{value.slot}"
+        if value.geometry is None:
+            return own
+        return f"{own}@{value.geometry.offset}{list(value.geometry.size)}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).removeprefix("torch.")
+
+
+# ----------------------------------------------------------------------------------------
+# Which operators a program may call
+# ----------------------------------------------------------------------------------------
+
+# Operators of torch beside the pointwise ones, which torch tags: pure functions of their arguments.
+_NAMES = """
+made from numbers: arange eye full full_like linspace logspace new_full new_ones new_zeros ones ones_like
+    scalar_tensor tril_indices triu_indices zeros zeros_like
+copies and constants: _to_copy clone copy copy_ fill fill_ lift_fresh_copy zero_
+elements in other places: cat constant_pad_nd diag_embed diagonal_scatter flip gather index index_add
+    index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select masked_fill masked_fill_
+    masked_scatter masked_scatter_ repeat repeat_interleave roll scatter scatter_ scatter_add scatter_add_
+    select_scatter slice_scatter sort stack take tril tril_ triu triu_ unfold_copy _unsafe_index where
+reductions and products: addmm all amax amin any argmax argmin baddbmm bmm cumprod cumsum dot linalg_qr
+    linalg_vector_norm max mean min mm mv norm prod std sum var _softmax
+"""
+_OPERATORS = frozenset(re.sub("^.*?:", "", _NAMES, flags=re.MULTILINE).split())
+
+
+@functools.cache
+def operator_of(do: str) -> torch._ops.OpOverload | None:
+    """The operator that a step names, or None: unknown, random, or none of those that a program may call."""
+    parts = do.split(".")
+    if len(parts) != 3 or parts[0] != "aten":
+        return None
+    packet = getattr(torch.ops.aten, parts[1], None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or parts[2] not in packet.overloads():
+        return None
+    operator: torch._ops.OpOverload = getattr(packet, parts[2])
+    return operator if is_recordable(operator) else None
+
+
+def is_recordable(operator: torch._ops.OpOverload) -> bool:
+    """Whether a program may call the operator."""
+    if operator.namespace != "aten" or torch.Tag.nondeterministic_seeded in operator.tags:
+        return False
+    name = operator._schema.name.removeprefix("aten::")
+    return torch.Tag.pointwise in operator.tags or name in _OPERATORS
+
+
+# Whole arguments that are overwritten and not read.
+_OVERWRITES = frozenset({"copy_", "fill_", "zero_"})
+
+
+def overwrites(operator: torch._ops.OpOverload) -> bool:
+    """Whether the operator reads nothing of the arguments that it writes."""
+    name = operator._schema.name.removeprefix("aten::")
+    return name in _OVERWRITES or any(argument.is_out for argument in operator._schema.arguments)
+
+
+# ----------------------------------------------------------------------------------------
+# Running
+# ----------------------------------------------------------------------------------------
+
+
+def run(
+    steps: Iterable[Step],
+    slots: dict[int, Tensor],
+    draw: Callable[[int], Key],
+    values: Mapping[str, Tensor],
+    device: torch.device | str,
+) -> None:
+    """Run the steps in order; ``slots`` begins with what is allocated, and ends with all slots.
+
+    Args:
+        steps: what is to be run
+        slots: the tensors by slot
+        draw: the key of the n-th draw
+        values: the recorded values by name
+        device: where new slots lie
+    """
+
+    def given(value: Any) -> Any:
+        if isinstance(value, View):
+            tensor = slots[value.slot]
+            return tensor if value.geometry is None else value.geometry.view(tensor)
+        if isinstance(value, tuple):
+            return [given(one) for one in value]
+        return value
+
+    for step in steps:
+        arguments = {name: given(value) for name, value in step.arguments}
+        if step.is_fill:
+            if step.do in DRAWING:
+                arguments["generator"] = None if step.draw is None else draw(step.draw)
+            getattr(init, step.do)(**arguments)
+        elif step.do == "value":
+            slots[step.out[0]] = values[arguments["value"]].to(device, copy=True)
+        elif step.do == "empty":
+            slots[step.out[0]] = torch.empty_strided(
+                arguments["size"], arguments["stride"], dtype=arguments["dtype"], device=device
+            )
+        else:
+            operator = operator_of(step.do)
+            assert operator is not None
+            if any(argument.name == "device" for argument in operator._schema.arguments):
+                arguments["device"] = torch.device(device)
+            made = operator(**arguments)
+            fresh = [made] if isinstance(made, Tensor) else list(made or ())
+            if step.out:
+                for slot, tensor in zip(step.out, fresh, strict=True):
+                    slots[slot] = tensor
