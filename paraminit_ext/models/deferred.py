@@ -112,10 +112,15 @@ def _is_recorded(one: Named, recorder: Recorder) -> bool:
     return True
 
 
-def _plan(named: Iterable[Named], recorder: Recorder) -> InitPlan:
+def _plan(named: list[Named], recorder: Recorder) -> InitPlan:
     record = recorder.record
     entries: dict[str, Entry] = {}
     names: dict[At, str] = {}
+    # Which tensors lie in each storage; mostly one does.
+    together: dict[int, dict[At, str]] = {}
+    for one in named:
+        at = record.at(one.tensor)
+        together.setdefault(at.storage, {}).setdefault(at, one.name)
     values: dict[int, str] = {}
     assigned: dict[Drawn, Draw] = {}
     for one in named:
@@ -128,7 +133,10 @@ def _plan(named: Iterable[Named], recorder: Recorder) -> InitPlan:
         if tie != one.name:
             entries[one.name] = Entry(one.name, one.kind, one.tensor.dtype, shape, tie=tie, device=asked)
             continue
-        program = Program(record, at, values)
+        shared = together[at.storage]
+        first = next(iter(shared.values()))
+        # The first of them has the steps of all: the others may be views of its storage.
+        program = Program(record, at, values, tuple(shared) if first == one.name else (at,), len(shared) > 1)
         draws = _draws(one.name, at, program.draws, assigned)
         entries[one.name] = Entry(
             one.name,
@@ -138,6 +146,7 @@ def _plan(named: Iterable[Named], recorder: Recorder) -> InitPlan:
             steps=tuple(program.steps),
             draws=draws,
             layout=program.layout,
+            storage=first if first != one.name else None,
             device=asked,
         )
     kept = {name: record.log[index].value for index, name in values.items()}
@@ -197,6 +206,12 @@ class _Apply:
 
     def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         given = fn if isinstance(fn, _Carried) else _Carried(fn)
+        plan, path = self.recorded
+        dot = f"{path}." if path else ""
+        for name, tensor in (*self.module._parameters.items(), *self.module._buffers.items()):
+            # A copy of a parameter has no attributes.
+            if tensor is not None and tensor.is_meta and dot + name in plan.entries:
+                vars(tensor).setdefault(_MARK, _Waiting(plan, dot + name))
         module: nn.Module = type(self.module)._apply(self.module, given, *args, **kwargs)
         return module
 
@@ -297,7 +312,13 @@ def materialize_module(
                 "on meta without a plan. Build the module by deferred_init, or call to_empty and fill it."
             )
         waiting[id(tensor)] = tensor, mark
-    _materialize(list(waiting.values()), None if device is None else torch.device(device), dtype)
+    distributed = _materialize(
+        list(waiting.values()), None if device is None else torch.device(device), dtype
+    )
+    if distributed:
+        # By the module's own method, which keeps the objects and tells FSDP of their new local tensors.
+        apply: Callable[..., nn.Module] = type(module)._apply
+        apply(module, lambda tensor: distributed.pop(id(tensor), tensor))
     for _, inner in named_modules(module):
         if isinstance(inner, nn.RNNBase):
             inner.flatten_parameters()
@@ -351,8 +372,11 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _materialize(
     waiting: list[tuple[Tensor, _Waiting]], device: torch.device | None, dtype: torch.dtype | None
-) -> None:
+) -> dict[int, Tensor]:
+    """Make what the tensors wait for; DTensors are returned by the id of the one that waits."""
     made: list[Tensor] = []
+    # By plan and name, what others may be views of: made, and in the plan's own dtype.
+    shared: dict[tuple[int, str], Tensor] = {}
     # By plan, what its fills are to write.
     targets: dict[int, tuple[InitPlan, list[tuple[Entry, Tensor]]]] = {}
     later: list[tuple[int, torch.dtype]] = []
@@ -373,12 +397,20 @@ def _materialize(
             or mark.device
             or (torch.device(entry.device) if entry.device else torch.get_default_device())
         )
+        base = shared.get((id(mark.plan), source.storage)) if source.storage and len(dtypes) == 1 else None
+        if base is not None and base.device == torch.empty(0, device=where).device:
+            assert source.layout is not None
+            made.append(source.layout.view(base))
+            continue
         if local_tensor(tensor) is not tensor:
             new = torch.empty_like(tensor, dtype=dtypes[min(1, len(dtypes) - 1)], device=where)
         elif source.is_allocated_first:
             new = _empty(tensor, dtypes[min(1, len(dtypes) - 1)], where)
         else:
-            made.append(_converted(make(mark.plan, source, where, None), dtypes[1:]))
+            new = make(mark.plan, source, where, None)
+            if len(dtypes) == 1:
+                shared[id(mark.plan), source.name] = new
+            made.append(_converted(new, dtypes[1:]))
             continue
         targets.setdefault(id(mark.plan), (mark.plan, []))[1].append((source, new))
         later += [(len(made), one) for one in dtypes[2:]]
@@ -387,9 +419,14 @@ def _materialize(
         write(plan, pairs, None)
     for place, one in later:
         made[place] = made[place].to(one)
+    distributed: dict[int, Tensor] = {}
     for (tensor, _), new in zip(waiting, made, strict=True):
-        exchange(tensor, new)
         vars(tensor).pop(_MARK, None)
+        if local_tensor(tensor) is tensor:
+            exchange(tensor, new)
+        else:
+            distributed[id(tensor)] = new
+    return distributed
 
 
 def _empty(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -413,7 +450,7 @@ def exchange(tensor: Tensor, new: Tensor) -> None:
     that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
     """
     hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
-    other = new.detach().requires_grad_(tensor.requires_grad)
+    other = new.detach().requires_grad_(tensor.requires_grad and tensor.is_leaf)
     torch._C._swap_tensor_impl(tensor, other)
     if hooks is not None:
         tensor._backward_hooks = hooks

@@ -31,12 +31,13 @@ class _Numbers:
         self.count = itertools.count()
 
     def source(self, fill: Fill) -> Source:
-        if self.key is None or fill.generator is not None or not fill.draws:
+        """Of a fill that draws."""
+        if self.key is None or fill.generator is not None:
             return fill.generator
         return self.key.fold_in(next(self.count))
 
     def fill(self, fill: Fill, _call: Callable[[], Any]) -> Tensor:
-        return fill.run(self.source(fill))
+        return fill.run(self.source(fill) if fill.draws else fill.generator)
 
 
 class patch(ContextDecorator):  # noqa: N801
@@ -64,7 +65,7 @@ class patch(ContextDecorator):  # noqa: N801
         >>> import paraminit_ext
         >>> _ = torch.manual_seed(0)
         >>> with paraminit_ext.patch():
-        ...     model = torch.nn.Transformer(64, 4)
+        ...     model = torch.nn.TransformerEncoderLayer(64, 4)
         >>> @paraminit_ext.patch(key=paraminit_ext.Key(2024))
         ... def build():
         ...     return torch.nn.LSTM(8, 16)

@@ -31,7 +31,9 @@ class Entry:
         steps: what gives the values, in order: the live steps alone; empty for a tied tensor, and for one
             that the model left as it was allocated
         draws: where the fills among the steps get their numbers
-        layout: where the tensor lies otherwise than a new one of this shape does: how
+        layout: how the tensor lies in its storage, where otherwise than a new one of this shape does
+        storage: the name of an earlier tensor in whose storage this one lies; its steps are those that it
+            needs alone
         device: the device that the model's code asked for; None for torch's default
     """
 
@@ -43,6 +45,7 @@ class Entry:
     steps: tuple[Step, ...] = ()
     draws: tuple[Draw, ...] = ()
     layout: Geometry | None = None
+    storage: str | None = None
     device: str | None = None
 
     @property
@@ -193,7 +196,9 @@ class InitPlan:
             source = self.resolved(entry)
             tie = source.name.removeprefix(dot) if entry.tie and source.name.startswith(dot) else None
             # One that is tied to a tensor outside has that one's steps.
-            kept[name] = replace(entry if tie else source, name=name, kind=entry.kind, tie=tie)
+            of = entry if tie else source
+            storage = of.storage.removeprefix(dot) if of.storage and of.storage.startswith(dot) else None
+            kept[name] = replace(of, name=name, kind=entry.kind, tie=tie, storage=storage)
         return InitPlan(kept, self._key, self._values)
 
     def resolved(self, entry: Entry) -> Entry:

@@ -92,7 +92,11 @@ def _plan_to_json(plan: InitPlan) -> dict[str, Any]:
             listed.append(program)
         draws = [_draw_to_json(draw, entry.name) for draw in entry.draws]
         tensors[entry.name] = _without_none(
-            kind=entry.kind, program=index, draws=draws if any(draws) else None, device=entry.device
+            kind=entry.kind,
+            program=index,
+            draws=draws if any(draws) else None,
+            storage=entry.storage,
+            device=entry.device,
         )
     key = plan.key and _key_to_json(plan.key)
     return {"version": VERSION, "key": key, "programs": listed, "tensors": tensors}
@@ -372,6 +376,9 @@ def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> 
     return tuple(draws)
 
 
+_FIELDS = {"kind": ..., "program": None, "tie": None, "draws": None, "storage": None, "device": None}
+
+
 def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
     if isinstance(listed, dict) and listed.get("version") != VERSION:
         _wrong(f"one of version {listed.get('version')!r:.60}")
@@ -387,11 +394,7 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
         _wrong("arguments nested too deep")
     entries: dict[str, Entry] = {}
     for name, fields in tensors.items():
-        kind, index, tie, draws, device = _take(
-            fields,
-            f"the tensor {name!r:.60}",
-            {"kind": ..., "program": None, "tie": None, "draws": None, "device": None},
-        )
+        kind, index, tie, draws, storage, device = _take(fields, f"the tensor {name!r:.60}", _FIELDS)
         if kind not in _KINDS:
             _wrong(f"the unknown kind {kind!r:.60}")
         if device is not None:
@@ -408,6 +411,8 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
         if not _is_count(index) or index >= len(programs):
             _wrong(f"the tensor {name!r:.60} without a program")
         program = programs[index]
+        if storage is not None and (storage not in entries or program.layout is None):
+            _wrong(f"{name!r:.60} in the storage of something that does not stand before it")
         entries[name] = Entry(
             name,
             kind,
@@ -416,6 +421,7 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
             steps=program.steps,
             draws=_draws_from_json(draws, name, program, key),
             layout=program.layout,
+            storage=storage,
             device=device,
         )
     return InitPlan(entries, key, values)

@@ -615,22 +615,31 @@ class Program:
         record: what happened
         at: the tensor
         values: the recorded values that are in use, by their place in the log: the name of each is added
+        wanted: what is to have its values in the end (default: ``at``)
+        is_shared: whether other tensors lie in the storage, so that the layout is said in any case
     """
 
-    def __init__(self, record: Record, at: At, values: dict[int, str]) -> None:
+    def __init__(
+        self,
+        record: Record,
+        at: At,
+        values: dict[int, str],
+        wanted: Iterable[At] = (),
+        is_shared: bool = False,
+    ) -> None:
         self.steps: list[programs.Step] = []
         self.draws: list[tuple[Drawn, At]] = []
         self._record = record
         self._values = values
         self._at = at
         base = record.storages[at.storage].base
-        self.layout = None if at.geometry == base else at.geometry
+        self.layout = None if at.geometry == base and not is_shared else at.geometry
         self._slots = {at.storage: 0}
         self._made: set[int] = set()
         # A new tensor of this shape is what the program begins with, unless it lies otherwise.
         if self.layout is None and base.is_contiguous:
             self._made.add(at.storage)
-        alive = record.live([at])
+        alive = record.live(wanted or [at])
         for index in alive:
             if record.log[index].refused:
                 _refuse_late(record.log[index].refused)
