@@ -23,6 +23,7 @@ _PLUMBING = frozenset(
         "paraminit_ext.models.record",
         "paraminit_ext.models.stock",
         "torch._tensor",
+        "torch.nn.init",
         "torch.overrides",
         "torch.utils._device",
     }

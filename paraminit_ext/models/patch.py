@@ -120,6 +120,8 @@ def _asking(function: Callable[..., Any], numbers: _Numbers) -> Callable[..., An
                 return numbers.fill(fill, lambda: function(*args, **kwargs))
         return function(*args, **kwargs)
 
+    # A mode is told of a method by what the class has under its name.
+    READERS[wrapper] = reader
     return wrapper
 
 
@@ -170,6 +172,7 @@ def uninstall() -> None:
         return
     while _bound:
         owner, name, value = _bound.pop()
+        READERS.pop(getattr(owner, name), None)
         # A name that the class inherits is taken from it again.
         if value is None:
             delattr(owner, name)

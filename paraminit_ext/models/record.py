@@ -131,6 +131,17 @@ class Record:
         self.storages.append(_Storage(storage, base, device, made))
         return at
 
+    def look_again(self, tensor: Tensor) -> None:
+        """Follow a tensor whose storage is another now, or another size."""
+        index = self._index_of(tensor)
+        if index is None:
+            self.add_storage(tensor, None, made=False)
+            return
+        known = self.storages[index]
+        flat = known.kept.nbytes() // known.base.dtype.itemsize
+        if known.base.extent[1] < known.kept.nbytes():
+            known.base = Geometry(known.base.dtype, (flat,), (1,))
+
     def add(self, happened: Happened) -> None:
         for at in (*happened.writes, *happened.made):
             writers = self.storages[at.storage].writers
@@ -427,6 +438,10 @@ class Recorder:
         device: torch.device | None,
     ) -> None:
         """Record the call, unless it only made views or empty tensors."""
+        if name in ("set_", "resize_", "resize_as_"):
+            # No values: where the tensor lies, and how much there is.
+            self.record.look_again(given["self"])
+            return
         schema = operator._schema
         taken = {id(t): self.adopt(t) for t in _tensors(given.values()) if t.layout is torch.strided}
         writes = [
@@ -581,7 +596,7 @@ class _FunctionMode(FillMode):
             if torch.device(getattr(device, "device", device)).type == "meta":
                 given["device"] = torch.device("cpu")
             return func(*args, **given)
-        if func is Tensor.__deepcopy__ and args[0].is_meta:
+        if func is Tensor.__deepcopy__ and args[0].layout is torch.strided:
             return _copied(*args)
         return super().__torch_function__(func, types, args, kwargs)
 

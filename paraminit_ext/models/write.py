@@ -131,6 +131,10 @@ def _fill_rounded(entry: Entry, tensor: Tensor, key: Key | None) -> bool:
 def _copy(made: Tensor, tensor: Tensor) -> None:
     """Copy a whole tensor to one of the same shape, of which this process may hold a part."""
     if local_tensor(tensor) is tensor:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            # Expanded: the same memory for every index, so it is written once.
+            if stride == 0 and size > 1:
+                tensor, made = tensor.narrow(dim, 0, 1), made.narrow(dim, 0, 1)
         tensor.copy_(made)
         return
     part = locate("InitPlan.apply", tensor)

@@ -1,0 +1,542 @@
+"""``deferred_init`` and materialising: what the module is that the code would have built."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module, materialize_tensor, patch
+from whole import bits, differences, patched, seeded, tensors
+
+KEY = Key(21)
+# What no annotation allows.
+THREE: Any = 3
+
+
+def steps(module: nn.Module, name: str) -> str:
+    return "; ".join(map(str, InitPlan.of(module).entries[name].steps))
+
+
+class Holds(nn.Module):
+    """A module with whatever ``make`` gives it."""
+
+    def __init__(self, make: Callable[[Holds], None]) -> None:
+        super().__init__()
+        make(self)
+
+
+def holding(make: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
+    return lambda: Holds(make)
+
+
+def parameter(tensor: Tensor) -> Callable[[nn.Module], None]:
+    return lambda module: module.register_parameter("w", nn.Parameter(tensor))
+
+
+def buffer(make: Callable[[], Tensor], persistent: bool = True) -> Callable[[nn.Module], None]:
+    return lambda module: module.register_buffer("b", make(), persistent=persistent)
+
+
+def made(make: Callable[[], Tensor]) -> Callable[[nn.Module], None]:
+    return lambda module: module.register_parameter("w", nn.Parameter(make()))
+
+
+def chunked(module: nn.Module) -> None:
+    module.w = nn.Parameter(torch.empty(12, 4))
+    nn.init.kaiming_uniform_(module.w)
+    for part in module.w.chunk(3):
+        nn.init.xavier_uniform_(part)
+
+
+def slices(module: nn.Module) -> None:
+    module.w = nn.Parameter(torch.ones(6, 4))
+    with torch.no_grad():
+        module.w[1:3].normal_()
+        module.w[2] = 0
+        module.w[:, 1] += 1
+        module.w.view(-1)[5:7].copy_(torch.tensor([3.0, 4.0]))
+        module.w[module.w == 1] = 7
+
+
+def same_storage(module: nn.Module) -> None:
+    whole = torch.empty(10, 4).normal_()
+    module.a, module.b = nn.Parameter(whole[:4]), nn.Parameter(whole[4:])
+    module.register_buffer("c", whole.t())
+    whole[2].zero_()
+
+
+def attributes(module: Any) -> None:
+    module.register_buffer("b", torch.arange(4.0))
+    module.plain = torch.arange(3) * 2
+    module.several = [torch.zeros(2), {"x": torch.linspace(0, 1, 3)}]
+    module.real = torch.tensor(0.5)
+
+
+def from_numpy(module: nn.Module) -> None:
+    table = np.sin(np.arange(12.0).reshape(3, 4))
+    module.w = nn.Parameter(torch.empty(3, 4))
+    with torch.no_grad():
+        module.w.copy_(torch.from_numpy(table))
+    module.register_buffer("b", torch.from_numpy(table))
+    module.register_buffer("c", torch.tensor([1, 2, 3], device=module.w.device))
+    module.register_buffer("d", module.w.new_tensor([4.0, 5.0]))
+
+
+def random_ones(module: nn.Module) -> None:
+    module.register_buffer("order", torch.randperm(7))
+    module.register_buffer("coin", torch.empty(9).bernoulli_(0.5))
+    module.w = nn.Parameter(torch.empty(3).exponential_())
+    module.v = nn.Parameter(torch.empty(3).normal_())
+    module.register_buffer("pick", torch.multinomial(torch.arange(1.0, 9.0), 3))
+
+
+def reads(module: nn.Module) -> None:
+    rates = [x.item() for x in torch.linspace(0, 0.3, 4)]
+    assert rates[-1] == pytest.approx(0.3)
+    assert torch.arange(3).tolist() == [0, 1, 2]
+    assert bool((torch.arange(3) < 5).all())
+    assert torch.ones(2).numpy().sum() == 2
+    module.w = nn.Parameter(torch.full((2,), rates[1]))
+
+
+class Twins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = nn.Linear(4, 3)
+        self.target = copy.deepcopy(self.online)
+        self.norm = nn.BatchNorm1d(3)
+        self.also = copy.deepcopy(self.norm)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "arithmetic": holding(made(lambda: torch.randn(5, 4) * 0.02 + 1)),
+    "in place": holding(made(lambda: torch.empty(5, 4).normal_(0, 2).mul_(3).clamp_(-1, 1))),
+    "added": holding(made(lambda: torch.randn(5, 4) + torch.rand(5, 4).log())),
+    "transposed": holding(made(lambda: torch.empty(4, 5).t().uniform_())),
+    "channels last": holding(
+        made(lambda: torch.empty(2, 3, 4, 4, memory_format=torch.channels_last).normal_())
+    ),
+    "chunks": holding(chunked),
+    "slices": holding(slices),
+    "one storage": holding(same_storage),
+    "attributes": holding(attributes),
+    "NumPy": holding(from_numpy),
+    "random": holding(random_ones),
+    "reads": holding(reads),
+    "position ids": holding(buffer(lambda: torch.arange(9).expand((1, -1)))),
+    "rotary": holding(
+        buffer(lambda: 1.0 / (10000 ** (torch.arange(0, 16, 2).float() / 16)), persistent=False)
+    ),
+    "expanded": holding(buffer(lambda: torch.arange(3.0)[:, None].expand(3, 5))),
+    "mask": holding(buffer(lambda: torch.tril(torch.ones(5, 5, dtype=torch.bool)))),
+    "integers": holding(buffer(lambda: torch.zeros((), dtype=torch.long))),
+    "complex": holding(made(lambda: torch.randn(3, 4, dtype=torch.complex64))),
+    "half": holding(made(lambda: torch.empty(3, 4, dtype=torch.float16).normal_().half())),
+    "cast": holding(made(lambda: torch.randn(30, 4).to(torch.bfloat16))),
+    "a scalar": holding(made(lambda: torch.tensor(0.25) * torch.ones(()))),
+    "no elements": holding(made(lambda: torch.empty(0, 4).normal_())),
+    "twins": Twins,
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)),
+    "lstm": lambda: nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2),
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)),
+    "bilinear": lambda: nn.Bilinear(2, 3, 4),
+    "padding": lambda: nn.Embedding(7, 3, padding_idx=2),
+    "moved": lambda: nn.Linear(3, 4).double().to("cpu", torch.float16),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:Lazy modules are")
+def test_a_deferred_module_is_the_one_built_directly(name: str) -> None:
+    direct, deferred = patched(MODELS[name]), seeded(lambda: deferred_init(MODELS[name]))
+    assert all(t.is_meta for t in tensors(deferred).values())
+    state = torch.get_rng_state()
+    assert materialize_module(deferred) is deferred
+    assert not differences(direct, deferred)
+    assert "_apply" not in vars(deferred)
+    # Materialising draws nothing: it is the recording that did, as much as direct building.
+    assert torch.equal(torch.get_rng_state(), state)
+    patched(MODELS[name])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:Lazy modules are")
+def test_a_plan_gives_any_module_of_these_names_the_same(name: str) -> None:
+    deferred = deferred_init(MODELS[name], key=KEY)
+    plan = InitPlan.of(deferred)
+    materialize_module(deferred)
+    other = MODELS[name]()
+    assert plan.apply(other) is other
+    assert not differences(deferred, other)
+
+
+@pytest.mark.parametrize("name", ["chunks", "twins", "padding", "one storage", "spectral norm"])
+def test_parts_are_materialised_in_any_order(name: str) -> None:
+    expected, parts = (deferred_init(MODELS[name], key=KEY) for _ in range(2))
+    materialize_module(expected)
+    for tensor in reversed(list(tensors(parts).values())):
+        assert materialize_tensor(tensor) is tensor
+        assert materialize_tensor(tensor) is tensor
+    materialize_module(parts)
+    if name != "one storage":
+        assert not differences(expected, parts)
+    assert all(
+        torch.equal(bits(a), bits(b))
+        for a, b in zip(tensors(expected).values(), tensors(parts).values(), strict=True)
+    )
+
+
+def test_tensors_of_one_storage_stay_so() -> None:
+    module = materialize_module(deferred_init(MODELS["one storage"]))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(module).values()}
+    assert len(storages) == 1
+    with torch.no_grad():
+        module.get_parameter("a")[1] = 5
+    assert (module.get_buffer("c")[:, 1] == 5).all()
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_a_parameter_come_from_its_name() -> None:
+    module = materialize_module(
+        deferred_init(lambda: nn.Sequential(nn.ReLU(), nn.MultiheadAttention(16, 2)), key=KEY)
+    )
+    name = "1.in_proj_weight"
+    expected = init.xavier_uniform_(torch.empty(48, 16), generator=KEY.fold_in(name))
+    assert torch.equal(module.get_parameter(name), expected)
+
+
+def test_further_random_values_take_further_keys() -> None:
+    own = KEY.fold_in("w")
+    module = materialize_module(deferred_init(MODELS["added"], key=KEY))
+    first = init.normal_(torch.empty(5, 4), generator=own)
+    second = init.uniform_(torch.empty(5, 4), generator=own.fold_in("#1"))
+    assert torch.equal(module.get_parameter("w"), first + second.log())
+
+
+def test_chunks_take_the_keys_of_their_offsets_as_under_keyed() -> None:
+    module = materialize_module(deferred_init(MODELS["chunks"], key=KEY))
+    own = KEY.fold_in("w")
+    for index, part in enumerate(module.get_parameter("w").chunk(3)):
+        assert torch.equal(part, init.xavier_uniform_(torch.empty(4, 4), generator=own.fold_in(index * 16)))
+
+
+def test_a_copy_has_the_values_of_what_it_is_a_copy_of() -> None:
+    module = materialize_module(deferred_init(Twins, key=KEY))
+    assert torch.equal(module.online.weight, module.target.weight)
+    weight = init.kaiming_uniform_(torch.empty(3, 4), a=5**0.5, generator=KEY.fold_in("online.weight"))
+    assert torch.equal(module.target.weight, weight)
+
+
+def test_a_key_that_the_code_passes_stays() -> None:
+    build = holding(made(lambda: init.normal_(torch.empty(3), generator=Key(4))))
+    plan = InitPlan.of(deferred_init(build, key=KEY))
+    for key in (None, Key(99)):
+        assert torch.equal(
+            plan.apply(build(), key).get_parameter("w"), init.normal_(torch.empty(3), generator=Key(4))
+        )
+
+
+def test_another_key_gives_another_model_of_the_same_plan() -> None:
+    plan = InitPlan.of(deferred_init(nn.Linear, 3, 4))  # without a key
+    weight: Any = plan.apply(nn.Linear(3, 4), key=KEY).weight
+    assert torch.equal(
+        weight, init.kaiming_uniform_(torch.empty(4, 3), a=5**0.5, generator=KEY.fold_in("weight"))
+    )
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_numbers_of_a_patch_around_are_the_plans(inside: bool) -> None:
+    @patch(key=Key(6))
+    def build() -> nn.Module:
+        return Twins()
+
+    def deferred() -> nn.Module:
+        return deferred_init(build if inside else Twins)
+
+    expected = build()
+    late = deferred() if inside else patch(key=Key(6))(deferred)()
+    assert not differences(expected, materialize_module(late))
+
+
+# --- what becomes of it later ----------------------------------------------------------------
+
+
+def test_only_live_steps_are_kept() -> None:
+    def overwritten() -> nn.Module:
+        layer = nn.Linear(8, 8)
+        nn.init.normal_(layer.weight)
+        nn.init.orthogonal_(layer.weight)
+        layer.bias.data.fill_(3).zero_()
+        return layer
+
+    module = deferred_init(overwritten)
+    assert (steps(module, "weight"), steps(module, "bias")) == ("orthogonal_()", "zero_()")
+    # Chunks that cover all of it make an end of what was there.
+    assert "kaiming" not in steps(deferred_init(MODELS["chunks"]), "w")
+    # A row that is set afterwards does not.
+    assert steps(deferred_init(MODELS["padding"]), "weight").startswith("normal_(); fill_")
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda m: m.half(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.double(),
+        lambda m: m.half().float(),
+        lambda m: m.to("cpu", torch.float16),
+        lambda m: m.cpu(),
+        lambda m: m.to(memory_format=torch.channels_last),
+        lambda m: m.requires_grad_(False),
+        lambda m: m.eval(),
+    ],
+)
+def test_a_conversion_does_what_it_does_to_a_built_module(convert: Callable[[nn.Module], nn.Module]) -> None:
+    def build() -> nn.Module:
+        module = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Embedding(9, 4, padding_idx=1), MODELS["rotary"](), Twins()
+        )
+        nn.init.trunc_normal_(module[0].get_parameter("weight"), std=0.02, a=-0.02, b=0.02)
+        return module
+
+    direct, deferred = convert(patched(build)), convert(seeded(lambda: deferred_init(build)))
+    assert all(t.is_meta for t in tensors(deferred).values())
+    assert not differences(direct, materialize_module(deferred))
+
+
+def test_a_large_fill_is_rounded_in_parts_as_as_a_whole() -> None:
+    def build() -> nn.Module:
+        return nn.Linear(1000, 1001)
+
+    direct, deferred = patched(build).half(), seeded(lambda: deferred_init(build)).half()
+    assert not differences(direct, materialize_module(deferred))
+
+
+def test_dtype_casts_parameters_and_persistent_buffers_alone() -> None:
+    module = deferred_init(lambda: nn.Sequential(nn.BatchNorm1d(3), MODELS["rotary"]()))
+    materialize_module(module, dtype=torch.bfloat16)
+    assert module[0].weight.dtype == module[0].running_mean.dtype == torch.bfloat16
+    assert module[0].num_batches_tracked.dtype == torch.int64
+    assert module[1].get_buffer("b").dtype == torch.float32
+
+
+def test_a_filter_chooses_by_name_and_the_rest_may_follow() -> None:
+    module = deferred_init(Twins, key=KEY)
+    materialize_module(module, filter=lambda name: name.startswith("online"))
+    assert [name for name, t in tensors(module).items() if not t.is_meta] == ["online.weight", "online.bias"]
+    materialize_module(module.target)
+    assert torch.equal(module.target.weight, module.online.weight)
+    assert not differences(materialize_module(module), materialize_module(deferred_init(Twins, key=KEY)))
+
+
+def test_objects_stay_with_all_that_hangs_on_them() -> None:
+    module: Any = deferred_init(nn.LSTM, 4, 3)
+    weight: Any = module.weight_ih_l0
+    calls: list[str] = []
+    handle = weight.register_hook(lambda _: calls.append("grad"))
+    weight.register_post_accumulate_grad_hook(lambda _: calls.append("accumulated"))
+    weight.note, reference = "kept", weakref.ref(weight)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    module.bias_ih_l0.requires_grad_(False)
+    materialize_module(module)
+    assert module.weight_ih_l0 is weight is reference()
+    assert weight.note == "kept"
+    assert not module.bias_ih_l0.requires_grad
+    before = weight.detach().clone()
+    module(torch.ones(2, 4))[0].sum().backward()
+    assert calls == ["grad", "accumulated"]
+    optimizer.step()
+    assert not torch.equal(weight, before)
+    handle.remove()
+    module(torch.ones(2, 4))[0].sum().backward()
+    assert calls == ["grad", "accumulated", "accumulated"]
+
+
+def test_a_copy_of_a_deferred_module_has_its_plan() -> None:
+    module = deferred_init(Twins, key=KEY)
+    twin = copy.deepcopy(module)
+    assert InitPlan.of(twin) == InitPlan.of(module)
+    assert twin.online.weight is not module.online.weight
+    assert not differences(materialize_module(twin.half()), materialize_module(module).half())
+    again = pickle.loads(pickle.dumps(InitPlan.of(module)))
+    assert again == InitPlan.of(module)
+
+
+def test_a_part_of_a_deferred_module_has_its_part_of_the_plan() -> None:
+    module = deferred_init(Twins, key=KEY)
+    plan = InitPlan.of(module.target)
+    assert [entry.name for entry in plan] == ["weight", "bias"]
+    layer = plan.apply(nn.Linear(4, 3))
+    materialize_module(module)
+    assert not differences(layer, module.target)
+    assert InitPlan.of(module.target) == plan
+    assert InitPlan.of(torch.compile(module)) == InitPlan.of(module)  # type: ignore[arg-type]
+
+
+def test_to_empty_and_apply_is_a_way_as_well() -> None:
+    module = deferred_init(Twins, key=KEY)
+    plan = InitPlan.of(module)
+    module.to_empty(device="cpu")
+    assert not differences(plan.apply(module), materialize_module(deferred_init(Twins, key=KEY)))
+
+
+def test_a_bfloat16_module_gets_the_plans_values_rounded() -> None:
+    plan = InitPlan.of(deferred_init(nn.Linear, 40, 30, key=KEY))
+    exact, rounded = nn.Linear(40, 30), nn.Linear(40, 30).bfloat16()
+    plan.apply(exact), plan.apply(rounded)
+    assert torch.equal(exact.weight.bfloat16(), rounded.weight)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.distributed, on being imported
+def test_a_module_on_a_fake_mesh_gets_its_shards() -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
+    try:
+        mesh = init_device_mesh("cpu", (3,))
+
+        def build() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(4, 7), nn.Embedding(8, 3, padding_idx=4), MODELS["arithmetic"]())
+
+        whole = materialize_module(deferred_init(build, key=KEY))
+        module = deferred_init(build, key=KEY)
+        for layer in module:
+            fully_shard(layer, mesh=mesh)
+        parameters = list(module.parameters())
+        materialize_module(module)
+        applied = build()
+        for layer in applied:
+            fully_shard(layer, mesh=mesh)
+        InitPlan.of(module).apply(applied)
+        for name, expected in whole.named_parameters():
+            part = expected.chunk(3)[1]
+            for one in (module, applied):
+                local = one.get_parameter(name).to_local()  # type: ignore[attr-defined]
+                assert torch.equal(local, part), name
+        assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
+    finally:
+        dist.destroy_process_group()
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+def reads_a_random_value() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    if layer.weight.sum().item() > 0:
+        layer.bias.data.zero_()
+    return layer
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "item": (reads_a_random_value, "a value read back, which hangs on random values,"),
+    "bool": (holding(lambda _: bool(torch.randn(3).sum() > 0)), "a value read back"),
+    "numpy": (holding(lambda _: torch.randn(3).numpy()), "a value read back"),
+    "tolist": (holding(lambda _: torch.randn(3).tolist()), "a value read back"),
+    "nonzero": (
+        holding(made(lambda: torch.randn(3).nonzero())),
+        "torch.nonzero, whose result hangs on values",
+    ),
+    "large": (
+        holding(made(lambda: torch.empty(2000, 2000).exponential_())),
+        "torch.exponential_, random values",
+    ),
+    "unknown": (holding(made(lambda: torch.fft.fft(torch.randn(4)).real)), "torch._fft"),
+    "random of random": (holding(made(lambda: torch.bernoulli(torch.rand(4)))), "torch.bernoulli"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_recorded_is_one_line_that_names_the_line_of_the_code(name: str) -> None:
+    build, what = REFUSED[name]
+    before = nn.init.normal_.__code__
+    with pytest.raises(RuntimeError) as refused:
+        deferred_init(build)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert what in message
+    assert f"{__file__}:" in message
+    assert "Build the model on a real device under paraminit_ext.patch()." in message
+    assert nn.init.normal_.__code__ is before
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: deferred_init(nn.Linear, 1, 1, key=THREE),
+            TypeError,
+            "expected a paraminit_ext.Key or None for key",
+        ),
+        (
+            lambda: deferred_init(lambda: THREE),
+            TypeError,
+            "expected a function that returns a torch.nn.Module",
+        ),
+        (lambda: materialize_module(THREE), TypeError, "expected a torch.nn.Module"),
+        (lambda: materialize_tensor(THREE), TypeError, "expected a torch.Tensor"),
+        (
+            lambda: materialize_module(nn.Linear(1, 1, device="meta")),
+            ValueError,
+            "got weight on meta without a plan",
+        ),
+        (lambda: materialize_tensor(torch.empty(1, device="meta")), ValueError, "on meta without a plan"),
+        (
+            lambda: materialize_module(deferred_init(nn.Linear, 1, 1), dtype=torch.int32),
+            TypeError,
+            "a floating-point dtype",
+        ),
+        (lambda: InitPlan.of(nn.Linear(1, 1)), ValueError, "a Linear without a plan"),
+        (lambda: InitPlan.of(THREE), TypeError, "expected a torch.nn.Module"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as refused:
+        call()
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda: nn.Linear(3, 5), r"expected shape \(4, 3\) for weight, got \(5, 3\)"),
+        (lambda: nn.Bilinear(3, 3, 4), r"expected shape \(4, 3\) for weight"),
+        (lambda: nn.Sequential(nn.Linear(3, 4)), r"expected the names of the plan, got 0\.weight"),
+        (
+            lambda: nn.Linear(3, 4, device="meta"),
+            r"expected weight on a device that holds data, got it on meta",
+        ),
+        (
+            lambda: nn.Linear(3, 4, dtype=torch.complex64),
+            r"expected torch\.float32 for weight, got torch\.complex64",
+        ),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused_and_left(
+    target: Callable[[], nn.Module], message: str
+) -> None:
+    plan, module = InitPlan.of(deferred_init(nn.Linear, 3, 4, key=KEY)), target()
+    before = copy.deepcopy(module)
+    with pytest.raises(ValueError, match=message):
+        plan.apply(module)
+    if not module.get_parameter(next(iter(dict(module.named_parameters())))).is_meta:
+        assert not differences(before, module)

@@ -1,0 +1,60 @@
+"""Whole modules compared: every parameter and buffer, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paraminit_ext import patch
+
+T = TypeVar("T")
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones under each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def differences(one: nn.Module, other: nn.Module) -> list[str]:
+    """What differs between two modules: names, and bits, dtypes, strides, classes or ties of tensors."""
+    left, right = tensors(one), tensors(other)
+    found = [f"{name}: of one alone" for name in left.keys() ^ right.keys()]
+    for name in left.keys() & right.keys():
+        a, b = left[name], right[name]
+        if nn.parameter.is_lazy(a) and nn.parameter.is_lazy(b):
+            continue
+        for what, equal in (
+            ("class", type(a) is type(b)),
+            ("requires_grad", a.requires_grad == b.requires_grad),
+            ("dtype", a.dtype == b.dtype),
+            ("device", a.device == b.device),
+            ("strides", a.stride() == b.stride()),
+            ("ties", [n for n in left if left[n] is a] == [n for n in right if right[n] is b]),
+            ("bits", a.shape == b.shape and torch.equal(bits(a), bits(b))),
+        ):
+            if not equal:
+                found.append(f"{name}: {what}")
+                break
+    return found
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(torch.uint8) if tensor.dim() else tensor.detach().reshape(1)
+
+
+def seeded(build: Callable[[], T], seed: int = 5) -> T:
+    """What ``build`` gives from this seed."""
+    torch.manual_seed(seed)
+    return build()
+
+
+def patched(build: Callable[[], T], seed: int = 5) -> T:
+    """The same under ``patch()``."""
+    with patch():
+        return seeded(build, seed)
