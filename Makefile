@@ -11,6 +11,8 @@ CUDA_TORCH ?= 2.11.0
 CUDA_ARCHITECTURES ?= 9.0
 OUT ?= benchmarks/results
 GPU_PYTHON ?= python3.12
+MODELS_TORCH ?= 2.14.1
+MODELS_TORCHVISION ?= 0.29.1
 GPU_SECONDS ?= 480
 ONLY ?=
 ARGS ?=
@@ -21,17 +23,19 @@ CUDA_VENV := .venv-cuda
 CUDA_PY := $(CUDA_VENV)/bin/python
 GPU_VENV := .venv-gpu
 GPU_PY := $(GPU_VENV)/bin/python
+MODELS_VENV := .venv-models
+MODELS_PY := $(MODELS_VENV)/bin/python
 PIP := -m pip --disable-pip-version-check -qq install
 BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps
 
 # Compiled sources; the Python files of the package are used in place.
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.h csrc/cuda/*.cuh)
-FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*.pyi paraminit_ext/py.typed paraminit_ext/golden.json)
+FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*/*.py paraminit_ext/*.pyi paraminit_ext/py.typed paraminit_ext/golden.json)
 REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu gpu-binary gpu-rehearsal prove sanitize matrix help
+.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -71,6 +75,32 @@ demo: build
 # make test       : the whole suite on the CPU, every instruction set (ARGS="-k shard")
 test: build
 	@$(PY) -m pytest --doctest-modules tests paraminit_ext $(ARGS)
+
+# make models     : the tests of whole models in an environment with timm, its torchvision and the torch of that
+MODELS_TOOLS_STAMP := $(MODELS_VENV)/stamp-tools-$(MODELS_TORCH)
+MODELS_BUILD_STAMP := $(MODELS_VENV)/stamp-build-$(MODELS_TORCH)
+
+$(MODELS_TOOLS_STAMP): requirements/build.txt requirements/test.txt requirements/models.txt requirements/timm.txt
+	@test -x $(MODELS_PY) || $(PYTHON) -m venv $(MODELS_VENV)
+	rm -f $(MODELS_VENV)/stamp-*
+	echo "installing torch $(MODELS_TORCH), torchvision $(MODELS_TORCHVISION) and the pinned requirements into $(MODELS_VENV)"
+	$(MODELS_PY) $(PIP) torch==$(MODELS_TORCH) torchvision==$(MODELS_TORCHVISION)
+	$(MODELS_PY) $(PIP) -r requirements/test.txt
+	$(MODELS_PY) $(PIP) -r requirements/timm.txt
+	touch $@
+
+$(MODELS_BUILD_STAMP): $(MODELS_TOOLS_STAMP) $(SOURCES) $(FACE)
+	@echo "building for torch $(MODELS_TORCH) (the whole output is in build/models-build.log)"
+	mkdir -p build
+	PARAMINIT_CUDA=0 $(MODELS_PY) $(BUILD) --force-reinstall . 2>&1 | tee build/models-build.log | $(SHORTEN) || {
+	    tail -n 40 build/models-build.log; exit 1; }
+	touch $@
+
+models: $(MODELS_BUILD_STAMP)
+	@here=$$PWD
+	cd $(MODELS_VENV)  # so that the installed package is imported, not the sources
+	"$$here/$(MODELS_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider \
+	    "$$here"/tests/test_{models,patch,keyed,deferred,plan}.py $(ARGS)
 
 # make prove      : what takes minutes to prove: all 2^32 words, long samples, dieharder (ARGS="--only numbers", ARGS=--update)
 prove: build
@@ -220,5 +250,5 @@ gpu-rehearsal: $(GPU_TOOLS_STAMP)
 # make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
 clean:
 	@rm -rf build dist *.egg-info paraminit_ext/*.so paraminit_ext/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f $(CUDA_VENV)/stamp-build-* $(CUDA_VENV)/stamp-face-*
+	rm -f $(CUDA_VENV)/stamp-build-* $(CUDA_VENV)/stamp-face-* $(MODELS_VENV)/stamp-build-*
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -r {} +

@@ -76,7 +76,7 @@ def test_another_process_gets_the_same_bits(threads: int, tmp_path: Path) -> Non
         "from test_plan import Model\nfrom whole import tensors\nfrom paraminit_ext import InitPlan\n"
         f"torch.save(tensors(InitPlan.load({str(path)!r}).apply(Model())), {str(path) + '.pt'!r})"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
     here = tensors(materialize_module(deferred_init(Model, key=KEY)))
     for name, there in torch.load(f"{path}.pt").items():
         if name == "square.weight" and threads != torch.get_num_threads():
