@@ -417,3 +417,39 @@ def test_a_block_that_cannot_be_made_is_an_error(page: str, says: str, tmp_path:
     (tmp_path / "some.jsonl").write_text(rows.line(row(ours=1.0)))
     with pytest.raises(ValueError, match=re.escape(says)):
         report.updated(page, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, on being imported
+def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="needs transformers (make build)")
+    import typer
+    from typer.testing import CliRunner
+
+    from benchmarks import whole_models
+
+    monkeypatch.setattr(whole_models, "cost_of_a_call", lambda: 0.5)
+    app = typer.Typer()
+    app.command()(whole_models.main)
+    arguments = [
+        "--preset",
+        "tiny",
+        "--large",
+        "tiny",
+        "--dtype",
+        "bf16",
+        "--rounds",
+        "1",
+        "--stock-rounds",
+        "1",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for what in (
+        "stock",
+        "patch",
+        "deferred",
+        "plan.apply",
+        "fill_ of the same tensors",
+        "Recording 0.0 billion",
+    ):
+        assert what in result.output

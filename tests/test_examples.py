@@ -103,6 +103,15 @@ def test_an_example_runs_as_a_script(name: str, capsys: pytest.CaptureFixture[st
     assert "->" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore")  # of transformers, on being imported
+def test_the_tour_of_a_whole_model_finds_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="needs transformers (make build)")
+    load("whole_model").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(": True") for line in lines) == 3
+    assert not any(line.endswith("False") for line in lines)
+
+
 @pytest.mark.parametrize("block", python_blocks("README.md"), ids=lambda block: block.partition("\n")[0][:40])
 def test_a_block_of_the_readme_runs(block: str) -> None:
     exec(block, {})

@@ -1,0 +1,176 @@
+"""`python -m benchmarks.whole_models`: a Llama built by transformers' own code: stock, patched, deferred.
+
+Each contender is timed after a first build in the process, which makes the host back the memory, in turns.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import statistics
+import tempfile
+import time
+import timeit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from benchmarks import machine
+from benchmarks.rows import DTYPES
+from paraminit_ext import InitPlan, Key, cpu_capability, deferred_init, materialize_module, patch
+
+# By preset, the sizes of LlamaConfig.
+PRESETS: dict[str, dict[str, int]] = {
+    "70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 101,
+    },
+}
+
+
+def builder(preset: str, dtype: str) -> Callable[[], nn.Module]:
+    """What builds the model by transformers' own code, in this dtype."""
+    import transformers
+
+    config = transformers.LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, dtype=DTYPES[dtype])
+    return lambda: transformers.AutoModelForCausalLM.from_config(config)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Of one call; what it returns is freed after the clock has been read."""
+    begin = time.perf_counter()
+    made = call()
+    end = time.perf_counter()
+    del made
+    gc.collect()
+    return end - begin
+
+
+def time_building(preset: str, dtype: str, rounds: int, stock_rounds: int) -> dict[str, float]:
+    """Medians, in seconds, of the ways to build the model, and of plain fills of tensors of these sizes."""
+    build = builder(preset, dtype)
+    with torch.device("meta"):
+        shapes = [(parameter.shape, parameter.dtype) for parameter in build().parameters()]
+    calls: dict[str, Callable[[], Any]] = {
+        "patch": lambda: patch()(build)(),
+        "deferred": lambda: materialize_module(deferred_init(build)),
+        "recording alone": lambda: deferred_init(build),
+        "fill_ of new tensors": lambda: [torch.empty(shape, dtype=kind).fill_(1.0) for shape, kind in shapes],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ("stock", *calls)}
+    calls["deferred"]()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    for _ in range(stock_rounds):
+        times["stock"].append(seconds(build))
+    module = materialize_module(deferred_init(build, key=Key(1)))
+    plan, parameters = InitPlan.of(module), [parameter.data for parameter in module.parameters()]
+    times["plan.apply"], times["fill_ of the same tensors"] = [], []
+    for _ in range(rounds):
+        times["plan.apply"].append(seconds(lambda: plan.apply(module)))
+        times["fill_ of the same tensors"].append(seconds(lambda: [p.fill_(1.0) for p in parameters]))
+    return {name: statistics.median(several) for name, several in times.items() if several}
+
+
+def record(preset: str) -> dict[str, float]:
+    """Recording a model of that shape: seconds, bytes of memory, bytes of its plan."""
+    build = builder(preset, "bf16")
+    deferred_init(builder("tiny", "bf16"))  # imports
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    module = deferred_init(build)
+    taken = time.perf_counter() - begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan"
+        InitPlan.of(module).save(path)
+        size = path.stat().st_size
+    numel = sum(parameter.numel() for parameter in module.parameters())
+    return {"seconds": taken, "MiB": memory / 1024, "bytes": size, "numel": numel}
+
+
+def cost_of_a_call() -> float:
+    """Microseconds that a torch call which is no fill takes longer under `patch()`: the median of several."""
+    x, y = torch.ones(1), torch.ones(1)
+    several = (lambda: x.add(y), lambda: torch.add(x, y), lambda: x.detach(), lambda: torch.empty(1))
+
+    def once(call: Callable[[], Any]) -> float:
+        return timeit.timeit(call, number=20_000) / 20_000 * 1e6
+
+    costs: list[float] = []
+    for call in several:
+        outside, inside = [], []
+        for _ in range(9):
+            outside.append(once(call))
+            with patch():
+                inside.append(once(call))
+        costs.append(statistics.median(inside) - statistics.median(outside))
+    return statistics.median(costs)
+
+
+def main(
+    preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "1b",
+    large: Annotated[str, typer.Option(help="The preset that is recorded, never built.")] = "70b",
+    dtype: Annotated[str, typer.Option(help="Of fp32, bf16, fp16: separated by commas.")] = "fp32,bf16",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each of ours is timed.")] = 5,
+    stock_rounds: Annotated[int, typer.Option(min=1, help="How often stock is.")] = 2,
+) -> None:
+    """Times `AutoModelForCausalLM.from_config` of a Llama: stock, under `patch()`, deferred."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    console = Console(width=100, highlight=False)
+    console.print(
+        f"{machine.cpu_name()}, {cpu_capability()}, {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"commit {machine.commit()}"
+    )
+    for name in dtype.split(","):
+        times = time_building(preset, name, rounds, stock_rounds)
+        table = Table(
+            title=f"from_config, Llama {preset}, {name}, {torch.get_num_threads()} threads",
+            title_justify="left",
+        )
+        for column in ("what", "seconds", "times stock"):
+            table.add_column(column, justify="left" if column == "what" else "right")
+        for what, taken in times.items():
+            of_stock = "" if what == "stock" else f"{times['stock'] / taken:.1f}"
+            table.add_row(what, f"{taken:.3f}", of_stock)
+        console.print(table)
+        share = times["fill_ of the same tensors"] / times["plan.apply"]
+        console.print(f"The plan on tensors that are there: {share:.0%} of the speed of fill_ on them.\n")
+    found = record(large)
+    console.print(
+        f"Recording {found['numel'] / 1e9:.1f} billion parameters: {found['seconds']:.2f} s, {found['MiB']:.0f} "
+        f"MiB, a plan of {found['bytes'] / 1e3:.0f} kB."
+    )
+    console.print(f"A torch call that is no fill takes {cost_of_a_call():.2f} us longer under patch().")
+
+
+if __name__ == "__main__":
+    typer.run(main)
