@@ -166,8 +166,8 @@ def main(
         console.print(f"The plan on tensors that are there: {share:.0%} of the speed of fill_ on them.\n")
     found = record(large)
     console.print(
-        f"Recording {found['numel'] / 1e9:.1f} billion parameters: {found['seconds']:.2f} s, {found['MiB']:.0f} "
-        f"MiB, a plan of {found['bytes'] / 1e3:.0f} kB."
+        f"Recording {found['numel'] / 1e9:.1f} billion parameters: {found['seconds']:.2f} s, "
+        f"{found['MiB']:.0f} MiB, a plan of {found['bytes'] / 1e3:.0f} kB."
     )
     console.print(f"A torch call that is no fill takes {cost_of_a_call():.2f} us longer under patch().")
 

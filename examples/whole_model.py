@@ -37,9 +37,8 @@ def main() -> None:
     # 2. The same, later: the code runs on meta and is recorded; each tensor is then filled once.
     torch.manual_seed(0)
     model = deferred_init(build)
-    print(
-        f"deferred: {next(model.parameters()).device}, {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    print(f"deferred: {next(model.parameters()).device}, {numel:,} parameters")
     materialize_module(model)
     same = all(torch.equal(a, b) for a, b in zip(model.parameters(), direct.parameters(), strict=True))
     print(f"materialised: {next(model.parameters()).device}, equal to the one built directly: {same}")
