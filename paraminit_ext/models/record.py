@@ -438,7 +438,7 @@ class Recorder:
         device: torch.device | None,
     ) -> None:
         """Record the call, unless it only made views or empty tensors."""
-        if name in ("set_", "resize_", "resize_as_"):
+        if name in ("set_", "resize_", "resize_as_") or torch.Tag.inplace_view in operator.tags:
             # No values: where the tensor lies, and how much there is.
             self.record.look_again(given["self"])
             return

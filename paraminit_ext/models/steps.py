@@ -103,14 +103,14 @@ def _shown(value: Any) -> str:
 
 # Operators of torch beside the pointwise ones, which torch tags: pure functions of their arguments.
 _NAMES = """
-made from numbers: arange eye full full_like linspace logspace new_full new_ones new_zeros ones ones_like
-    scalar_tensor tril_indices triu_indices zeros zeros_like
+made from numbers: arange eye full full_like linspace logspace new_full new_ones new_zeros ones
+    ones_like scalar_tensor tril_indices triu_indices zeros zeros_like
 copies and constants: _to_copy clone copy copy_ fill fill_ lift_fresh_copy zero_
 elements in other places: cat constant_pad_nd diag_embed diagonal_scatter flip gather index index_add
-    index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select masked_fill
-    masked_fill_ masked_scatter masked_scatter_ repeat repeat_interleave roll scatter scatter_ scatter_add
-    scatter_add_ select_scatter slice_scatter sort stack take tril tril_ triu triu_ unfold_copy _unsafe_index
-    where
+    index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select
+    masked_fill masked_fill_ masked_scatter masked_scatter_ repeat repeat_interleave roll scatter
+    scatter_ scatter_add scatter_add_ select_scatter slice_scatter sort stack take topk tril tril_ triu
+    triu_ unfold_copy _unsafe_index where
 reductions and products: addmm all amax amin any argmax argmin baddbmm bmm cumprod cumsum dot linalg_qr
     linalg_vector_norm max mean min mm mv norm prod std sum var _softmax
 """
@@ -135,7 +135,7 @@ def is_recordable(operator: torch._ops.OpOverload) -> bool:
     if operator.namespace != "aten" or torch.Tag.nondeterministic_seeded in operator.tags:
         return False
     name = operator._schema.name.removeprefix("aten::")
-    return torch.Tag.pointwise in operator.tags or name in _OPERATORS
+    return torch.Tag.pointwise in operator.tags or name in _OPERATORS or name.startswith("_foreach_")
 
 
 # Whole arguments that are overwritten and not read.
