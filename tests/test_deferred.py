@@ -374,6 +374,7 @@ def test_a_copy_of_a_deferred_module_has_its_plan() -> None:
     assert again == InitPlan.of(module)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch._dynamo, on being imported
 def test_a_part_of_a_deferred_module_has_its_part_of_the_plan() -> None:
     module = deferred_init(Twins, key=KEY)
     plan = InitPlan.of(module.target)
