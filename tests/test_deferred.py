@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import weakref
 from collections.abc import Callable
@@ -107,6 +108,111 @@ def reads(module: nn.Module) -> None:
     module.w = nn.Parameter(torch.full((2,), rates[1]))
 
 
+def numbers_written(module: nn.Module) -> None:
+    a = torch.tensor([1.0, 2.0, 3.0])
+    a.mul_(torch.full((3,), 2.0))
+    a[1:] = torch.zeros(2)
+    torch.add(torch.ones(3), 1, out=a[:3])
+    module.register_buffer("a", a)
+    module.w = nn.Parameter(torch.from_numpy(np.zeros((3, 2), "f")))
+    module.v = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    with torch.no_grad():
+        module.w.copy_(torch.ones(3, 2))
+        module.v.data[0] = module.w.data[1]
+    nn.init.normal_(module.v)
+    y = a.to(module.w.device)
+    y.add_(1)
+
+
+def random_with_out(module: nn.Module) -> None:
+    order, numbers = torch.zeros(5, dtype=torch.long), torch.zeros(5)
+    torch.randperm(5, out=order)
+    torch.rand(5, out=numbers)
+    module.register_buffer("order", order)
+    module.register_buffer("numbers", numbers)
+    x = -torch.ones(20)
+    nn.functional.rrelu(x, training=True, inplace=True)
+    module.register_buffer("x", x)
+    g = torch.Generator().manual_seed(3)
+    module.register_buffer("given", torch.randperm(4, generator=g))
+    with torch.inference_mode():
+        inferred = nn.functional.dropout(torch.ones(20), 0.5, inplace=True)
+    module.register_buffer("inferred", inferred.clone())
+
+
+def random_in_any_order(module: nn.Module) -> None:
+    module.a = nn.Parameter(torch.empty(40, 50).t().exponential_())
+    module.register_buffer("b", torch.empty(4, 3, 5, 5).to(memory_format=torch.channels_last).exponential_())
+    module.w = nn.Parameter(torch.zeros(4, 6))
+    module.w.data.t().bernoulli_(0.5)
+
+
+def aliases_of_the_device(module: nn.Module) -> None:
+    x = torch.zeros(3)
+    x.cpu()[0] = 5
+    x.to("cpu", torch.float32)[1] = 6
+    x.to(x)[2] = 7
+    module.register_buffer("x", x)
+    module.w = nn.Parameter(torch.empty(3))
+    module.w.data.to("cpu").normal_()
+    assert module.w.device.type == "cpu"
+    assert not module.w.is_meta
+    module.register_buffer("same", torch.ones(2) * float(module.w.device == x.device))
+
+
+def laid_out_otherwise(module: nn.Module) -> None:
+    x = torch.arange(12.0).view(4, 3).t()
+    module.register_buffer("a", (2.0**x).t().contiguous())
+    module.register_buffer("b", torch.pow(10.0, x)[:, 1:] * 1)
+    module.register_buffer("c", x[None][:, torch.tensor([1, 0])][0][0].clone())
+    module.register_buffer("d", (10000.0**x)[1])
+
+
+def overlapping(module: nn.Module) -> None:
+    x = torch.arange(9.0)
+    torch.as_strided(x, (3, 3), (2, 2)).fill_(7.0)
+    module.register_buffer("x", x)
+
+
+def loaded(module: nn.Module) -> None:
+    file = io.BytesIO()
+    torch.save({"w": np.arange(3), "t": torch.tensor([1.0, 2.0])[1:]}["t"], file)
+    file.seek(0)
+    module.register_buffer("t", torch.load(file))
+    module.w = nn.Parameter(torch.empty(2))
+    module.w.data = torch.from_numpy(np.ones(2, "f"))
+
+
+def numbers_of_tensors(module: nn.Module) -> None:
+    module.register_buffer("a", torch.tensor([torch.arange(4.0).sum(), 1.0]))
+    module.register_buffer("b", torch.tensor(list(torch.linspace(0, 1, 3))))
+    module.register_buffer("c", torch.distributions.Normal(torch.zeros(3), 1.0).mean)
+    module.register_buffer("d", torch.mul(torch.ones(2), 3, out=torch.empty(0)))
+    module.register_buffer("e", torch.zeros(2).resize_(2, 2)[0, :1].clone())
+    module.register_buffer("f", 1 / torch.arange(1, 5))
+
+
+def on_meta_itself(module: nn.Module) -> None:
+    nn.Linear(4, 4, device="meta")
+    with torch.device("meta"):
+        module.l = nn.Linear(2, 2)
+    module.l.to_empty(device="cpu")
+    module.l.reset_parameters()
+    module.k = nn.Linear(2, 2)
+
+
+def nested(module: nn.Module) -> None:
+    module.a = materialize_module(deferred_init(nn.Linear, 3, 4))
+    module.b = materialize_module(deferred_init(nn.Linear, 4, 2))
+
+
+def tied_by_data(module: nn.Module) -> None:
+    module.e, module.d = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+    module.d.weight.data = module.e.weight.data
+    whole = torch.empty(4, 2).normal_()
+    module.a, module.b = nn.Parameter(whole), nn.Parameter(whole)
+
+
 class Twins(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -150,6 +256,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lazy": lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)),
     "bilinear": lambda: nn.Bilinear(2, 3, 4),
     "padding": lambda: nn.Embedding(7, 3, padding_idx=2),
+    "numbers written": holding(numbers_written),
+    "random with out": holding(random_with_out),
+    "random in any order": holding(random_in_any_order),
+    "aliases of the device": holding(aliases_of_the_device),
+    "overlapping": holding(overlapping),
+    "loaded": holding(loaded),
+    "numbers of tensors": holding(numbers_of_tensors),
+    "on meta itself": holding(on_meta_itself),
+    "nested": holding(nested),
+    "tied by data": holding(tied_by_data),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(4, 3)),
     "moved": lambda: nn.Linear(3, 4).double().to("cpu", torch.float16),
 }
 
@@ -158,7 +275,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore:Lazy modules are")
 def test_a_deferred_module_is_the_one_built_directly(name: str) -> None:
     direct, deferred = patched(MODELS[name]), seeded(lambda: deferred_init(MODELS[name]))
-    assert all(t.is_meta for t in tensors(deferred).values())
+    assert all(t.is_meta for t in tensors(deferred).values() if not nn.parameter.is_lazy(t))
     state = torch.get_rng_state()
     assert materialize_module(deferred) is deferred
     assert not differences(direct, deferred)
@@ -203,6 +320,22 @@ def test_tensors_of_one_storage_stay_so() -> None:
     with torch.no_grad():
         module.get_parameter("a")[1] = 5
     assert (module.get_buffer("c")[:, 1] == 5).all()
+
+
+def test_operators_that_lay_out_their_results_otherwise_give_the_same_values() -> None:
+    build = holding(laid_out_otherwise)
+    direct, deferred = patched(build), materialize_module(seeded(lambda: deferred_init(build)))
+    for name, buffer in direct.named_buffers():
+        assert torch.equal(buffer, deferred.get_buffer(name)), name
+
+
+def test_tensors_tied_by_their_data_train_as_one() -> None:
+    module: Any = materialize_module(deferred_init(MODELS["tied by data"]))
+    with torch.no_grad():
+        module.e.weight[0] = 5
+        module.a[1] = 6
+    assert (module.d.weight[0] == 5).all()
+    assert (module.b[1] == 6).all()
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -400,6 +533,104 @@ def test_a_bfloat16_module_gets_the_plans_values_rounded() -> None:
     assert torch.equal(exact.weight.bfloat16(), rounded.weight)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.init.zeros_(m.weight),
+        lambda m: m.apply(lambda one: nn.init.ones_(one.bias)),
+        lambda m: setattr(m.weight, "data", m.weight.data.half()),
+    ],
+)
+def test_a_change_between_recording_and_materialising_is_no_silent_loss(change: Callable[[Any], Any]) -> None:
+    module = deferred_init(nn.Linear, 3, 2)
+    change(module)
+    with pytest.raises(ValueError, match="written or given other memory since, which is lost"):
+        materialize_module(module)
+
+
+def test_a_parameter_of_the_same_values_made_later_has_no_plan() -> None:
+    module: Any = deferred_init(Twins, key=KEY)
+    module.target.weight = nn.Parameter(module.online.weight.data.clone() * 2)
+    with pytest.raises(ValueError, match=r"got target\.weight on meta without a plan"):
+        materialize_module(module)
+
+
+def test_layers_that_are_copied_and_exchanged_keep_their_values() -> None:
+    def build() -> Any:
+        return nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+
+    def surgery(model: Any) -> Any:
+        model.insert(1, copy.deepcopy(model[0]))
+        model[0], model[2] = model[2], model[0]
+        return copy.deepcopy(model)
+
+    direct, deferred = surgery(patched(build)), surgery(seeded(lambda: deferred_init(build)))
+    materialize_module(deferred)
+    assert not differences(direct, deferred)
+    with torch.no_grad():
+        deferred[1].weight.zero_()
+    assert deferred[2].weight.all()
+
+
+@pytest.mark.parametrize(
+    "flag", ["set_overwrite_module_params_on_conversion", "set_swap_module_params_on_conversion"]
+)
+def test_conversions_are_kept_in_whatever_way_torch_makes_them(flag: str) -> None:
+    getattr(torch.__future__, flag)(True)
+    try:
+        direct = patched(Twins).half().float()
+        deferred = seeded(lambda: deferred_init(Twins)).half().float()
+    finally:
+        getattr(torch.__future__, flag)(False)
+    assert not differences(direct, materialize_module(deferred))
+
+
+def test_the_default_dtype_of_the_recording_counts() -> None:
+    def build() -> nn.Module:
+        module = nn.Linear(3, 4)
+        module.register_buffer("a", torch.ones(3) / 3)
+        module.register_buffer("b", 1 / torch.arange(1, 5))
+        module.register_buffer("c", torch.linspace(0, 1, 3).sqrt())
+        return module
+
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        direct, deferred = patched(build), seeded(lambda: deferred_init(build))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not differences(direct, materialize_module(deferred))
+
+
+def test_a_tensor_that_the_code_put_on_meta_stays_there() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
+
+    direct, deferred = patched(build), seeded(lambda: deferred_init(build))
+    materialize_module(deferred)
+    assert not [line for line in differences(direct, deferred) if not line.startswith("0.")]
+    assert deferred.get_parameter("0.weight").is_meta
+
+
+def test_a_parameter_made_of_numbers_is_filled_by_its_name() -> None:
+    def build() -> nn.Module:
+        layer = nn.ParameterDict({"w": nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))})
+        nn.init.normal_(layer["w"])
+        return layer
+
+    module = materialize_module(deferred_init(build, key=KEY))
+    assert torch.equal(module.get_parameter("w"), init.normal_(torch.empty(2, 2), generator=KEY.fold_in("w")))
+
+
+def test_what_numpy_is_given_is_not_to_be_written() -> None:
+    def build() -> nn.Module:
+        table = torch.zeros(3)
+        table.numpy()[1] = 5
+        return nn.Linear(1, 1)
+
+    with pytest.raises(ValueError, match="read-only"):
+        deferred_init(build)
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch.distributed, on being imported
 def test_a_module_on_a_fake_mesh_gets_its_shards() -> None:
     import torch.distributed as dist
@@ -444,6 +675,18 @@ def reads_a_random_value() -> nn.Module:
     return layer
 
 
+def dummy_forward() -> nn.Module:
+    norm = nn.BatchNorm1d(3)
+    norm(torch.ones(4, 3) * torch.arange(3.0))
+    return norm
+
+
+def autocast(module: nn.Module) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module.register_buffer("b", torch.ones(3, 3) @ torch.full((3, 3), 0.3))
+
+
+OUTSIDE = torch.empty(3, device="meta")
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "item": (reads_a_random_value, "a value read back, which hangs on random values,"),
     "bool": (holding(lambda _: bool(torch.randn(3).sum() > 0)), "a value read back"),
@@ -457,6 +700,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         holding(made(lambda: torch.empty(2000, 2000).exponential_())),
         "torch.exponential_, random values",
     ),
+    "batch norm": (dummy_forward, "torch.native_batch_norm in training"),
+    "autocast": (holding(autocast), "under autocast"),
+    "another operator": (holding(lambda _: torch.ops.prims.mul(torch.ones(3), torch.ones(3))), "prims.mul"),
+    "from meta": (holding(buffer(lambda: torch.ones(3) * OUTSIDE)), "that the code itself put on meta"),
     "unknown": (holding(made(lambda: torch.fft.fft(torch.randn(4)).real)), "torch._fft"),
     "random of random": (holding(made(lambda: torch.bernoulli(torch.rand(4)))), "torch.bernoulli"),
 }
@@ -471,7 +718,7 @@ def test_what_cannot_be_recorded_is_one_line_that_names_the_line_of_the_code(nam
     message = str(refused.value)
     assert "\n" not in message
     assert what in message
-    assert f"{__file__}:" in message
+    assert f"{__file__}:" in message or name == "from meta"
     assert "Build the model on a real device under paraminit_ext.patch()." in message
     assert nn.init.normal_.__code__ is before
     assert not torch.overrides._get_current_function_mode_stack()

@@ -29,6 +29,9 @@ def differences(one: nn.Module, other: nn.Module) -> list[str]:
         a, b = left[name], right[name]
         if nn.parameter.is_lazy(a) and nn.parameter.is_lazy(b):
             continue
+        if a.is_meta != b.is_meta:
+            found.append(f"{name}: on meta")
+            continue
         for what, equal in (
             ("class", type(a) is type(b)),
             ("requires_grad", a.requires_grad == b.requires_grad),
@@ -36,7 +39,7 @@ def differences(one: nn.Module, other: nn.Module) -> list[str]:
             ("device", a.device == b.device),
             ("strides", a.stride() == b.stride()),
             ("ties", [n for n in left if left[n] is a] == [n for n in right if right[n] is b]),
-            ("bits", a.shape == b.shape and torch.equal(bits(a), bits(b))),
+            ("bits", a.shape == b.shape and (a.is_meta or torch.equal(bits(a), bits(b)))),
         ):
             if not equal:
                 found.append(f"{name}: {what}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from paraminit_ext.key import Key
-from paraminit_ext.models.layout import Geometry, contiguous_stride
+from paraminit_ext.models.fills import is_recording
+from paraminit_ext.models.layout import Geometry, contiguous_stride, exchange
 from paraminit_ext.models.names import (
     Named,
     local_tensor,
@@ -76,6 +79,13 @@ def deferred_init(
             f"paraminit_ext.deferred_init: expected a paraminit_ext.Key or None for key, got "
             f"{type(key).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
         )
+    if is_recording():
+        if key is not None:
+            raise RuntimeError(
+                "paraminit_ext.deferred_init: expected no key inside another deferred_init, got one. The "
+                "outer one's names and key decide."
+            )
+        return module_fn(*args, **kwargs)
     recorder = Recorder(key)
     with recorder:
         module = module_fn(*args, **kwargs)
@@ -87,7 +97,7 @@ def deferred_init(
     named = [one for one in _tensors_of(module) if _is_recorded(one, recorder)]
     plan = _plan(named, recorder)
     for one in named:
-        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name))
+        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name, _state(one.tensor)))
     for path, inner in named_modules(module):
         remember(inner, plan, path)
         # nn.Module's methods look it up on the instance: `.to()`, `.cuda()`, `.half()` come by here.
@@ -100,15 +110,25 @@ def _tensors_of(module: nn.Module) -> list[Named]:
 
 
 def _is_recorded(one: Named, recorder: Recorder) -> bool:
-    """Whether the plan has the tensor; one that has values by now is put on meta."""
+    """Whether the plan has the tensor; one that has values by now is put on meta.
+
+    One that the code itself put on meta stays there, as it does where the module is built directly.
+    """
     if nn.parameter.is_lazy(one.tensor):
         return False
-    if one.kind == "attribute":
-        return recorder.record.knows(one.tensor)
+    if one.kind == "attribute" and not recorder.record.knows(one.tensor):
+        return False
     if not one.tensor.is_meta:
-        value = recorder.on_meta(one.tensor)
-        exchange(one.tensor, value)
+        exchange(one.tensor, recorder.on_meta(one.tensor))
     recorder.adopt(one.tensor)
+    if recorder.record.is_on_meta_itself(one.tensor):
+        vars(one.tensor)[_MARK] = None
+        return False
+    if one.tensor.is_conj() or one.tensor.is_neg():
+        raise RuntimeError(
+            f"paraminit_ext.deferred_init: expected code that can be recorded, got {one.name}, a conjugate "
+            "or negative view. Resolve it in the model's code (resolve_conj, resolve_neg)."
+        )
     return True
 
 
@@ -171,9 +191,11 @@ def _draws(
 
 
 def _is_proper_view(at: At, of: At) -> bool:
+    """Whether a fill is of a part of the tensor: by the rule of :class:`paraminit_ext.models.names.Names`."""
     (begin, end), (start, stop) = at.extent, of.extent
     inside = start <= begin and end <= stop
-    return inside and not (at.is_dense and (begin, end) == (start, stop))
+    covers = at.is_dense and (begin, end) == (start, stop)
+    return inside and not covers and math.prod(at.geometry.size) != math.prod(of.geometry.size)
 
 
 # ----------------------------------------------------------------------------------------
@@ -181,14 +203,22 @@ def _is_proper_view(at: At, of: At) -> bool:
 # ----------------------------------------------------------------------------------------
 
 
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor on meta is written, or given another storage."""
+    return (0 if tensor.is_inference() else tensor._version), tensor.untyped_storage()._cdata
+
+
 @dataclass
 class _Waiting:
-    """What a tensor on meta waits for, and what it was converted to since."""
+    """What a tensor on meta waits for, as it was then, and what it was converted to since."""
 
     plan: InitPlan
     name: str
+    state: tuple[int, int]
     device: torch.device | None = None
     dtypes: list[torch.dtype] = field(default_factory=list)
+    # Which copies it came by: copies share no memory with what they are copies of.
+    copied: object = None
 
 
 class _Apply:
@@ -206,14 +236,32 @@ class _Apply:
 
     def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         given = fn if isinstance(fn, _Carried) else _Carried(fn)
-        plan, path = self.recorded
-        dot = f"{path}." if path else ""
-        for name, tensor in (*self.module._parameters.items(), *self.module._buffers.items()):
-            # A copy of a parameter has no attributes.
-            if tensor is not None and tensor.is_meta and dot + name in plan.entries:
-                vars(tensor).setdefault(_MARK, _Waiting(plan, dot + name))
+        before = {place: vars(tensor).get(_MARK) for place, tensor in self._own()}
         module: nn.Module = type(self.module)._apply(self.module, given, *args, **kwargs)
+        for place, tensor in self._own():
+            mark: _Waiting | None = vars(tensor).get(_MARK) or before.get(place)
+            if mark is not None and tensor.is_meta and local_tensor(tensor) is tensor:
+                mark.state = _state(tensor)
+                vars(tensor)[_MARK] = mark
         return module
+
+    def _own(self) -> list[tuple[str, Tensor]]:
+        held = (*self.module._parameters.items(), *self.module._buffers.items())
+        return [(place, tensor) for place, tensor in held if tensor is not None]
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> _Apply:
+        copied = _Apply(copy.deepcopy(self.module, memo), *self.recorded)
+        group = memo.setdefault(_MARK, object())
+        for _, tensor in self._own():
+            mark: _Waiting | None = vars(tensor).get(_MARK)
+            if mark is not None:
+                # torch copies no attributes of parameters.
+                twin: Tensor = copy.deepcopy(tensor, memo)
+                twin_mark = replace(
+                    mark, state=_state(twin), dtypes=list(mark.dtypes), copied=(mark.copied, group)
+                )
+                vars(twin)[_MARK] = twin_mark
+        return copied
 
 
 class _Carried:
@@ -291,7 +339,8 @@ def materialize_module(
             f"paraminit_ext.materialize_module: expected a floating-point dtype, got {dtype}. Pass "
             "torch.bfloat16, for example."
         )
-    found = recorded(module)
+    if is_recording():
+        return module
     waiting: dict[int, tuple[Tensor, _Waiting]] = {}
     for one in _tensors_of(module):
         tensor = one.tensor
@@ -299,13 +348,9 @@ def materialize_module(
             continue
         if nn.parameter.is_lazy(tensor):
             continue
-        mark: _Waiting | None = vars(tensor).get(_MARK)
-        if mark is None and found is not None:
-            plan, path = found
-            name = f"{path}.{one.name}" if path else one.name
-            mark = _Waiting(plan, name) if name in plan.entries else None
+        mark = _mark_of(one)
         if mark is None:
-            if one.kind == "attribute":
+            if one.kind == "attribute" or _MARK in vars(tensor):
                 continue
             raise ValueError(
                 f"paraminit_ext.materialize_module: expected tensors that deferred_init made, got {one.name} "
@@ -329,6 +374,19 @@ def materialize_module(
         ):
             del vars(inner)["_apply"]
     return module
+
+
+def _mark_of(one: Named) -> _Waiting | None:
+    """What the tensor waits for: by itself, or, for a DTensor made of one that waited, by its place."""
+    mark: _Waiting | None = vars(one.tensor).get(_MARK)
+    if mark is None and local_tensor(one.tensor) is not one.tensor:
+        found = recorded(one.owner)
+        if found is not None:
+            plan, path = found
+            name = f"{path}.{one.attribute}" if path else one.attribute
+            if name in plan.entries:
+                return _Waiting(plan, name, _state(local_tensor(one.tensor)))
+    return mark
 
 
 def materialize_tensor(tensor: Tensor) -> Tensor:
@@ -375,13 +433,18 @@ def _materialize(
 ) -> dict[int, Tensor]:
     """Make what the tensors wait for; DTensors are returned by the id of the one that waits."""
     made: list[Tensor] = []
-    # By plan and name, what others may be views of: made, and in the plan's own dtype.
-    shared: dict[tuple[int, str], Tensor] = {}
+    # By plan, copy, device and name: what is made, and in the plan's own dtype.
+    shared: dict[tuple[Any, ...], Tensor] = {}
     # By plan, what its fills are to write.
     targets: dict[int, tuple[InitPlan, list[tuple[Entry, Tensor]]]] = {}
     later: list[tuple[int, torch.dtype]] = []
     for tensor, mark in waiting:
         entry = mark.plan.entries[mark.name]
+        if mark.state != _state(local_tensor(tensor)):
+            raise ValueError(
+                f"paraminit_ext.materialize_module: expected {mark.name} as it was recorded, got it written "
+                "or given other memory since, which is lost. Do that inside deferred_init, or afterwards."
+            )
         if tuple(tensor.shape) != entry.shape:
             raise ValueError(
                 f"paraminit_ext.materialize_module: expected shape {entry.shape} for {mark.name}, got "
@@ -397,8 +460,15 @@ def _materialize(
             or mark.device
             or (torch.device(entry.device) if entry.device else torch.get_default_device())
         )
-        base = shared.get((id(mark.plan), source.storage)) if source.storage and len(dtypes) == 1 else None
-        if base is not None and base.device == torch.empty(0, device=where).device:
+        # What lies in one memory where the module is built directly, and is converted to nothing.
+        together = len(dtypes) == 1 and local_tensor(tensor) is tensor
+        group = id(mark.plan), mark.copied, torch.empty(0, device=where).device
+        found = shared.get((group, source.name)) if together else None
+        base = shared.get((group, source.storage)) if together and source.storage else None
+        if found is not None:
+            made.append(found)
+            continue
+        if base is not None:
             assert source.layout is not None
             made.append(source.layout.view(base))
             continue
@@ -408,10 +478,12 @@ def _materialize(
             new = _empty(tensor, dtypes[min(1, len(dtypes) - 1)], where)
         else:
             new = make(mark.plan, source, where, None)
-            if len(dtypes) == 1:
-                shared[id(mark.plan), source.name] = new
+            if together:
+                shared[group, source.name] = new
             made.append(_converted(new, dtypes[1:]))
             continue
+        if together:
+            shared[group, source.name] = new
         targets.setdefault(id(mark.plan), (mark.plan, []))[1].append((source, new))
         later += [(len(made), one) for one in dtypes[2:]]
         made.append(new)
@@ -441,18 +513,3 @@ def _converted(tensor: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
     for dtype in dtypes:
         tensor = tensor.to(dtype)
     return tensor
-
-
-def exchange(tensor: Tensor, new: Tensor) -> None:
-    """Give the object ``tensor`` what ``new`` holds; its class, attributes and hooks stay.
-
-    What ``torch.utils.swap_tensors`` does, which takes class and attributes over as well and refuses objects
-    that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
-    """
-    hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
-    other = new.detach().requires_grad_(tensor.requires_grad and tensor.is_leaf)
-    torch._C._swap_tensor_impl(tensor, other)
-    if hooks is not None:
-        tensor._backward_hooks = hooks
-    if after is not None:
-        tensor._post_accumulate_grad_hooks = after

@@ -44,7 +44,7 @@ class Fill(NamedTuple):
         if self.name not in DRAWING:
             return False
         part = locate(self.name, self.tensor)
-        return part.draws or (part.local.is_meta and 0 not in part.whole_shape and _is_recording())
+        return part.draws or (part.local.is_meta and 0 not in part.whole_shape and is_recording())
 
     def run(self, source: Source) -> Tensor:
         """Make the call, with numbers from ``source``."""
@@ -54,7 +54,8 @@ class Fill(NamedTuple):
         return filled if self.then is None else self.then(filled)
 
 
-def _is_recording() -> bool:
+def is_recording() -> bool:
+    """Whether the code that runs is recorded."""
     return any(getattr(mode, "records", False) for mode in _get_current_function_mode_stack())
 
 
@@ -96,21 +97,26 @@ _BUILDING = ("init", "reset_param", "build", "setup", "configure_model", "apply"
 def is_building() -> bool | None:
     """Whether a module is being built or initialised by the code that runs, None where no module is at work.
 
-    The innermost frame decides that is either the call of a module or a method of one with such a name.
+    It is by a method of a module with such a name, unless a forward called that.
     """
     frame: FrameType | None = sys._getframe(1)
+    building = False
     while frame is not None:
         code = frame.f_code
         if code is _CALL:
-            return False
-        if (
-            code.co_name.lstrip("_").startswith(_BUILDING)
-            and code.co_argcount
-            and isinstance(frame.f_locals.get(code.co_varnames[0]), nn.Module)
-        ):
-            return True
+            # A lazy module initialises itself before its forward, which is in no frame then.
+            return building
+        name = code.co_name.lstrip("_")
+        if code.co_argcount and (name == "forward" or (not building and name.startswith(_BUILDING))):
+            own = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(own, nn.Module):
+                if name == "forward":
+                    return False
+                if code.co_name == "__init__":
+                    return True
+                building = True
         frame = frame.f_back
-    return None
+    return building or None
 
 
 # ----------------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ def _reader_of_factory(name: str, arguments: Mapping[str, float], like: bool) ->
         tensor = make(*args, **given)
         if not is_filled(tensor):
             return None
-        return Fill(name, tensor.requires_grad_(requires_grad), arguments, generator)
+        return Fill(name, tensor.requires_grad_() if requires_grad else tensor, arguments, generator)
 
     return read
 

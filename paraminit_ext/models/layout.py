@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,8 +38,14 @@ class Geometry:
     @property
     def is_dense(self) -> bool:
         """Whether the tensor has every byte of its extent, once."""
-        begin, end = self.extent
-        return math.prod(self.size) * self.dtype.itemsize == end - begin
+        reach = 1
+        for stride, size in sorted(
+            (stride, size) for stride, size in zip(self.stride, self.size, strict=True) if size != 1
+        ):
+            if stride != reach:
+                return False
+            reach *= size
+        return True
 
     def view(self, tensor: Tensor) -> Tensor:
         """The view of the tensor's storage.
@@ -67,3 +72,18 @@ def contiguous_stride(size: Sequence[int]) -> tuple[int, ...]:
         strides.append(reach)
         reach *= max(length, 1)
     return tuple(reversed(strides))
+
+
+def exchange(tensor: Tensor, new: Tensor) -> None:
+    """Give the object ``tensor`` what ``new`` holds; its class, attributes and hooks stay.
+
+    What ``torch.utils.swap_tensors`` does, which takes class and attributes over as well and refuses objects
+    that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
+    """
+    hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
+    other = new.detach().requires_grad_(tensor.requires_grad and tensor.is_leaf)
+    torch._C._swap_tensor_impl(tensor, other)
+    if hooks is not None:
+        tensor._backward_hooks = hooks
+    if after is not None:
+        tensor._post_accumulate_grad_hooks = after

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.utils._device import _device_constructors
 from paraminit_ext.key import Key
 from paraminit_ext.models import stock
 from paraminit_ext.models.fills import FACTORIES, READERS, Fill, FillMode, Source
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class _Numbers:
@@ -77,6 +80,16 @@ class patch(ContextDecorator):  # noqa: N801
         _Numbers("patch", key)  # refuses what is no key
         self.key = key
         self._entered: list[FillMode] = []
+
+    def __call__(self, function: _F) -> _F:
+        kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+        if any(kind(function) for kind in kinds):
+            raise TypeError(
+                f"paraminit_ext.patch: expected a plain function to decorate, got {function.__name__}, whose "
+                "body runs after it returns. Enter patch() inside it."
+            )
+        decorated: _F = super().__call__(function)
+        return decorated
 
     def _recreate_cm(self) -> patch:
         return patch(self.key)

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,13 @@ def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        safetensors.torch.save_file(values, temporary, metadata={_METADATA: text})
+        try:
+            safetensors.torch.save_file(values, temporary, metadata={_METADATA: text})
+        except KeyError as error:
+            raise TypeError(
+                f"paraminit_ext.InitPlan.save: expected recorded values of a dtype that safetensors has, got "
+                f"{error}. Initialise the module without saving its plan."
+            ) from None
         # mkstemp's file is for its owner alone, which a plan need not be.
         umask = os.umask(0)
         os.umask(umask)
@@ -121,7 +128,10 @@ def _draw_to_json(draw: Draw, name: str) -> dict[str, Any]:
 
 def _step_to_json(step: Step) -> dict[str, Any]:
     arguments = {name: _value_to_json(value) for name, value in step.arguments}
-    return _without_none(do=step.do, arguments=arguments, out=list(step.out) or None, draw=step.draw)
+    lies = [geometry and _geometry_to_json(geometry) for geometry in step.lies]
+    return _without_none(
+        do=step.do, arguments=arguments, out=list(step.out) or None, draw=step.draw, lies=lies or None
+    )
 
 
 def _dtype(dtype: torch.dtype) -> str:
@@ -216,6 +226,11 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MAX_BYTES
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can be hashed, as one with half a surrogate pair cannot."""
+    return isinstance(value, str) and not any(0xD800 <= ord(letter) < 0xE000 for letter in value)
+
+
 def _counts(value: Any, what: str) -> tuple[int, ...]:
     if not (isinstance(value, list) and all(map(_is_count, value))):
         _wrong(f"{what} that is not a list of counts")
@@ -229,11 +244,10 @@ def _dtype_from_json(value: Any) -> torch.dtype:
 
 
 def _key_from_json(value: Any) -> Key:
-    try:
-        seed, offset = (int(part, 16) for part in value.split(":"))
-        return Key(seed, offset)
-    except (ValueError, AttributeError):
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{1,16}:[0-9a-f]{1,16}", value):
         _wrong(f"the key {value!r:.60}")
+    seed, offset = (int(part, 16) for part in value.split(":"))
+    return Key(seed, offset)
 
 
 def _geometry_from_json(value: Any) -> Geometry:
@@ -280,7 +294,10 @@ def _value_from_json(value: Any) -> Any:
 
 
 def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
-    do, given, out, draw = _take(value, "a step", {"do": ..., "arguments": ..., "out": [], "draw": None})
+    names = {"do": ..., "arguments": ..., "out": [], "draw": None, "lies": []}
+    do, given, out, draw, lies = _take(value, "a step", names)
+    if not isinstance(lies, list) or len(lies) not in (0, len(out)):
+        _wrong("a step whose results lie in other ways than there are")
     if not isinstance(do, str) or not isinstance(given, dict):
         _wrong("a step without a name or arguments")
     arguments = {name: _value_from_json(one) for name, one in given.items()}
@@ -303,7 +320,7 @@ def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
         operator = operator_of(do)
         if operator is None:
             _wrong(f"the unknown function {do!r:.60}")
-        known = {argument.name for argument in operator._schema.arguments}
+        known = {argument.name for argument in operator._schema.arguments} - _WHERE
     unknown = arguments.keys() - known
     if unknown:
         _wrong(f"the unknown argument {min(unknown)!r:.60} of {do}")
@@ -311,7 +328,8 @@ def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
         _wrong("a draw that is no count")
     if do in ("value", "empty") and len(_counts(out, "the results of a step")) != 1:
         _wrong(f"{do} with other than one result")
-    return Step(do, tuple(arguments.items()), _counts(out, "the results of a step"), draw)
+    layouts = tuple(None if one is None else _geometry_from_json(one) for one in lies)
+    return Step(do, tuple(arguments.items()), _counts(out, "the results of a step"), draw, layouts)
 
 
 def _program_from_json(value: Any, values: Mapping[str, Tensor]) -> Entry:
@@ -366,9 +384,9 @@ def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> 
         of, place, own, fixed = _take(
             one, "a draw", {"name": name, "place": None, "key": None, "fixed": False}
         )
-        if not isinstance(of, str) or not isinstance(fixed, bool):
+        if not _is_text(of) or not isinstance(fixed, bool):
             _wrong(f"a wrong draw for {name}")
-        if not (place is None or _is_count(place) or isinstance(place, str)):
+        if not (place is None or _is_count(place) or _is_text(place)):
             _wrong(f"a wrong place of a draw for {name}")
         if own is None and (key is None or fixed):
             _wrong(f"a draw without a key for {name}")
@@ -376,11 +394,13 @@ def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> 
     return tuple(draws)
 
 
+# Arguments that say where and as what a tensor is: a plan is for any place.
+_WHERE = {"device", "layout", "pin_memory", "generator", "non_blocking"}
 _FIELDS = {"kind": ..., "program": None, "tie": None, "draws": None, "storage": None, "device": None}
 
 
 def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
-    if isinstance(listed, dict) and listed.get("version") != VERSION:
+    if isinstance(listed, dict) and (type(listed.get("version")) is not int or listed["version"] != VERSION):
         _wrong(f"one of version {listed.get('version')!r:.60}")
     _, key_text, programs_listed, tensors = _take(
         listed, "a plan", {"version": ..., "key": ..., "programs": ..., "tensors": ...}
@@ -411,7 +431,9 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
         if not _is_count(index) or index >= len(programs):
             _wrong(f"the tensor {name!r:.60} without a program")
         program = programs[index]
-        if storage is not None and (storage not in entries or program.layout is None):
+        if storage is not None and (
+            not isinstance(storage, str) or storage not in entries or program.layout is None
+        ):
             _wrong(f"{name!r:.60} in the storage of something that does not stand before it")
         entries[name] = Entry(
             name,

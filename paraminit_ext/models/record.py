@@ -6,12 +6,13 @@ followed; views need no record, since a tensor on meta has its sizes, strides an
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import heapq
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from paraminit_ext.many import DRAWING
 from paraminit_ext.models import steps as programs
 from paraminit_ext.models import stock
 from paraminit_ext.models.fills import Fill, FillMode
-from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.layout import Geometry, exchange
 from paraminit_ext.models.steps import View
 
 _P = ParamSpec("_P")
@@ -89,8 +90,7 @@ class Drawn:
 class _Storage:
     kept: torch.UntypedStorage
     base: Geometry
-    device: torch.device | None
-    made: bool  # by a call, or allocated empty
+    device: torch.device | None  # what the code takes it to be on; meta where it put it there itself
     writers: list[int] = field(default_factory=list)
 
 
@@ -119,7 +119,7 @@ class Record:
         index = self._index_of(tensor)
         return None if index is None else self.storages[index].device
 
-    def add_storage(self, tensor: Tensor, device: torch.device | None, made: bool) -> At:
+    def add_storage(self, tensor: Tensor, device: torch.device | None) -> At:
         """Follow the storage of a new tensor on meta."""
         storage = tensor.untyped_storage()
         base = Geometry.of(tensor)
@@ -128,14 +128,14 @@ class Record:
             flat = storage.nbytes() // base.dtype.itemsize
             base = Geometry(base.dtype, (flat,), (1,))
         self._index[storage._cdata] = len(self.storages)
-        self.storages.append(_Storage(storage, base, device, made))
+        self.storages.append(_Storage(storage, base, device))
         return at
 
     def look_again(self, tensor: Tensor) -> None:
         """Follow a tensor whose storage is another now, or another size."""
         index = self._index_of(tensor)
         if index is None:
-            self.add_storage(tensor, None, made=False)
+            self.add_storage(tensor, None)
             return
         known = self.storages[index]
         flat = known.kept.nbytes() // known.base.dtype.itemsize
@@ -152,14 +152,23 @@ class Record:
     def add_value(self, value: Tensor, device: torch.device | None) -> Tensor:
         """A tensor on meta that has a recorded value."""
         tensor = torch.empty(value.shape, dtype=value.dtype, device=_META)
-        at = self.add_storage(tensor, device, made=True)
+        at = self.add_storage(tensor, device)
         self.add(Happened("value", (), made=(at,), value=value.detach().cpu().contiguous()))
         return tensor
+
+    def is_on_meta_itself(self, tensor: Tensor) -> bool:
+        """Whether the code put the tensor on meta, or it was there before."""
+        device = self.device_of(tensor)
+        return device is not None and device.type == "meta"
 
     # -- what is alive ---------------------------------------------------------------------
 
     def live(self, wanted: Iterable[At]) -> list[int]:
-        """Which entries of the log the values of these tensors come from, in order."""
+        """Which entries of the log the values of these tensors come from, in order.
+
+        Raises:
+            RuntimeError: some come from a tensor that the code itself has on meta.
+        """
         needed: dict[int, list[tuple[int, int]]] = {}
         waiting: list[int] = []  # a heap of negated places in the log: the latest comes first
         seen: set[int] = set()
@@ -193,6 +202,10 @@ class Record:
                         needed[at.storage] = _without(needed[at.storage], at.extent)
             for at in happened.reads:
                 want(at, index)
+        for storage, intervals in needed.items():
+            device = self.storages[storage].device
+            if intervals and device is not None and device.type == "meta":
+                _refuse("the values of a tensor that the code itself put on meta", "")
         return alive[::-1]
 
 
@@ -215,7 +228,15 @@ def _without(intervals: Iterable[tuple[int, int]], extent: tuple[int, int]) -> l
 # The modes
 # ----------------------------------------------------------------------------------------
 
-_OURS = (Path(torch.__file__).parent, Path(__file__).parents[1])
+# Whose frames are not the model's code: torch's, this package's, the standard library's.
+_OURS = (
+    Path(torch.__file__).parent,
+    Path(__file__).parents[1],
+    Path(inspect.__file__).parent,
+    Path(sys.modules["typing_extensions"].__file__ or "")
+    if "typing_extensions" in sys.modules
+    else Path("/none"),
+)
 
 
 def _line() -> str:
@@ -226,15 +247,18 @@ def _line() -> str:
         name = frame.f_code.co_filename
         if not name.startswith("<"):
             inside = f"{name}:{frame.f_lineno}"
-            if not any(Path(name).is_relative_to(folder) for folder in _OURS):
+            path = Path(name)
+            library = "site-packages" in path.parts and not any(path.is_relative_to(f) for f in _OURS[:2])
+            if library or not any(path.is_relative_to(folder) for folder in _OURS):
                 break
         frame = frame.f_back
     return inside
 
 
 def _refuse(what: str, line: str | None = None) -> NoReturn:
+    place = f" at {_line()}" if line is None else line and f" at {line}"
     raise RuntimeError(
-        f"paraminit_ext.deferred_init: expected code that can be recorded, got {what} at {line or _line()}. "
+        f"paraminit_ext.deferred_init: expected code that can be recorded, got {what}{place}. "
         "Build the model on a real device under paraminit_ext.patch()."
     )
 
@@ -277,18 +301,23 @@ class Recorder:
 
     def fill(self, fill: Fill, _call: Callable[[], Any]) -> Any:
         tensor = fill.tensor
+        if isinstance(tensor, Shard) and tensor.local.is_meta:
+            _refuse(f"{fill.name} of a shard")
+        if (
+            isinstance(tensor, Tensor)
+            and not tensor.is_meta
+            and self.key is not None
+            and fill.name in DRAWING
+        ):
+            # Its numbers are to come from its name, which is not known yet.
+            self._put_on_meta(tensor, fill.name)
         if not isinstance(tensor, Tensor) or not tensor.is_meta:
-            if isinstance(tensor, Shard) and tensor.local.is_meta:
-                _refuse(f"{fill.name} of a shard")
             return fill.run(self._source(fill))
         at = self.adopt(tensor)
-        self.is_paused = True
-        try:
+        with self.paused():
             # On meta a fill checks its arguments, warns, and does nothing.
             fill._replace(then=None).run(fill.generator)
-        finally:
-            self.is_paused = False
-        if tensor.numel():
+        if tensor.numel() and not self.record.is_on_meta_itself(tensor):
             defaults = _defaults(fill.name)
             arguments = tuple(
                 (name, self._number(value))
@@ -298,6 +327,23 @@ class Recorder:
             drawn = self._draw(fill, tensor) if fill.name in DRAWING else None
             self.record.add(Happened(fill.name, (("tensor", at), *arguments), writes=(at,), draw=drawn))
         return tensor if fill.then is None else fill.then(tensor)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing inside is recorded."""
+        before, self.is_paused = self.is_paused, True
+        try:
+            yield
+        finally:
+            self.is_paused = before
+
+    def _put_on_meta(self, tensor: Tensor, name: str) -> None:
+        """Have the object of a tensor with data be one on meta with that value from now on."""
+        if tensor._base is not None:
+            _refuse(f"torch.{name} of a view of a tensor that was made of numbers")
+        value = self.on_meta(tensor)
+        with self.paused():
+            exchange(tensor, value)
 
     def _number(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -321,30 +367,33 @@ class Recorder:
     def _draw(self, fill: Fill, tensor: Tensor) -> Drawn:
         if isinstance(fill.generator, Key):
             return Drawn(fill.generator, fixed=True)
-        device = self.record.device_of(tensor) or torch.get_default_device()
+        device = self.device_of(tensor)
         if self.key is not None:
             refuse_generator(fill.name, fill.generator, device)
             return Drawn(None, fixed=False)
         source = self._source(fill)
         if isinstance(source, Key):
             return Drawn(source, fixed=False)
-        if device.type == "meta":
-            device = torch.device("cpu")
-        self.is_paused = True
-        try:
+        with self.paused():
             seed, offset = take_key(fill.name, source, device, plain=True)
-        finally:
-            self.is_paused = False
         return Drawn(Key(int(seed) % 2**64, int(offset) % 2**64), fixed=False)
+
+    def device_of(self, tensor: Tensor) -> torch.device:
+        """What the code takes the tensor to be on."""
+        if not tensor.is_meta:
+            return tensor.device
+        return self.record.device_of(tensor) or (
+            torch.get_default_device() if self.record.knows(tensor) else _META
+        )
 
     # -- tensors ---------------------------------------------------------------------------
 
     def adopt(self, tensor: Tensor) -> At:
-        """Where a tensor on meta is; one that was there before is followed as if it were allocated now."""
+        """Where a tensor on meta is; one that was there before is there for the code itself."""
         if not self.record.knows(tensor):
             if tensor.layout is not torch.strided:
                 _refuse(f"a tensor of layout {tensor.layout}")
-            self.record.add_storage(tensor, None, made=False)
+            self.record.add_storage(tensor, _META)
         return self.record.at(tensor)
 
     def on_meta(self, tensor: Tensor) -> Tensor:
@@ -363,11 +412,10 @@ class Recorder:
         program = Program(self.record, self.adopt(tensor), {})
         if program.draws:
             _refuse(f"{why}, which hangs on random values,")
-        self.is_paused = True
-        try:
-            return program.run_on_cpu()
-        finally:
-            self.is_paused = False
+        with self.paused():
+            value = program.run_on_cpu()
+        value = value.conj() if tensor.is_conj() else value
+        return torch._neg_view(value) if tensor.is_neg() else value
 
     # -- operators -------------------------------------------------------------------------
 
@@ -381,33 +429,39 @@ class Recorder:
         tensors = list(_tensors(given.values()))
         device = given.get("device")
         is_meta = any(tensor.is_meta for tensor in tensors) or (device is not None and device.type == "meta")
-        if (
-            is_meta
-            and name != "is_same_size"
-            and schema.returns
-            and isinstance(schema.returns[0].type, _NUMBERS)
-        ):
-            real = {key: self._real(value, "a value read back") for key, value in given.items()}
-            return operator(**real)
         makes = not tensors and any(isinstance(r.type, torch.TensorType) for r in schema.returns)
         if not makes and not is_meta:
             # Of tensors with data alone: these stay what they are until one on meta meets them.
             return operator(*args, **kwargs)
+        if makes and name == "empty" and 0 in given["size"]:
+            # Nothing is in it, and torch.load and others give it a storage with data.
+            return operator(*args, **kwargs)
+        if name != "is_same_size" and schema.returns and isinstance(schema.returns[0].type, _NUMBERS):
+            return operator(**{key: self._real(value, "a value read back") for key, value in given.items()})
         if torch.Tag.nondeterministic_seeded in operator.tags:
             return self._random(operator, name, given)
+        if any(not tensor.is_meta for tensor in _written(operator, given)):
+            return self._write_for_real(operator, name, given)
         given = {key: self._on_meta(value) for key, value in given.items()}
         if "device" in names and (makes or device is not None):
             given["device"] = _META
             given.pop("pin_memory", None)
         result = self._call(operator, name, given)
         first = next((tensor for tensor in _tensors(given.values())), None)
-        claimed = (
-            device if device is not None else self.record.device_of(first) if first is not None else None
-        )
-        if claimed is not None and claimed.type == "meta":
-            claimed = None
-        self._note(operator, name, given, result, claimed)
+        if first is not None and (device is None or device.type == "meta"):
+            device = self.record.device_of(first)
+        self._note(operator, name, given, result, device)
         return result
+
+    def _write_for_real(self, operator: torch._ops.OpOverload, name: str, given: dict[str, Any]) -> Any:
+        """A write to a tensor with data of values that stand for themselves: it is done, and not recorded."""
+        if name in ("set_", "resize_as_"):
+            _refuse(f"torch.{name} of a tensor with data")
+        real = {
+            key: self._real(value, f"torch.{name} of a tensor that was made of numbers")
+            for key, value in given.items()
+        }
+        return operator(**real)
 
     def _call(self, operator: torch._ops.OpOverload, name: str, given: Mapping[str, Any]) -> Any:
         try:
@@ -443,7 +497,11 @@ class Recorder:
             self.record.look_again(given["self"])
             return
         schema = operator._schema
-        taken = {id(t): self.adopt(t) for t in _tensors(given.values()) if t.layout is torch.strided}
+        for tensor in _written(operator, given):
+            self.record.look_again(tensor)  # which `out=` may have resized
+        for tensor in _tensors(given.values()):
+            if tensor.layout is torch.strided:
+                self.adopt(tensor)
         writes = [
             self.record.at(tensor)
             for argument in schema.arguments
@@ -456,18 +514,21 @@ class Recorder:
         if not writes and (not fresh or is_empty):
             for tensor in fresh:
                 if tensor.layout is torch.strided:
-                    self.record.add_storage(tensor, device, made=False)
+                    self.record.add_storage(tensor, device)
             return
         refused = ""
+        if name in _HIDDEN_WRITES:
+            self._refuse_later(given, name)
+        given = self._explicit(schema, given, fresh)
         if not programs.is_recordable(operator) or (fresh and len(fresh) != len(results)):
             refused = f"torch.{name}, which a plan cannot hold, at {_line()}"
         if any(t.is_conj() or t.is_neg() for t in _tensors(given.values())):
             refused = f"torch.{name} of a conjugate view at {_line()}"
         reads = [
-            at
+            self.record.at(tensor)
             for argument in schema.arguments
             for tensor in _tensors([given.get(argument.name)])
-            if (at := taken.get(id(tensor))) is not None
+            if tensor.layout is torch.strided
             and not (
                 argument.alias_info is not None
                 and argument.alias_info.is_write
@@ -476,7 +537,7 @@ class Recorder:
         ]
         if any(t.layout is not torch.strided for t in fresh):
             return
-        made = tuple(self.record.add_storage(tensor, device, made=True) for tensor in fresh)
+        made = tuple(self.record.add_storage(tensor, device) for tensor in fresh)
         arguments = tuple(
             (argument.name, self._frozen(given[argument.name]))
             for argument in schema.arguments
@@ -494,40 +555,106 @@ class Recorder:
             return tuple(self._frozen(one) for one in value)
         return value
 
+    def _explicit(self, schema: Any, given: Mapping[str, Any], fresh: list[Tensor]) -> dict[str, Any]:
+        """The arguments, and in them what hangs on torch's default dtype while the code runs."""
+        explicit = dict(given)
+        floating = fresh[0].dtype if fresh and fresh[0].dtype.is_floating_point else None
+        tensors = list(_tensors(given.values()))
+        if any(argument.name == "dtype" for argument in schema.arguments):
+            if not tensors and fresh and given.get("dtype") is None:
+                explicit["dtype"] = fresh[0].dtype
+        elif (
+            floating is not None
+            and tensors
+            and not any(t.dtype.is_floating_point or t.dtype.is_complex for t in tensors)
+        ):
+            # Integers made floating: first converted, which is what the operator does.
+            convert = torch.ops.aten._to_copy.default
+
+            def converted(value: Any) -> Any:
+                if isinstance(value, Tensor) and value.dtype is not torch.bool:
+                    return self.operate(convert, (value,), {"dtype": floating})
+                return value
+
+            explicit = {key: converted(value) for key, value in given.items()}
+        return explicit
+
+    def _refuse_later(self, given: Mapping[str, Any], name: str) -> None:
+        """Note that the call wrote its running statistics, which its schema does not say."""
+        if not (given.get("training", given.get("train", False))):
+            return
+        at = tuple(
+            self.adopt(given[key]) for key in ("running_mean", "running_var") if given.get(key) is not None
+        )
+        what = f"torch.{name} in training, which a plan cannot hold, at {_line()}"
+        self.record.add(Happened(name, (), reads=at, writes=at, refused=what))
+
     def _random(self, operator: torch._ops.OpOverload, name: str, given: dict[str, Any]) -> Any:
         """A random operator that is no fill: done now, for real, if its result is small."""
-        schema = operator._schema
-        written = [
-            argument.name
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        sizes = {key: self._on_meta(value) for key, value in given.items() if key != "device"}
-        if any(argument.name == "device" for argument in schema.arguments):
+        written = _written(operator, given)
+        sizes = {key: self._on_meta(value) for key, value in given.items()}
+        if any(argument.name == "device" for argument in operator._schema.arguments):
             sizes["device"] = _META
             sizes.pop("pin_memory", None)
-        sizes.pop("generator", None)
-        shapes = list(_tensors([self._call(operator, name, sizes)]))
-        shapes += _tensors(given[argument] for argument in written)
+        if "generator" in sizes:
+            sizes["generator"] = None
+        shapes = [*_tensors([self._call(operator, name, sizes)]), *written]
         if sum(tensor.numel() * tensor.element_size() for tensor in shapes) > _SMALL:
             _refuse(f"torch.{name}, random values of more than {_SMALL >> 20} MiB that are no fill,")
-        in_place = written == ["self"]
-        real: dict[str, Any] = {}
-        for key, value in given.items():
-            if key in written and in_place:
-                # It is overwritten unread.
-                real[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-            else:
-                real[key] = self._real(value, f"torch.{name}")
-        result = operator(**real)
-        if in_place:
-            target = given["self"]
-            self.operate(torch.ops.aten.copy_.default, (target, self.on_meta(result)), {})
-            return target
-        return _map(result, self.on_meta)
+        # Where each tensor with data stands for one on meta.
+        stands: dict[int, Tensor] = {}
+
+        def real(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [real(one) for one in value]
+            if not isinstance(value, Tensor):
+                return value
+            if not value.is_meta or not any(value is one for one in written):
+                return self._real(value, f"torch.{name}")
+            with self.paused():
+                # As it lies: the order of memory decides which element gets which number.
+                made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+                if not (programs.overwrites(operator) or name in _UNREAD):
+                    made.copy_(self.evaluate(value, f"torch.{name}"))
+            stands[id(made)] = value
+            return made
+
+        result = operator(**{key: real(value) for key, value in given.items()})
+
+        def back(tensor: Tensor) -> Tensor:
+            return stands[id(tensor)] if id(tensor) in stands else self.on_meta(tensor)
+
+        for made, target in [(t, stands[id(t)]) for t in _made_of(stands, result)]:
+            if made.shape != target.shape:
+                target.resize_(made.shape)
+                self.record.look_again(target)
+            self.operate(torch.ops.aten.copy_.default, (target, self.on_meta(made)), {})
+        return _map(result, back)
 
 
+def _written(operator: torch._ops.OpOverload, given: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that a call writes, by its schema."""
+    return [
+        tensor
+        for argument in operator._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in _tensors([given.get(argument.name)])
+    ]
+
+
+# Random operators that read nothing of the tensor that they write.
+_UNREAD = frozenset(
+    {"bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"}
+)
+# Operators that write statistics which their schemas do not say they write.
+_HIDDEN_WRITES = frozenset(
+    {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"}
+)
 _NUMBERS = (torch.BoolType, torch.IntType, torch.FloatType, torch.NumberType)
+
+
+def _made_of(stands: Mapping[int, Tensor], result: Any) -> list[Tensor]:
+    return [tensor for tensor in _tensors([result]) if id(tensor) in stands]
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
@@ -559,13 +686,15 @@ class _OperatorMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if (
-            self._recorder.is_paused
-            or not isinstance(func, torch._ops.OpOverload)
-            or func.namespace != "aten"
-        ):
+        if self._recorder.is_paused:
             return func(*args, **(kwargs or {}))
-        return self._recorder.operate(func, args, kwargs or {})
+        # What the recorder asks of tensors is what they are, not what the code is told.
+        with torch._C.DisableTorchFunction():
+            if isinstance(func, torch._ops.OpOverload) and func.namespace == "aten":
+                return self._recorder.operate(func, args, kwargs or {})
+            if any(tensor.is_meta for tensor in _tensors([*args, *(kwargs or {}).values()])):
+                _refuse(f"{func}, which a plan cannot hold,")
+            return func(*args, **(kwargs or {}))
 
 
 class _FunctionMode(FillMode):
@@ -582,25 +711,98 @@ class _FunctionMode(FillMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        recorder = self._recorder
+        if recorder.is_paused:
+            return func(*args, **(kwargs or {}))
         if func in _READS and args[0].is_meta:
-            value = self._recorder.evaluate(args[0], "a value read back")
-            return func(value, *args[1:], **(kwargs or {}))
-        if func in _FROM_NUMBERS and not any(
-            isinstance(value, Tensor) for value in args[func is Tensor.new_tensor :]
-        ):
-            # On meta, where the code has them because its other tensors are there, the numbers would be lost.
-            given = dict(kwargs or {})
-            device = given.get("device") or (
-                args[0] if func is Tensor.new_tensor else torch.get_default_device()
-            )
-            if torch.device(getattr(device, "device", device)).type == "meta":
-                given["device"] = torch.device("cpu")
-            return func(*args, **given)
+            with torch._C.DisableTorchFunction():
+                value = func(recorder.evaluate(args[0], "a value read back"), *args[1:], **(kwargs or {}))
+            if func is not Tensor.tolist:
+                # A write to it would be lost.
+                value.flags.writeable = False
+            return value
+        is_cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        if is_cast and any(tensor.is_meta for tensor in _tensors([*args, *(kwargs or {}).values()])):
+            _refuse(f"torch.{getattr(func, '__name__', func)} under autocast")
+        told = _DEVICES.get(func)
+        if told is not None and args[0].is_meta:
+            return told(recorder.device_of(args[0]))
+        if func in _MOVES:
+            return self._move(func, args, dict(kwargs or {}))
+        if func == _SET_DATA and args[0].is_meta != args[1].is_meta:
+            if args[0].is_meta:
+                return func(args[0], recorder.on_meta(args[1]))
+            recorder._put_on_meta(args[0], "data")
+            return func(*args)
+        if func in _FROM_NUMBERS:
+            return self._from_numbers(func, args, dict(kwargs or {}))
         if func is Tensor.__deepcopy__ and args[0].layout is torch.strided:
             return _copied(*args)
         return super().__torch_function__(func, types, args, kwargs)
 
+    def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``Tensor.to`` and ``cpu``: the tensor itself where it is already what is asked for."""
+        tensor = args[0]
+        if func is Tensor.cpu:
+            device, dtype, form, copy = torch.device("cpu"), None, kwargs.get("memory_format"), False
+        else:
+            copy = bool(kwargs.pop("copy", False))
+            rest = args[1:]
+            if rest and isinstance(rest[0], Tensor):  # to(other)
+                device, dtype, form = (
+                    self._recorder.device_of(rest[0]),
+                    rest[0].dtype,
+                    kwargs.get("memory_format"),
+                )
+            else:
+                device, dtype, _, form = torch._C._nn._parse_to(*rest, **kwargs)
+        here = self._recorder.device_of(tensor)
+        same = (
+            (device is None or device == here)
+            and (dtype is None or dtype == tensor.dtype)
+            and form in (None, torch.preserve_format)
+        )
+        if same and not copy:
+            return tensor
+        return tensor.to(
+            device=device or here,
+            dtype=dtype or tensor.dtype,
+            copy=copy,
+            memory_format=form or torch.preserve_format,
+        )
 
+    def _from_numbers(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``torch.tensor`` and its kin: they have values until they meet a tensor on meta."""
+        own = func is Tensor.new_tensor
+        data = args[int(own)] if len(args) > int(own) else kwargs.get("data", kwargs.get("obj"))
+        if isinstance(data, Tensor):
+            return func(*args, **kwargs)
+        device = kwargs.get("device") or (
+            self._recorder.device_of(args[0]) if own else torch.get_default_device()
+        )
+        if own and torch.device(device).type != "meta":
+            kwargs["device"] = device
+        if torch.device(device).type == "meta":
+            # The code's own wish; torch would drop the numbers.
+            kwargs["device"] = torch.device("cpu")
+        with torch._C.DisableTorchFunction():
+            given = _map(data, lambda tensor: self._recorder.evaluate(tensor, "a value read back"))
+        return (
+            func(*args[: int(own)], given, *args[1 + int(own) :], **kwargs)
+            if len(args) > int(own)
+            else func(*args, **kwargs)
+        )
+
+
+_MOVES = frozenset({Tensor.to, Tensor.cpu})
+_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
+# What the code is told of a tensor on meta: where it would be.
+_DEVICES: dict[Any, Callable[[torch.device], Any]] = {
+    Tensor.device.__get__: lambda device: device,
+    Tensor.is_meta.__get__: lambda device: device.type == "meta",  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
+}
 # What makes tensors of Python's numbers or NumPy's arrays: they have values until they meet one on meta.
 _FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor})
 # Ways out of torch that are no operators.
@@ -660,6 +862,12 @@ class Program:
                 _refuse_late(record.log[index].refused)
             # One that a call makes is not allocated before.
             self._made.difference_update(made.storage for made in record.log[index].made)
+        # The storages of which more is used than the tensor that was made with them.
+        used = [
+            at,
+            *(one for index in alive for one in (*record.log[index].reads, *record.log[index].writes)),
+        ]
+        self._viewed = {one.storage for one in used if one.geometry != record.storages[one.storage].base}
         for index in alive:
             self._add(index, record.log[index])
         if at.storage not in self._made:
@@ -676,7 +884,10 @@ class Program:
             arguments = (("value", name),)
         out = tuple(self._slot(at.storage) for at in happened.made)
         self._made.update(at.storage for at in happened.made)
-        self.steps.append(programs.Step(happened.do, arguments, out, draw))
+        # A device's operator may lay its result out otherwise than meta's: where views of it follow, as here.
+        lies = tuple(at.geometry if at.storage in self._viewed else None for at in happened.made)
+        step = programs.Step(happened.do, arguments, out, draw, lies if any(lies) else ())
+        self.steps.append(step)
 
     def _slot(self, storage: int) -> int:
         return self._slots.setdefault(storage, len(self._slots))

@@ -63,12 +63,14 @@ class Step:
         arguments: by name; a tensor is a :class:`View`
         out: the slots of the new tensors that the call gives
         draw: for a fill that draws, which of the tensor's draws
+        lies: how each of the new tensors is to lie, or None where that does not matter; empty for all None
     """
 
     do: str
     arguments: tuple[tuple[str, Any], ...] = ()
     out: tuple[int, ...] = ()
     draw: int | None = None
+    lies: tuple[Geometry | None, ...] = ()
 
     @property
     def is_fill(self) -> bool:
@@ -112,7 +114,8 @@ elements in other places: cat constant_pad_nd diag_embed diagonal_scatter flip g
     scatter_ scatter_add scatter_add_ select_scatter slice_scatter sort stack take topk tril tril_ triu
     triu_ unfold_copy _unsafe_index where
 reductions and products: addmm all amax amin any argmax argmin baddbmm bmm cumprod cumsum dot linalg_qr
-    linalg_vector_norm max mean min mm mv norm prod std sum var _softmax
+    linalg_vector_norm max mean min mm mv norm prod std sum var _softmax _is_all_true
+    _is_any_true
 """
 _OPERATORS = frozenset(re.sub("^.*?:", "", _NAMES, flags=re.MULTILINE).split())
 
@@ -198,5 +201,8 @@ def run(
             made = operator(**arguments)
             fresh = [made] if isinstance(made, Tensor) else list(made or ())
             if step.out:
-                for slot, tensor in zip(step.out, fresh, strict=True):
+                lies = step.lies or (None,) * len(fresh)
+                for slot, tensor, geometry in zip(step.out, fresh, lies, strict=True):
                     slots[slot] = tensor
+                    if geometry is not None and geometry != Geometry.of(tensor):
+                        slots[slot] = geometry.empty(device).copy_(tensor)
