@@ -182,6 +182,20 @@ def test_what_a_forward_draws_is_stocks() -> None:
     assert all(map(torch.equal, patched(module), seeded(module)))
 
 
+class Recurrent(nn.Module):
+    def init_hidden(self) -> Tensor:
+        return torch.randn(4)
+
+    def forward(self) -> Tensor:
+        return self.init_hidden()
+
+
+def test_a_state_that_a_forward_begins_with_is_stocks() -> None:
+    assert torch.equal(patched(Recurrent()), seeded(Recurrent()))
+    # Asked for outside of a forward, it is what a method of that name gives a module.
+    assert torch.equal(patched(Recurrent().init_hidden), seeded(lambda: init.normal_(torch.empty(4))))
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -263,6 +277,20 @@ def test_each_call_of_a_decorated_function_begins_anew() -> None:
         return nn.Linear(4, 5)
 
     assert not differences(build(), build())
+
+
+def test_what_runs_later_than_its_call_is_not_decorated() -> None:
+    def several() -> Iterator[Tensor]:
+        yield torch.empty(3).normal_()
+
+    async def later() -> None:
+        pass
+
+    for function in (several, later):
+        with pytest.raises(
+            TypeError, match=r"expected a plain function to decorate, got .* Enter patch\(\) inside"
+        ):
+            patch()(function)
 
 
 def test_contexts_nest_and_the_same_one_may_be_entered_twice() -> None:

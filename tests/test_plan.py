@@ -261,6 +261,24 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "steps that are no list": (lambda p: program_of(p, "far").update(steps=3), "steps that are no list"),
     "a list as a plan": (lambda p: [p], "a plan that is no object"),
+    "a version that is no number": (lambda p: p.update(version=True), "one of version True"),
+    "a key with an underscore": (lambda p: p.update(key="1_0:0"), "the key '1_0:0'"),
+    "a storage that is a list": (
+        lambda p: at(p, "tensors", "far").update(storage=[]),
+        "in the storage of something",
+    ),
+    "half a surrogate pair": (
+        lambda p: at(p, "tensors", "far").update(draws=[{"name": "\ud800"}]),
+        "a wrong draw for far",
+    ),
+    "a layout as an argument": (
+        lambda p: at(program_of(p, "scaled"), "steps", 2, "arguments").update(layout=2),
+        "the unknown argument 'layout' of aten.mul.Tensor",
+    ),
+    "results that lie in too many ways": (
+        lambda p: with_step(p, "far", lies=[None, None]),
+        "a step whose results lie in other ways than there are",
+    ),
     "arguments nested deep": (
         lambda p: with_step(
             p, "far", arguments={"tensor": {"slot": 0}, "a": json.loads("[" * 500 + "]" * 500)}

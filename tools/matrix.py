@@ -37,6 +37,10 @@ TESTS = (
     "test_functional.py",
     "test_autograd.py",
     "test_serialisation.py",
+    "test_patch.py",
+    "test_keyed.py",
+    "test_deferred.py",
+    "test_plan.py",
 )
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
