@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -241,7 +240,7 @@ class Names:
 # ----------------------------------------------------------------------------------------
 
 
-class keyed:  # noqa: N801
+class keyed(stock.Entering):  # noqa: N801
     r"""Have each fill of a tensor of ``module`` use the key of its name: ``key.fold_in(name)``.
 
     A context manager, for the thread that enters it. What fills is the code inside: the functions of this
@@ -285,11 +284,11 @@ class keyed:  # noqa: N801
         _refuse("key", key, Key, "a paraminit_ext.Key")
         _refuse("prefix", prefix, str, "a str")
         _refuse("aliases", {} if aliases is None else aliases, Mapping, "a mapping of names, or None")
+        super().__init__()
         self._arguments = module, prefix, aliases
         self._key = key
-        self._entered: list[FillMode] = []
 
-    def __enter__(self) -> keyed:
+    def _mode(self) -> FillMode:
         names = Names(*self._arguments)
 
         def fill(fill: Fill, call: Callable[[], Any]) -> Any:
@@ -300,19 +299,7 @@ class keyed:  # noqa: N801
                     return fill.run(key_of(self._key, *found))
             return call()
 
-        stock.hold()
-        self._entered.append(FillMode(fill, factories=False))
-        self._entered[-1].__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._entered.pop().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        stock.release()
+        return FillMode(fill, factories=False)
 
 
 def _refuse(what: str, value: object, kind: type, expected: str) -> None:

@@ -7,7 +7,6 @@ import inspect
 import itertools
 from collections.abc import Callable
 from contextlib import ContextDecorator
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +42,7 @@ class _Numbers:
         return fill.run(self.source(fill) if fill.draws else fill.generator)
 
 
-class patch(ContextDecorator):  # noqa: N801
+class patch(stock.Entering, ContextDecorator):  # noqa: N801
     r"""Have the code inside filled by this package: its own calls, unchanged, under whatever name they stand.
 
     A context manager and a decorator, for the thread that enters it. Ours are then the functions of
@@ -78,8 +77,8 @@ class patch(ContextDecorator):  # noqa: N801
 
     def __init__(self, key: Key | None = None) -> None:
         _Numbers("patch", key)  # refuses what is no key
+        super().__init__()
         self.key = key
-        self._entered: list[FillMode] = []
 
     def __call__(self, function: _F) -> _F:
         kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
@@ -94,22 +93,9 @@ class patch(ContextDecorator):  # noqa: N801
     def _recreate_cm(self) -> patch:
         return patch(self.key)
 
-    def __enter__(self) -> patch:
+    def _mode(self) -> FillMode:
         numbers = _Numbers("patch", self.key)
-        mode = FillMode(numbers.fill, numbers.source)
-        stock.hold()
-        self._entered.append(mode)
-        mode.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._entered.pop().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        stock.release()
+        return FillMode(numbers.fill, numbers.source)
 
 
 # ----------------------------------------------------------------------------------------

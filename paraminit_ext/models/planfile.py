@@ -250,6 +250,10 @@ def _key_from_json(value: Any) -> Key:
     return Key(seed, offset)
 
 
+# How deep lists of lists go in arguments: those of operators are one or two deep.
+_DEPTH = 8
+
+
 def _geometry_from_json(value: Any) -> Geometry:
     dtype, size, stride, offset = _take(
         value, "a layout", {"dtype": ..., "size": ..., "stride": ..., "offset": ...}
@@ -267,9 +271,11 @@ def _geometry_from_json(value: Any) -> Geometry:
     return geometry
 
 
-def _value_from_json(value: Any) -> Any:
+def _value_from_json(value: Any, depth: int = 0) -> Any:
+    if depth > _DEPTH:
+        _wrong("arguments nested too deep")
     if isinstance(value, list):
-        return tuple(_value_from_json(one) for one in value)
+        return tuple(_value_from_json(one, depth + 1) for one in value)
     if not isinstance(value, dict):
         return value
     if "slot" in value:
@@ -408,10 +414,7 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
     if not isinstance(programs_listed, list) or not isinstance(tensors, dict):
         _wrong("a plan without programs or tensors")
     key = None if key_text is None else _key_from_json(key_text)
-    try:
-        programs = [_program_from_json(one, values) for one in programs_listed]
-    except RecursionError:
-        _wrong("arguments nested too deep")
+    programs = [_program_from_json(one, values) for one in programs_listed]
     entries: dict[str, Entry] = {}
     for name, fields in tensors.items():
         kind, index, tie, draws, storage, device = _take(fields, f"the tensor {name!r:.60}", _FIELDS)

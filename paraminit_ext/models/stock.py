@@ -14,13 +14,16 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 
 from paraminit_ext.models.fills import READERS, STOCK, Fill, FillFunction, FillMode, Reader, add_stock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Call = Callable[..., Any]
 
@@ -106,6 +109,32 @@ def release() -> None:
             for function, code in _codes.items():
                 function.__code__ = code
             _codes.clear()
+
+
+class Entering:
+    """A context that has a mode of its own each time that it is entered, and the code exchanged meanwhile."""
+
+    def __init__(self) -> None:
+        self._entered: list[FillMode] = []
+
+    def _mode(self) -> FillMode:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        mode = self._mode()
+        hold()
+        self._entered.append(mode)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._entered.pop().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        release()
 
 
 # ----------------------------------------------------------------------------------------
