@@ -152,6 +152,7 @@ def aliases_of_the_device(module: nn.Module) -> None:
     x.cpu()[0] = 5
     x.to("cpu", torch.float32)[1] = 6
     x.to(x)[2] = 7
+    x.type_as(torch.tensor(1.0)).add_(1)
     module.register_buffer("x", x)
     module.w = nn.Parameter(torch.empty(3))
     module.w.data.to("cpu").normal_()
@@ -188,8 +189,11 @@ def numbers_of_tensors(module: nn.Module) -> None:
     module.register_buffer("b", torch.tensor(list(torch.linspace(0, 1, 3))))
     module.register_buffer("c", torch.distributions.Normal(torch.zeros(3), 1.0).mean)
     module.register_buffer("d", torch.mul(torch.ones(2), 3, out=torch.empty(0)))
-    module.register_buffer("e", torch.zeros(2).resize_(2, 2)[0, :1].clone())
+    module.register_buffer("e", torch.linalg.vander(torch.arange(1.0, 4.0)))
     module.register_buffer("f", 1 / torch.arange(1, 5))
+    module.p = nn.Parameter(torch.distributions.Normal(torch.zeros(3), 1.0).sample())
+    module.l = nn.LazyLinear(3)
+    module.l(torch.ones(2, 4))
 
 
 def on_meta_itself(module: nn.Module) -> None:
@@ -700,6 +704,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         holding(made(lambda: torch.empty(2000, 2000).exponential_())),
         "torch.exponential_, random values",
     ),
+    "larger": (holding(buffer(lambda: torch.zeros(2).resize_(2, 2))), "a tensor made larger that has values"),
     "batch norm": (dummy_forward, "torch.native_batch_norm in training"),
     "autocast": (holding(autocast), "under autocast"),
     "another operator": (holding(lambda _: torch.ops.prims.mul(torch.ones(3), torch.ones(3))), "prims.mul"),

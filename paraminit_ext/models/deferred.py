@@ -285,6 +285,7 @@ class _Carried:
             if made.dtype != (waiting.dtypes[-1] if waiting.dtypes else tensor.dtype):
                 waiting.dtypes.append(made.dtype)
             if made is not tensor:
+                waiting.state = _state(made)
                 vars(made)[_MARK] = waiting
         return made
 

@@ -80,6 +80,11 @@ def exchange(tensor: Tensor, new: Tensor) -> None:
     What ``torch.utils.swap_tensors`` does, which takes class and attributes over as well and refuses objects
     that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
     """
+    with torch._C.DisableTorchFunctionSubclass():
+        _exchange(tensor, new)
+
+
+def _exchange(tensor: Tensor, new: Tensor) -> None:
     hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
     other = new.detach().requires_grad_(tensor.requires_grad and tensor.is_leaf)
     torch._C._swap_tensor_impl(tensor, other)

@@ -140,6 +140,8 @@ class Record:
         known = self.storages[index]
         flat = known.kept.nbytes() // known.base.dtype.itemsize
         if known.base.extent[1] < known.kept.nbytes():
+            if known.writers:
+                _refuse("a tensor made larger that has values")
             known.base = Geometry(known.base.dtype, (flat,), (1,))
 
     def add(self, happened: Happened) -> None:
@@ -283,6 +285,8 @@ class Recorder:
         self.key = key
         self.record = Record()
         self.is_paused = False
+        # Whether the call that is made asks for meta itself: operators pass on where their arguments are.
+        self.asks_for_meta = False
         self._functions = _FunctionMode(self)
         self._operators = _OperatorMode(self)
 
@@ -448,8 +452,8 @@ class Recorder:
             given.pop("pin_memory", None)
         result = self._call(operator, name, given)
         first = next((tensor for tensor in _tensors(given.values())), None)
-        if first is not None and (device is None or device.type == "meta"):
-            device = self.record.device_of(first)
+        if device is None or (device.type == "meta" and not self.asks_for_meta):
+            device = None if first is None else self.record.device_of(first)
         self._note(operator, name, given, result, device)
         return result
 
@@ -697,6 +701,10 @@ class _OperatorMode(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
 
 
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
 class _FunctionMode(FillMode):
     records = True
 
@@ -732,16 +740,22 @@ class _FunctionMode(FillMode):
         if func == _SET_DATA and args[0].is_meta != args[1].is_meta:
             if args[0].is_meta:
                 return func(args[0], recorder.on_meta(args[1]))
-            recorder._put_on_meta(args[0], "data")
-            return func(*args)
+            with recorder.paused():
+                exchange(args[0], args[1])
+            return None
         if func in _FROM_NUMBERS:
             return self._from_numbers(func, args, dict(kwargs or {}))
         if func is Tensor.__deepcopy__ and args[0].layout is torch.strided:
             return _copied(*args)
-        return super().__torch_function__(func, types, args, kwargs)
+        before = recorder.asks_for_meta
+        recorder.asks_for_meta = _is_meta((kwargs or {}).get("device") or torch.get_default_device())
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        finally:
+            recorder.asks_for_meta = before
 
     def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``Tensor.to`` and ``cpu``: the tensor itself where it is already what is asked for."""
+        """``Tensor.to``, ``cpu`` and ``type_as``: the tensor itself where it is already what is asked for."""
         tensor = args[0]
         if func is Tensor.cpu:
             device, dtype, form, copy = torch.device("cpu"), None, kwargs.get("memory_format"), False
@@ -764,12 +778,16 @@ class _FunctionMode(FillMode):
         )
         if same and not copy:
             return tensor
-        return tensor.to(
-            device=device or here,
-            dtype=dtype or tensor.dtype,
-            copy=copy,
-            memory_format=form or torch.preserve_format,
-        )
+        before, self._recorder.asks_for_meta = self._recorder.asks_for_meta, _is_meta(device)
+        try:
+            return tensor.to(
+                device=device or here,
+                dtype=dtype or tensor.dtype,
+                copy=copy,
+                memory_format=form or torch.preserve_format,
+            )
+        finally:
+            self._recorder.asks_for_meta = before
 
     def _from_numbers(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``torch.tensor`` and its kin: they have values until they meet a tensor on meta."""
@@ -794,7 +812,7 @@ class _FunctionMode(FillMode):
         )
 
 
-_MOVES = frozenset({Tensor.to, Tensor.cpu})
+_MOVES = frozenset({Tensor.to, Tensor.cpu, Tensor.type_as})
 _SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
 # What the code is told of a tensor on meta: where it would be.
 _DEVICES: dict[Any, Callable[[torch.device], Any]] = {
