@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks import machine
+from benchmarks.fresh_memory import status_bytes
 from benchmarks.rows import DTYPES
 from paraminit_ext import InitPlan, Key, cpu_capability, deferred_init, materialize_module, patch
 
@@ -104,17 +104,17 @@ def record(preset: str) -> dict[str, float]:
     """Recording a model of that shape: seconds, bytes of memory, bytes of its plan."""
     build = builder(preset, "bf16")
     deferred_init(builder("tiny", "bf16"))  # imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = status_bytes("VmHWM")
     begin = time.perf_counter()
     module = deferred_init(build)
     taken = time.perf_counter() - begin
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    memory = status_bytes("VmHWM") - before
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan"
         InitPlan.of(module).save(path)
         size = path.stat().st_size
     numel = sum(parameter.numel() for parameter in module.parameters())
-    return {"seconds": taken, "MiB": memory / 1024, "bytes": size, "numel": numel}
+    return {"seconds": taken, "MiB": memory / 2**20, "bytes": size, "numel": numel}
 
 
 def cost_of_a_call() -> float:

@@ -264,10 +264,14 @@ def _integers(what: str, values: Sequence[int]) -> tuple[int, ...]:
         ) from None
 
 
+def loaded(module: str, name: str) -> Any:
+    """A class of a module that takes long to import, or None: nobody has an instance without having it."""
+    return getattr(sys.modules.get(module), name, None)
+
+
 def _is_dtensor(tensor: object) -> bool:
-    # Nobody holds a DTensor without having imported its module, and importing it takes long.
-    module: Any = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    kind = loaded("torch.distributed.tensor", "DTensor")
+    return kind is not None and isinstance(tensor, kind)
 
 
 def _locate_dtensor(name: str, tensor: Any) -> Part:

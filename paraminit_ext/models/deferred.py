@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from paraminit_ext.models.names import (
     named_attributes,
     named_modules,
     named_tensors,
+    refuse_key,
 )
 from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
 from paraminit_ext.models.record import At, Drawn, Program, Recorder
@@ -74,11 +76,7 @@ def deferred_init(
         >>> materialize_module(model.half()).weight.dtype
         torch.float16
     """
-    if not (key is None or isinstance(key, Key)):
-        raise TypeError(
-            f"paraminit_ext.deferred_init: expected a paraminit_ext.Key or None for key, got "
-            f"{type(key).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
-        )
+    refuse_key("deferred_init", key)
     if is_recording():
         if key is not None:
             raise RuntimeError(
@@ -236,23 +234,23 @@ class _Apply:
 
     def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         given = fn if isinstance(fn, _Carried) else _Carried(fn)
-        before = {place: vars(tensor).get(_MARK) for place, tensor in self._own()}
+        before = {place: vars(tensor).get(_MARK) for place, tensor in self.own_tensors()}
         module: nn.Module = type(self.module)._apply(self.module, given, *args, **kwargs)
-        for place, tensor in self._own():
+        for place, tensor in self.own_tensors():
             mark: _Waiting | None = vars(tensor).get(_MARK) or before.get(place)
             if mark is not None and tensor.is_meta and local_tensor(tensor) is tensor:
                 mark.state = _state(tensor)
                 vars(tensor)[_MARK] = mark
         return module
 
-    def _own(self) -> list[tuple[str, Tensor]]:
+    def own_tensors(self) -> list[tuple[str, Tensor]]:
         held = (*self.module._parameters.items(), *self.module._buffers.items())
         return [(place, tensor) for place, tensor in held if tensor is not None]
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> _Apply:
         copied = _Apply(copy.deepcopy(self.module, memo), *self.recorded)
         group = memo.setdefault(_MARK, object())
-        for _, tensor in self._own():
+        for _, tensor in self.own_tensors():
             mark: _Waiting | None = vars(tensor).get(_MARK)
             if mark is not None:
                 # torch copies no attributes of parameters.
@@ -368,11 +366,8 @@ def materialize_module(
     for _, inner in named_modules(module):
         if isinstance(inner, nn.RNNBase):
             inner.flatten_parameters()
-        if isinstance(vars(inner).get("_apply"), _Apply) and not any(
-            tensor.is_meta
-            for tensor in (*inner._parameters.values(), *inner._buffers.values())
-            if tensor is not None
-        ):
+        instead = vars(inner).get("_apply")
+        if isinstance(instead, _Apply) and not any(tensor.is_meta for _, tensor in instead.own_tensors()):
             del vars(inner)["_apply"]
     return module
 
@@ -455,14 +450,15 @@ def _materialize(
         dtypes = [source.dtype, *mark.dtypes, tensor.dtype]
         if dtype is not None and tensor.is_floating_point() and kind in ("parameter", "buffer"):
             dtypes.append(dtype)
-        dtypes = [one for place, one in enumerate(dtypes) if place == 0 or one != dtypes[place - 1]]
+        dtypes = [one for one, _ in itertools.groupby(dtypes)]
         where = (
             device
             or mark.device
             or (torch.device(entry.device) if entry.device else torch.get_default_device())
         )
         # What lies in one memory where the module is built directly, and is converted to nothing.
-        together = len(dtypes) == 1 and local_tensor(tensor) is tensor
+        is_local = local_tensor(tensor) is tensor
+        together = len(dtypes) == 1 and is_local
         group = id(mark.plan), mark.copied, torch.empty(0, device=where).device
         found = shared.get((group, source.name)) if together else None
         base = shared.get((group, source.storage)) if together and source.storage else None
@@ -473,10 +469,12 @@ def _materialize(
             assert source.layout is not None
             made.append(source.layout.view(base))
             continue
-        if local_tensor(tensor) is not tensor:
-            new = torch.empty_like(tensor, dtype=dtypes[min(1, len(dtypes) - 1)], device=where)
+        # A fill rounds to the first dtype that it is converted to by itself.
+        filled = dtypes[:2][-1]
+        if not is_local:
+            new = torch.empty_like(tensor, dtype=filled, device=where)
         elif source.is_allocated_first:
-            new = _empty(tensor, dtypes[min(1, len(dtypes) - 1)], where)
+            new = _empty(tensor, filled, where)
         else:
             new = make(mark.plan, source, where, None)
             if together:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from paraminit_ext import init
-from paraminit_ext.geometry import FLOATING_DTYPES, PLAIN_TYPES, REAL_DTYPES, Shard, locate
+from paraminit_ext.geometry import FLOATING_DTYPES, PLAIN_TYPES, REAL_DTYPES, Shard, loaded, locate
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING, NAMES
 
@@ -77,15 +77,9 @@ def is_filled(tensor: object, real: bool = False) -> bool:
 
 def _is_known(tensor: object) -> bool:
     """Whether the tensor is of torch's own classes of which a fill knows how to write each element."""
-    for module, name in (
-        ("torch.distributed.tensor", "DTensor"),
-        ("torch._subclasses.fake_tensor", "FakeTensor"),
-    ):
-        # Nobody holds one without having imported its module.
-        loaded = sys.modules.get(module)
-        if loaded is not None and type(tensor) is getattr(loaded, name):
-            return True
-    return False
+    dtensor = loaded("torch.distributed.tensor", "DTensor")
+    fake = loaded("torch._subclasses.fake_tensor", "FakeTensor")
+    return type(tensor) in (dtensor, fake)
 
 
 # The frame in which a module is called, whatever its forward is named.
@@ -124,7 +118,8 @@ def is_building() -> bool | None:
 # ----------------------------------------------------------------------------------------
 
 
-def _by_name(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -133,19 +128,19 @@ def _reader_of_ours(name: str) -> Reader:
     names = tuple(inspect.signature(getattr(init, name)).parameters)
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill | None:
-        given = _by_name(names, args, kwargs)
+        given = by_name(names, args, kwargs)
         tensor = given.pop("tensor", None)
         return Fill(name, tensor, given, given.pop("generator", None)) if tensor is not None else None
 
     return read
 
 
-def _reader_of_stock(name: str, names: tuple[str, ...]) -> Reader:
+def reader_of_stock(name: str, names: tuple[str, ...]) -> Reader:
     """Of a function of ``torch.nn.init`` that is ``name`` here, with the parameters ``names``."""
     real = name in ("trunc_normal_", "orthogonal_")
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill | None:
-        given = _by_name(names, args, kwargs)
+        given = by_name(names, args, kwargs)
         tensor = given.pop("tensor", None)
         if not is_filled(tensor, real):
             return None
@@ -158,7 +153,7 @@ def _reader_of_method(name: str, first: str, second: str, ours: tuple[str, str])
     """Of ``Tensor.normal_`` or ``uniform_``, whose two numbers are called otherwise here."""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill | None:
-        given = _by_name(("self", first, second), args, kwargs)
+        given = by_name(("self", first, second), args, kwargs)
         tensor = given.pop("self", None)
         if len(args) > 3 or not is_filled(tensor):
             return None
@@ -198,7 +193,7 @@ _read_randn = _reader_of_factory("normal_", {}, like=False)
 
 def _read_torch_normal(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill | None:
     """Of ``torch.normal``: numbers and a size, or tensors of means and deviations."""
-    given = _by_name(("mean", "std", "size"), args, kwargs)
+    given = by_name(("mean", "std", "size"), args, kwargs)
     mean, std, size = given.pop("mean", 0.0), given.pop("std", 1.0), given.pop("size", None)
     tensors = [number for number in (mean, std) if isinstance(number, Tensor)]
     if not tensors:
@@ -235,16 +230,16 @@ _HELPERS = {
     "_no_grad_uniform_": "uniform_",
     "_no_grad_zero_": "zeros_",
 }
-# The functions of torch.nn.init by what they are here, as torch defined them: transformers binds others to
-# these names for a while, and keeps the first ones in a table of its own.
-STOCK: dict[Callable[..., Any], str] = {}
+# The functions of torch.nn.init and their kin, as they were defined: transformers binds others to their names
+# for a while, and keeps the first ones in a table of its own.
+STOCK: set[Callable[..., Any]] = set()
 READERS: dict[Callable[..., Any], Reader] = {}
 
 
 def add_stock(function: Callable[..., Any], name: str, reader: Reader | None = None) -> None:
     """Have a Python function that fills ``tensor`` read as the fill ``name``."""
-    STOCK[function] = name
-    READERS[function] = reader or _reader_of_stock(name, tuple(inspect.signature(function).parameters))
+    STOCK.add(function)
+    READERS[function] = reader or reader_of_stock(name, tuple(inspect.signature(function).parameters))
 
 
 def _fill_readers() -> None:

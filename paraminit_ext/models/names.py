@@ -5,14 +5,13 @@ A name is the fully qualified one, without what wrappers add. ``keyed`` fills by
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from paraminit_ext.geometry import Shard
+from paraminit_ext.geometry import Shard, loaded
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING
 from paraminit_ext.models import stock
@@ -51,6 +50,15 @@ def key_of(key: Key, name: str, place: int | str | None = None) -> Key:
     return own if place is None else own.fold_in(place)
 
 
+def refuse_key(name: str, key: object) -> None:
+    """Raise TypeError unless the function called ``name`` was given a key or None."""
+    if not (key is None or isinstance(key, Key)):
+        raise TypeError(
+            f"paraminit_ext.{name}: expected a paraminit_ext.Key or None for key, got {type(key).__name__}. "
+            "For a fixed seed pass paraminit_ext.Key(seed)."
+        )
+
+
 # ----------------------------------------------------------------------------------------
 # Names
 # ----------------------------------------------------------------------------------------
@@ -78,8 +86,7 @@ _WRAPPERS = (
 def _wrapped(module: nn.Module) -> str | None:
     """The attribute under which a wrapper holds its module; None for a module that is no wrapper."""
     for place, name, attribute in _WRAPPERS:
-        # Nobody holds one without having imported its module.
-        kind = getattr(sys.modules.get(place), name, None)
+        kind = loaded(place, name)
         if kind is not None and isinstance(module, kind):
             return attribute
     return None

@@ -16,6 +16,7 @@ from torch.utils._device import _device_constructors
 from paraminit_ext.key import Key
 from paraminit_ext.models import stock
 from paraminit_ext.models.fills import FACTORIES, READERS, Fill, FillMode, Source
+from paraminit_ext.models.names import refuse_key
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -23,12 +24,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class _Numbers:
     """Where fills get their numbers: from torch's generator, or each from the next of a key's numbers."""
 
-    def __init__(self, name: str, key: Key | None) -> None:
-        if not (key is None or isinstance(key, Key)):
-            raise TypeError(
-                f"paraminit_ext.{name}: expected a paraminit_ext.Key or None for key, got "
-                f"{type(key).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
-            )
+    def __init__(self, key: Key | None) -> None:
         self.key = key
         self.count = itertools.count()
 
@@ -76,7 +72,7 @@ class patch(stock.Entering, ContextDecorator):  # noqa: N801
     """
 
     def __init__(self, key: Key | None = None) -> None:
-        _Numbers("patch", key)  # refuses what is no key
+        refuse_key("patch", key)
         super().__init__()
         self.key = key
 
@@ -94,7 +90,7 @@ class patch(stock.Entering, ContextDecorator):  # noqa: N801
         return patch(self.key)
 
     def _mode(self) -> FillMode:
-        numbers = _Numbers("patch", self.key)
+        numbers = _Numbers(self.key)
         return FillMode(numbers.fill, numbers.source)
 
 
@@ -143,7 +139,8 @@ def install(key: Key | None = None) -> None:
         >>> layer = torch.nn.Linear(1024, 4096)
         >>> paraminit_ext.uninstall()
     """
-    numbers = _Numbers("install", key)
+    refuse_key("install", key)
+    numbers = _Numbers(key)
     uninstall()
     # torch remembers its factories, by what their names are bound to when it is first asked.
     _device_constructors()

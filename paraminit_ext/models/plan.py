@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from paraminit_ext.key import Key
 from paraminit_ext.models.layout import Geometry
-from paraminit_ext.models.names import Kind, named_tensors, unwrapped
-from paraminit_ext.models.steps import Draw, Step, View
+from paraminit_ext.models.names import Kind, named_tensors, refuse_key, unwrapped
+from paraminit_ext.models.steps import Draw, Step, View, is_allocated_first
+from paraminit_ext.models.write import write
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Entry:
     @property
     def is_allocated_first(self) -> bool:
         """Whether the first thing is an empty tensor of the entry's own shape (no step makes slot 0)."""
-        return all(0 not in step.out for step in self.steps)
+        return is_allocated_first(self.steps)
 
     @property
     def fill(self) -> Step | None:
@@ -237,13 +238,7 @@ class InitPlan:
                 f"paraminit_ext.InitPlan.apply: expected a torch.nn.Module, got {type(module).__name__}. "
                 "Pass the module that is to be initialised."
             )
-        if not (key is None or isinstance(key, Key)):
-            raise TypeError(
-                f"paraminit_ext.InitPlan.apply: expected a paraminit_ext.Key or None for key, got "
-                f"{type(key).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
-            )
-        from paraminit_ext.models.write import write
-
+        refuse_key("InitPlan.apply", key)
         targets: dict[int, tuple[Entry, Tensor]] = {}
         for name, tensor, _, _, kind in named_tensors(module):
             if nn.parameter.is_lazy(tensor):

@@ -21,7 +21,7 @@ from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING, NAMES
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.plan import Entry, InitPlan
-from paraminit_ext.models.steps import Draw, Step, View, operator_of, run
+from paraminit_ext.models.steps import Draw, Step, View, make, operator_of
 
 VERSION = 1
 # The one entry of the file's metadata.
@@ -367,12 +367,10 @@ def _refuse_misfit(entry: Entry, values: Mapping[str, Tensor]) -> None:
     """Raise unless the steps fit each other and give this shape: they are gone through on meta."""
     on_meta = {name: value.to("meta") for name, value in values.items()}
     try:
-        slots: dict[int, Tensor] = {}
-        if entry.is_allocated_first:
-            slots[0] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
         with torch.no_grad():
-            run(entry.steps, slots, lambda _: Key(0), on_meta, "meta")
-            made = slots[0] if entry.layout is None else entry.layout.view(slots[0])
+            made = make(
+                entry.steps, entry.shape, entry.dtype, entry.layout, lambda _: Key(0), on_meta, "meta"
+            )
     except Exception as error:  # what torch raises for arguments that do not fit is of many kinds
         _wrong(f"steps that do not fit ({error})"[:300])
     if tuple(made.shape) != entry.shape or made.dtype != entry.dtype:

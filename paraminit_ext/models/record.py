@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+import typing_extensions
+from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paraminit_ext import init
 from paraminit_ext.geometry import Shard
 from paraminit_ext.key import Key, refuse_generator, take_key
 from paraminit_ext.many import DRAWING
@@ -32,13 +34,14 @@ from paraminit_ext.models.fills import Fill, FillMode
 from paraminit_ext.models.layout import Geometry, exchange
 from paraminit_ext.models.steps import View
 
-_P = ParamSpec("_P")
-_Module = TypeVar("_Module", bound=nn.Module)
-
 # Results of random operators that are no fills are recorded as values up to this size, in bytes.
 _SMALL = 1 << 20
 
 _META = torch.device("meta")
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
 
 
 # ----------------------------------------------------------------------------------------
@@ -160,8 +163,7 @@ class Record:
 
     def is_on_meta_itself(self, tensor: Tensor) -> bool:
         """Whether the code put the tensor on meta, or it was there before."""
-        device = self.device_of(tensor)
-        return device is not None and device.type == "meta"
+        return _is_meta(self.device_of(tensor))
 
     # -- what is alive ---------------------------------------------------------------------
 
@@ -205,8 +207,7 @@ class Record:
             for at in happened.reads:
                 want(at, index)
         for storage, intervals in needed.items():
-            device = self.storages[storage].device
-            if intervals and device is not None and device.type == "meta":
+            if intervals and _is_meta(self.storages[storage].device):
                 _refuse("the values of a tensor that the code itself put on meta", "")
         return alive[::-1]
 
@@ -230,15 +231,16 @@ def _without(intervals: Iterable[tuple[int, int]], extent: tuple[int, int]) -> l
 # The modes
 # ----------------------------------------------------------------------------------------
 
-# Whose frames are not the model's code: torch's, this package's, the standard library's.
-_OURS = (
-    Path(torch.__file__).parent,
-    Path(__file__).parents[1],
-    Path(inspect.__file__).parent,
-    Path(sys.modules["typing_extensions"].__file__ or "")
-    if "typing_extensions" in sys.modules
-    else Path("/none"),
-)
+# Whose frames are not the model's code: torch's and this package's, the wrapper of what torch deprecates, and
+# the standard library's, in whose folder other packages may lie.
+_PLUMBING = (Path(torch.__file__).parent, Path(__file__).parents[1], Path(typing_extensions.__file__))
+_STANDARD = Path(inspect.__file__).parent
+
+
+def _is_plumbing(path: Path) -> bool:
+    if any(path.is_relative_to(place) for place in _PLUMBING):
+        return True
+    return path.is_relative_to(_STANDARD) and "site-packages" not in path.parts
 
 
 def _line() -> str:
@@ -249,9 +251,7 @@ def _line() -> str:
         name = frame.f_code.co_filename
         if not name.startswith("<"):
             inside = f"{name}:{frame.f_lineno}"
-            path = Path(name)
-            library = "site-packages" in path.parts and not any(path.is_relative_to(f) for f in _OURS[:2])
-            if library or not any(path.is_relative_to(folder) for folder in _OURS):
+            if not _is_plumbing(Path(name)):
                 break
         frame = frame.f_back
     return inside
@@ -268,8 +268,6 @@ def _refuse(what: str, line: str | None = None) -> NoReturn:
 @functools.cache
 def _defaults(name: str) -> Mapping[str, Any]:
     """The defaults of a function of this package."""
-    from paraminit_ext import init
-
     parameters = inspect.signature(getattr(init, name)).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -340,6 +338,15 @@ class Recorder:
             yield
         finally:
             self.is_paused = before
+
+    @contextlib.contextmanager
+    def asking(self, device: Any) -> Iterator[None]:
+        """The call inside is made by the code itself, with this device."""
+        before, self.asks_for_meta = self.asks_for_meta, _is_meta(device)
+        try:
+            yield
+        finally:
+            self.asks_for_meta = before
 
     def _put_on_meta(self, tensor: Tensor, name: str) -> None:
         """Have the object of a tensor with data be one on meta with that value from now on."""
@@ -432,7 +439,7 @@ class Recorder:
         name = schema.name.removeprefix("aten::")
         tensors = list(_tensors(given.values()))
         device = given.get("device")
-        is_meta = any(tensor.is_meta for tensor in tensors) or (device is not None and device.type == "meta")
+        is_meta = any(tensor.is_meta for tensor in tensors) or _is_meta(device)
         makes = not tensors and any(isinstance(r.type, torch.TensorType) for r in schema.returns)
         if not makes and not is_meta:
             # Of tensors with data alone: these stay what they are until one on meta meets them.
@@ -446,13 +453,13 @@ class Recorder:
             return self._random(operator, name, given)
         if any(not tensor.is_meta for tensor in _written(operator, given)):
             return self._write_for_real(operator, name, given)
-        given = {key: self._on_meta(value) for key, value in given.items()}
+        given = {key: _map(value, self.on_meta) for key, value in given.items()}
         if "device" in names and (makes or device is not None):
             given["device"] = _META
             given.pop("pin_memory", None)
         result = self._call(operator, name, given)
         first = next((tensor for tensor in _tensors(given.values())), None)
-        if device is None or (device.type == "meta" and not self.asks_for_meta):
+        if device is None or (_is_meta(device) and not self.asks_for_meta):
             device = None if first is None else self.record.device_of(first)
         self._note(operator, name, given, result, device)
         return result
@@ -473,19 +480,8 @@ class Recorder:
         except NotImplementedError:
             _refuse(f"torch.{name}, whose result hangs on values,")
 
-    def _on_meta(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self.on_meta(value)
-        if isinstance(value, list | tuple):
-            return [self._on_meta(one) for one in value]
-        return value
-
     def _real(self, value: Any, why: str) -> Any:
-        if isinstance(value, Tensor):
-            return self.evaluate(value, why)
-        if isinstance(value, list | tuple):
-            return [self._real(one, why) for one in value]
-        return value
+        return _map(value, lambda tensor: self.evaluate(tensor, why))
 
     def _note(
         self,
@@ -506,12 +502,7 @@ class Recorder:
         for tensor in _tensors(given.values()):
             if tensor.layout is torch.strided:
                 self.adopt(tensor)
-        writes = [
-            self.record.at(tensor)
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in _tensors([given.get(argument.name)])
-        ]
+        writes = [self.record.at(tensor) for tensor in _written(operator, given)]
         results = list(_tensors([result]))
         fresh = [t for t in results if t.layout is not torch.strided or not self.record.knows(t)]
         is_empty = name.startswith(("empty", "new_empty"))
@@ -596,7 +587,7 @@ class Recorder:
     def _random(self, operator: torch._ops.OpOverload, name: str, given: dict[str, Any]) -> Any:
         """A random operator that is no fill: done now, for real, if its result is small."""
         written = _written(operator, given)
-        sizes = {key: self._on_meta(value) for key, value in given.items()}
+        sizes = {key: _map(value, self.on_meta) for key, value in given.items()}
         if any(argument.name == "device" for argument in operator._schema.arguments):
             sizes["device"] = _META
             sizes.pop("pin_memory", None)
@@ -605,35 +596,29 @@ class Recorder:
         shapes = [*_tensors([self._call(operator, name, sizes)]), *written]
         if sum(tensor.numel() * tensor.element_size() for tensor in shapes) > _SMALL:
             _refuse(f"torch.{name}, random values of more than {_SMALL >> 20} MiB that are no fill,")
-        # Where each tensor with data stands for one on meta.
-        stands: dict[int, Tensor] = {}
+        # What is written with data, for what on meta: by the id of the former.
+        stands: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def real(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return [real(one) for one in value]
-            if not isinstance(value, Tensor):
-                return value
+        def real(value: Tensor) -> Tensor:
             if not value.is_meta or not any(value is one for one in written):
-                return self._real(value, f"torch.{name}")
+                return self.evaluate(value, f"torch.{name}")
             with self.paused():
                 # As it lies: the order of memory decides which element gets which number.
                 made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
                 if not (programs.overwrites(operator) or name in _UNREAD):
                     made.copy_(self.evaluate(value, f"torch.{name}"))
-            stands[id(made)] = value
+            stands[id(made)] = made, value
             return made
 
-        result = operator(**{key: real(value) for key, value in given.items()})
-
-        def back(tensor: Tensor) -> Tensor:
-            return stands[id(tensor)] if id(tensor) in stands else self.on_meta(tensor)
-
-        for made, target in [(t, stands[id(t)]) for t in _made_of(stands, result)]:
+        result = operator(**{key: _map(value, real) for key, value in given.items()})
+        for made, target in stands.values():
             if made.shape != target.shape:
                 target.resize_(made.shape)
                 self.record.look_again(target)
             self.operate(torch.ops.aten.copy_.default, (target, self.on_meta(made)), {})
-        return _map(result, back)
+        return _map(
+            result, lambda tensor: stands[id(tensor)][1] if id(tensor) in stands else self.on_meta(tensor)
+        )
 
 
 def _written(operator: torch._ops.OpOverload, given: Mapping[str, Any]) -> list[Tensor]:
@@ -655,10 +640,6 @@ _HIDDEN_WRITES = frozenset(
     {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm_update_stats"}
 )
 _NUMBERS = (torch.BoolType, torch.IntType, torch.FloatType, torch.NumberType)
-
-
-def _made_of(stands: Mapping[int, Tensor], result: Any) -> list[Tensor]:
-    return [tensor for tensor in _tensors([result]) if id(tensor) in stands]
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
@@ -699,10 +680,6 @@ class _OperatorMode(TorchDispatchMode):
             if any(tensor.is_meta for tensor in _tensors([*args, *(kwargs or {}).values()])):
                 _refuse(f"{func}, which a plan cannot hold,")
             return func(*args, **(kwargs or {}))
-
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
 
 
 class _FunctionMode(FillMode):
@@ -747,12 +724,8 @@ class _FunctionMode(FillMode):
             return self._from_numbers(func, args, dict(kwargs or {}))
         if func is Tensor.__deepcopy__ and args[0].layout is torch.strided:
             return _copied(*args)
-        before = recorder.asks_for_meta
-        recorder.asks_for_meta = _is_meta((kwargs or {}).get("device") or torch.get_default_device())
-        try:
+        with recorder.asking((kwargs or {}).get("device") or torch.get_default_device()):
             return super().__torch_function__(func, types, args, kwargs)
-        finally:
-            recorder.asks_for_meta = before
 
     def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``Tensor.to``, ``cpu`` and ``type_as``: the tensor itself where it is already what is asked for."""
@@ -778,38 +751,30 @@ class _FunctionMode(FillMode):
         )
         if same and not copy:
             return tensor
-        before, self._recorder.asks_for_meta = self._recorder.asks_for_meta, _is_meta(device)
-        try:
+        with self._recorder.asking(device):
             return tensor.to(
                 device=device or here,
                 dtype=dtype or tensor.dtype,
                 copy=copy,
                 memory_format=form or torch.preserve_format,
             )
-        finally:
-            self._recorder.asks_for_meta = before
 
     def _from_numbers(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``torch.tensor`` and its kin: they have values until they meet a tensor on meta."""
-        own = func is Tensor.new_tensor
-        data = args[int(own)] if len(args) > int(own) else kwargs.get("data", kwargs.get("obj"))
+        own, rest = (args[:1], args[1:]) if func is Tensor.new_tensor else ((), args)
+        data = rest[0] if rest else kwargs.get("data", kwargs.get("obj"))
         if isinstance(data, Tensor):
             return func(*args, **kwargs)
-        device = kwargs.get("device") or (
-            self._recorder.device_of(args[0]) if own else torch.get_default_device()
-        )
-        if own and torch.device(device).type != "meta":
-            kwargs["device"] = device
-        if torch.device(device).type == "meta":
+        recorder = self._recorder
+        device = kwargs.get("device") or (recorder.device_of(own[0]) if own else torch.get_default_device())
+        if _is_meta(device):
             # The code's own wish; torch would drop the numbers.
             kwargs["device"] = torch.device("cpu")
+        elif own:
+            kwargs["device"] = device
         with torch._C.DisableTorchFunction():
-            given = _map(data, lambda tensor: self._recorder.evaluate(tensor, "a value read back"))
-        return (
-            func(*args[: int(own)], given, *args[1 + int(own) :], **kwargs)
-            if len(args) > int(own)
-            else func(*args, **kwargs)
-        )
+            rest = _map(rest, lambda tensor: recorder.evaluate(tensor, "a value read back"))
+        return func(*own, *rest, **kwargs)
 
 
 _MOVES = frozenset({Tensor.to, Tensor.cpu, Tensor.type_as})
@@ -877,7 +842,7 @@ class Program:
         alive = record.live(wanted or [at])
         for index in alive:
             if record.log[index].refused:
-                _refuse_late(record.log[index].refused)
+                _refuse(record.log[index].refused, "")
             # One that a call makes is not allocated before.
             self._made.difference_update(made.storage for made in record.log[index].made)
         # The storages of which more is used than the tensor that was made with them.
@@ -927,20 +892,10 @@ class Program:
         self.steps.append(programs.Step("empty", arguments, (self._slot(storage),)))
 
     def run_on_cpu(self) -> Tensor:
-        slots: dict[int, Tensor] = {}
-        if all(0 not in step.out for step in self.steps):
-            slots[0] = self._at.geometry.empty("cpu")
+        lies = self._at.geometry
         values = {name: self._record.log[index].value for index, name in self._values.items()}
-        programs.run(self.steps, slots, _no_draw, values, "cpu")  # type: ignore[arg-type]
-        return slots[0] if self.layout is None else self.layout.view(slots[0])
+        return programs.make(self.steps, lies.size, lies.dtype, self.layout, _no_draw, values, "cpu")  # type: ignore[arg-type]
 
 
 def _no_draw(index: int) -> Key:
     raise AssertionError(index)
-
-
-def _refuse_late(what: str) -> NoReturn:
-    raise RuntimeError(
-        f"paraminit_ext.deferred_init: expected code that can be recorded, got {what}. "
-        "Build the model on a real device under paraminit_ext.patch()."
-    )

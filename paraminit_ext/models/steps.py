@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,28 @@ def overwrites(operator: torch._ops.OpOverload) -> bool:
 # ----------------------------------------------------------------------------------------
 # Running
 # ----------------------------------------------------------------------------------------
+
+
+def is_allocated_first(steps: Sequence[Step]) -> bool:
+    """Whether the first thing is an empty tensor of the program's own shape: no step makes slot 0."""
+    return all(0 not in step.out for step in steps)
+
+
+def make(
+    steps: Sequence[Step],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    layout: Geometry | None,
+    draw: Callable[[int], Key],
+    values: Mapping[str, Tensor],
+    device: torch.device | str,
+) -> Tensor:
+    """The new tensor of this shape and dtype that the steps give, lying in its storage as ``layout`` says."""
+    slots: dict[int, Tensor] = {}
+    if is_allocated_first(steps):
+        slots[0] = torch.empty(tuple(shape), dtype=dtype, device=device)
+    run(steps, slots, draw, values, device)
+    return slots[0] if layout is None else layout.view(slots[0])
 
 
 def run(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import inspect
 import sys
 import threading
@@ -20,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 
-from paraminit_ext.models.fills import READERS, STOCK, Fill, FillFunction, FillMode, Reader, add_stock
+from paraminit_ext.models.fills import (
+    READERS,
+    STOCK,
+    Fill,
+    FillFunction,
+    FillMode,
+    Reader,
+    add_stock,
+    by_name,
+    reader_of_stock,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -146,17 +155,11 @@ _TIMM = "timm.layers.weight_init"
 
 def _reader_of_timm_tf(names: tuple[str, ...]) -> Reader:
     """Of ``trunc_normal_tf_``, which scales and shifts after the cut, the bounds with the values."""
-    read_plain = READERS[torch.nn.init.trunc_normal_]
+    read_plain = reader_of_stock("trunc_normal_", names)
+    defaults = {"mean": 0.0, "std": 1.0, "a": -2.0, "b": 2.0}
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill | None:
-        given = {
-            "mean": 0.0,
-            "std": 1.0,
-            "a": -2.0,
-            "b": 2.0,
-            **dict(zip(names, args, strict=False)),
-            **kwargs,
-        }
+        given = {**defaults, **by_name(names, args, kwargs)}
         mean, std = given["mean"], given["std"]
         return read_plain((), {**given, "a": mean + std * given["a"], "b": mean + std * given["b"]})
 
@@ -191,7 +194,7 @@ class _Loader(importlib.abc.Loader):
             known = set(STOCK)
             _add_timm(module)
             if _holders:
-                for function in STOCK.keys() - known:
+                for function in STOCK - known:
                     _exchange(function)
 
 

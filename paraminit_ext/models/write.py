@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,10 @@ from paraminit_ext import init
 from paraminit_ext.geometry import locate, shard
 from paraminit_ext.key import Key
 from paraminit_ext.many import fill_many
+from paraminit_ext.models import steps
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import local_tensor
-from paraminit_ext.models.steps import Step, View, run
+from paraminit_ext.models.steps import Step, View
 
 if TYPE_CHECKING:
     from paraminit_ext.models.plan import Entry, InitPlan
@@ -47,9 +48,8 @@ def write(plan: InitPlan, targets: Sequence[tuple[Entry, Tensor]], key: Key | No
     together = [(entry, tensor) for entry, tensor in in_place if entry.fill is not None]
     fill_many(_call(entry, tensor, key) for entry, tensor in together)
     for entry, tensor in in_place:
-        steps = entry.steps[1:] if entry.fill is not None else entry.steps
-        if steps:
-            _run(plan, entry, steps, {0: tensor}, key, tensor.device)
+        rest = entry.steps[1:] if entry.fill is not None else entry.steps
+        steps.run(rest, {0: tensor}, _drawer(entry, key), plan.values, tensor.device)
     done = {id(tensor) for _, tensor in in_place}
     for entry, tensor in targets:
         if id(tensor) not in done and entry.steps and not _fill_rounded(entry, tensor, key):
@@ -59,22 +59,19 @@ def write(plan: InitPlan, targets: Sequence[tuple[Entry, Tensor]], key: Key | No
 @torch.no_grad()
 def make(plan: InitPlan, entry: Entry, device: torch.device | str, key: Key | None) -> Tensor:
     """A new tensor with the entry's values, in the entry's dtype and layout."""
-    slots: dict[int, Tensor] = {}
-    if entry.is_allocated_first:
-        slots[0] = torch.empty(entry.shape, dtype=entry.dtype, device=device)
-    _run(plan, entry, entry.steps, slots, key or plan.key, device)
-    return slots[0] if entry.layout is None else entry.layout.view(slots[0])
+    return steps.make(
+        entry.steps,
+        entry.shape,
+        entry.dtype,
+        entry.layout,
+        _drawer(entry, key or plan.key),
+        plan.values,
+        device,
+    )
 
 
-def _run(
-    plan: InitPlan,
-    entry: Entry,
-    steps: Sequence[Step],
-    slots: dict[int, Tensor],
-    key: Key | None,
-    device: torch.device | str,
-) -> None:
-    run(steps, slots, lambda index: entry.draws[index].resolve(key), plan.values, device)
+def _drawer(entry: Entry, key: Key | None) -> Callable[[int], Key]:
+    return lambda index: entry.draws[index].resolve(key)
 
 
 def _call(entry: Entry, tensor: Tensor, key: Key | None) -> tuple[Tensor, str, dict[str, Any], Key | None]:
