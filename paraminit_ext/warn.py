@@ -20,7 +20,7 @@ _PLUMBING = frozenset(
         "paraminit_ext.models.fills",
         "paraminit_ext.models.names",
         "paraminit_ext.models.patch",
-        "paraminit_ext.models.record",
+        "paraminit_ext.models.recorder",
         "paraminit_ext.models.stock",
         "torch._tensor",
         "torch.nn.init",

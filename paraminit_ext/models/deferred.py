@@ -24,7 +24,8 @@ from paraminit_ext.models.names import (
     refuse_key,
 )
 from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
-from paraminit_ext.models.record import At, Drawn, Program, Recorder
+from paraminit_ext.models.record import At, Drawn, Program
+from paraminit_ext.models.recorder import Recorder
 from paraminit_ext.models.steps import Draw
 from paraminit_ext.models.write import make, write
 
