@@ -12,6 +12,8 @@
 #include "fills.h"
 #include "forked.h"
 #include "generator.h"
+#include "read.h"
+#include "statistics.h"
 #ifdef PARAMINIT_WITH_CUDA
 #include "cuda/fill.h"
 #endif
@@ -139,6 +141,11 @@ Tensor meta_draw_key_like(const Tensor& like) { return meta_draw_key(like.device
 
 Tensor meta_fold_in(const Tensor& key, int64_t) { return at::empty_like(key); }
 
+Tensor meta_statistics(const Tensor& self) {
+  return at::empty({kStatistics},
+                   self.options().dtype(at::kDouble).memory_format(at::MemoryFormat::Contiguous));
+}
+
 // --- schemas ---------------------------------------------------------------------------------
 
 // Each fill twice: the key by value, and in a tensor.
@@ -163,6 +170,7 @@ void add_kernels(torch::Library& m) {
   m.impl("fold_in", fold_in_tensor);
   m.impl("draw_key", draw_key);
   m.impl("draw_key.like", draw_key_like);
+  m.impl("statistics", statistics);
 }
 
 }  // namespace
@@ -180,6 +188,7 @@ TORCH_LIBRARY(paraminit_ext, m) {
   // For torch.jit.trace, which takes no device for an argument.
   m.def("draw_key.like(Tensor like) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.def("fold_in(Tensor key, int data) -> Tensor");
+  m.def("statistics(Tensor self) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(paraminit_ext, CPU, m) { add_kernels(m); }
@@ -201,6 +210,7 @@ TORCH_LIBRARY_IMPL(paraminit_ext, Meta, m) {
   m.impl("fold_in", meta_fold_in);
   m.impl("draw_key", meta_draw_key);
   m.impl("draw_key.like", meta_draw_key_like);
+  m.impl("statistics", meta_statistics);
 }
 
 // --- before and after the kernels ------------------------------------------------------------
@@ -269,6 +279,7 @@ TORCH_LIBRARY_IMPL(paraminit_ext, Autograd, m) {
   for (const char* name : kFills) m.impl(name, torch::CppFunction::makeFallthrough());
   m.impl("fold_in", torch::CppFunction::makeFallthrough());
   m.impl("draw_key.like", torch::CppFunction::makeFallthrough());
+  m.impl("statistics", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace paraminit

@@ -27,6 +27,11 @@ PROGRAMS = {
     "driver": ["driver.cpp", *(f"csrc/cuda/{name}.cu" for name in FAMILIES), *REFERENCE],
     "many_driver": ["many_driver.cpp", *(f"csrc/cuda/many_{name}.cu" for name in FAMILIES), *REFERENCE],
     "sparse_driver": ["sparse_driver.cpp", "csrc/cuda/sparse.cu", *REFERENCE],
+    "statistics_driver": [
+        "statistics_driver.cpp",
+        "csrc/cuda/statistics.cu",
+        "csrc/cpu/statistics_baseline.cpp",
+    ],
 }
 
 pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C++ compiler")
@@ -83,7 +88,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("program", "least"), [("driver", 20_000_000), ("many_driver", 2_000_000), ("sparse_driver", 400_000)]
+    ("program", "least"),
+    [
+        ("driver", 20_000_000),
+        ("many_driver", 2_000_000),
+        ("sparse_driver", 400_000),
+        ("statistics_driver", 6_000_000),
+    ],
 )
 def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
     program: str, least: int, built: Path
@@ -97,6 +108,24 @@ def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
 
 # What is planted, in which file, which program and source see it, and the case that must notice.
 FAULTS = [
+    pytest.param(
+        "csrc/cuda/statistics.cu",
+        "for (; i < length; ++i) read",
+        "for (; i < length - 1; ++i) read",
+        "statistics_driver",
+        "csrc/cuda/statistics.cu",
+        "float32, 1 elements",
+        id="the last element is not read",
+    ),
+    pytest.param(
+        "csrc/cuda/statistics.cu",
+        "found[threadIdx.x] = merged(found[threadIdx.x], found[threadIdx.x + step]);",
+        "found[threadIdx.x] = merged(found[threadIdx.x + step], found[threadIdx.x + step]);",
+        "statistics_driver",
+        "csrc/cuda/statistics.cu",
+        "float32, 200003 elements",
+        id="units are merged twice",
+    ),
     pytest.param(
         "csrc/cuda/kernels.cuh",
         "template <auto kernel>\nint64_t resident_blocks(int device, int multiprocessors) {",

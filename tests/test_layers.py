@@ -18,6 +18,8 @@ CUDA = [name for name in FILES if name.startswith("cuda/")]
 
 # The only ones that may include torch's headers.
 TORCH_AWARE = {
+    "read.h",
+    "read.cpp",
     "checks.h",
     "checks.cpp",
     "fills.h",

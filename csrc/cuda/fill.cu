@@ -141,6 +141,18 @@ void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Dev
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void statistics_cuda(ElementType type, bool is_complex, const void* data, int64_t count,
+                     Statistics* units, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(
+      launch_statistics(type, is_complex, data, count, units, at::cuda::getCurrentCUDAStream()));
+}
+
+void merge_cuda(const Statistics* units, int64_t count, double* out, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch_merge(units, count, out, at::cuda::getCurrentCUDAStream()));
+}
+
 bool is_capturing_cuda(int64_t device_index) {
   const auto count = static_cast<int64_t>(c10::cuda::device_count());
   const bool every = device_index < 0;

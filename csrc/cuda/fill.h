@@ -1,4 +1,4 @@
-// A fill on a CUDA device, and the draws from its generator.
+// A fill on a CUDA device, the draws from its generator, the reading of what it holds.
 // Everything runs on the current stream of the tensor's device; nothing waits for it.
 #pragma once
 
@@ -11,6 +11,7 @@
 #include "../geometry.h"
 #include "../request.h"
 #include "../sparse_request.h"
+#include "../statistics.h"
 
 namespace paraminit {
 
@@ -37,6 +38,12 @@ void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Dev
 
 // Whether the current stream of a device, or of any device for -1, is being captured.
 bool is_capturing_cuda(int64_t device_index);
+
+// Units of statistics to `units`, and those of `count` units merged to kStatistics numbers; all of
+// them on the device.
+void statistics_cuda(ElementType type, bool is_complex, const void* data, int64_t count,
+                     Statistics* units, c10::Device device);
+void merge_cuda(const Statistics* units, int64_t count, double* out, c10::Device device);
 
 std::string cuda_toolkit_version();
 

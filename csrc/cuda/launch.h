@@ -7,6 +7,7 @@
 #include "../geometry.h"
 #include "../request.h"
 #include "../sparse_request.h"
+#include "../statistics.h"
 
 namespace paraminit {
 
@@ -65,5 +66,11 @@ struct SparseLaunch {
 
 int64_t sparse_capacity(const SparseRequest& request);
 cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry);
+
+// The statistics of consecutive elements, one for each unit of them; those of units merged, as
+// kStatistics numbers.
+cudaError_t launch_statistics(ElementType type, bool is_complex, const void* data, int64_t count,
+                              Statistics* units, cudaStream_t stream);
+cudaError_t launch_merge(const Statistics* units, int64_t count, double* out, cudaStream_t stream);
 
 }  // namespace paraminit
