@@ -85,6 +85,7 @@ from paraminit_ext.init import (  # noqa: E402
 from paraminit_ext.key import Key  # noqa: E402
 from paraminit_ext.many import fill_many  # noqa: E402
 from paraminit_ext.models.deferred import deferred_init, materialize_module, materialize_tensor  # noqa: E402
+from paraminit_ext.models.look import summary  # noqa: E402
 from paraminit_ext.models.names import keyed  # noqa: E402
 from paraminit_ext.models.patch import install, patch, uninstall  # noqa: E402
 from paraminit_ext.models.plan import InitPlan  # noqa: E402
@@ -133,6 +134,7 @@ __all__ = [
     "shard",
     "sparse",
     "sparse_",
+    "summary",
     "trunc_normal_",
     "uniform",
     "uniform_",

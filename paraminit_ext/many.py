@@ -133,6 +133,16 @@ def _parts(index: int, entry: Any) -> tuple[Any, str, Arguments, Source]:
     return tensor, name, arguments, source
 
 
+def resolve_fill(tensor: Tensor, name: str, arguments: Arguments) -> tuple[str, tuple[float, ...]] | None:
+    """The fill that a function of :mod:`paraminit_ext.init` comes down to, with its numbers in their order.
+
+    None where the function writes nothing. Nothing is drawn or written here.
+    """
+    held = calls.Held()
+    _PLAIN[name](tensor, **arguments, generator=held)
+    return None if held.fill is None else (held.fill, held.parameters)
+
+
 def _call(tensor: Any, name: str, arguments: Arguments, source: Source) -> Tensor:
     """The single call."""
     function: Callable[..., Tensor] = getattr(init, name)
