@@ -84,6 +84,7 @@ from paraminit_ext.init import (  # noqa: E402
 )
 from paraminit_ext.key import Key  # noqa: E402
 from paraminit_ext.many import fill_many  # noqa: E402
+from paraminit_ext.models.audit import audit  # noqa: E402
 from paraminit_ext.models.deferred import deferred_init, materialize_module, materialize_tensor  # noqa: E402
 from paraminit_ext.models.look import summary  # noqa: E402
 from paraminit_ext.models.names import keyed  # noqa: E402
@@ -101,6 +102,7 @@ __all__ = [
     "__version__",
     "_calculate_correct_fan",
     "_calculate_fan_in_and_fan_out",
+    "audit",
     "available_cpu_capabilities",
     "calculate_gain",
     "constant",

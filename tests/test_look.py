@@ -107,7 +107,7 @@ def test_repeated_layers_are_one_row() -> None:
     ]
     # A layer whose deviation differs is told.
     with torch.no_grad():
-        layers.layers[7].weight.mul_(3)
+        layers.get_parameter("layers.7.weight").mul_(3)
     assert " to " in str(summary(layers)).split("\n")[1]
 
 

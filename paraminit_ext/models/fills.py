@@ -22,6 +22,7 @@ from paraminit_ext import init
 from paraminit_ext.geometry import FLOATING_DTYPES, PLAIN_TYPES, REAL_DTYPES, Shard, loaded, locate
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING, NAMES
+from paraminit_ext.models import seen
 
 Source: TypeAlias = torch.Generator | Key | None
 
@@ -51,6 +52,9 @@ class Fill(NamedTuple):
         function: Callable[..., Tensor] = getattr(init, self.name)
         arguments = {**self.arguments, "generator": source} if self.name in DRAWING else self.arguments
         filled = function(self.tensor, **arguments)
+        given = self.tensor.local if type(self.tensor) is Shard else self.tensor
+        if isinstance(given, Tensor):
+            seen.fill(self.name, self.arguments, self.tensor.shape, given)
         return filled if self.then is None else self.then(filled)
 
 
@@ -183,6 +187,7 @@ def _reader_of_factory(name: str, arguments: Mapping[str, float], like: bool) ->
         tensor = make(*args, **given)
         if not is_filled(tensor):
             return None
+        seen.allocated(tensor)
         return Fill(name, tensor.requires_grad_() if requires_grad else tensor, arguments, generator)
 
     return read
@@ -301,4 +306,8 @@ class FillMode(TorchFunctionMode):
             fill = reader(args, kwargs or {})
             if fill is not None:
                 return self._fill(fill, functools.partial(func, *args, **(kwargs or {})))
-        return func(*args, **kwargs) if kwargs else func(*args)
+        made = func(*args, **kwargs) if kwargs else func(*args)
+        watcher = seen.WATCHED.get(func)
+        if watcher is not None and not self.records:
+            watcher(made, args)
+        return made

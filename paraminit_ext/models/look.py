@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from paraminit_ext import _C
+from paraminit_ext.geometry import PLAIN_TYPES
 from paraminit_ext.models.names import local_tensor, named_tensors
 from paraminit_ext.models.stored import Stored, stored
 
@@ -99,9 +101,9 @@ def read_all(tensors: Sequence[Tensor]) -> list[Statistics | None]:
     meshes: dict[Any, list[int]] = {}
     for place, tensor in enumerate(tensors):
         local = local_tensor(tensor).detach()
-        readable = not local.is_meta and local.layout is torch.strided and not nn.parameter.is_lazy(tensor)
+        readable = is_readable(tensor)
         rows.append(torch.ops.paraminit_ext.statistics(local) if readable else None)
-        dims = _sharded_dims(tensor)
+        dims = sharded_dims(tensor)
         if readable and dims:
             meshes.setdefault((tensor.device_mesh, dims), []).append(place)  # type: ignore[attr-defined]
     found = _to_lists(rows)
@@ -111,6 +113,14 @@ def read_all(tensors: Sequence[Tensor]) -> list[Statistics | None]:
         ):
             found[place] = whole
     return found
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether it has values here: not on meta, lazy, sparse, of an unknown class, or without its memory."""
+    local = local_tensor(tensor)
+    if nn.parameter.is_lazy(tensor) or local.is_meta or local.layout is not torch.strided:
+        return False
+    return type(local) in PLAIN_TYPES and not local.is_nested and not _C.lacks_storage(local)
 
 
 def _to_lists(rows: Sequence[Tensor | None]) -> list[Statistics | None]:
@@ -127,7 +137,7 @@ def _to_lists(rows: Sequence[Tensor | None]) -> list[Statistics | None]:
     return found
 
 
-def _sharded_dims(tensor: Tensor) -> tuple[int, ...]:
+def sharded_dims(tensor: Tensor) -> tuple[int, ...]:
     """The dimensions of a DTensor's mesh along which ranks hold different elements."""
     placements = getattr(tensor, "placements", ())
     return tuple(dim for dim, placement in enumerate(placements) if not placement.is_replicate())
@@ -140,12 +150,9 @@ def _reduced(mesh: Any, dims: tuple[int, ...], own: list[Statistics | None]) -> 
     parts = [one or Statistics() for one in own]
     if mesh.get_coordinate() is None:
         return parts
-    device = (
-        mesh.device_type if mesh.device_type != "cuda" else torch.device("cuda", torch.cuda.current_device())
-    )
     for dim in dims:
         group = mesh.get_group(dim)
-        mine = torch.tensor(parts, dtype=torch.float64, device=device)
+        mine = torch.tensor(parts, dtype=torch.float64, device=mesh.device_type)
         gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, mine, group=group)
         wholes = [Statistics()] * len(parts)
@@ -264,8 +271,8 @@ class Summary:
         rows = [_HEAD]
         groups: dict[Any, list[tuple[TensorSummary, Statistics | None]]] = {}
         for one, found in self._read:
-            pattern = _pattern(one.name) if grouped else one.name
-            tie = one.tie and _pattern(one.tie)
+            pattern = pattern_of(one.name) if grouped else one.name
+            tie = one.tie and pattern_of(one.tie)
             key = (pattern, tie, *(getattr(one, name) for name in _ALIKE))
             groups.setdefault(key, []).append((one, found))
         return rows + [_row(pattern, members) for (pattern, *_), members in groups.items()]
@@ -335,7 +342,8 @@ def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], li
     return shown, said
 
 
-def _pattern(name: str) -> str:
+def pattern_of(name: str) -> str:
+    """The name that repeated layers have in common: numbers between dots are stars."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
@@ -343,7 +351,7 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
     first = members[0][0]
     name = first.name if len(members) == 1 else f"{pattern} x {len(members)}"
     if first.tie:
-        tie = first.tie if len(members) == 1 else _pattern(first.tie)
+        tie = first.tie if len(members) == 1 else pattern_of(first.tie)
         name = f"{name} = {tie}"
     read = [found for _, found in members if found is not None]
     shape = " x ".join(map(str, first.shape)) or "scalar"

@@ -6,6 +6,7 @@ A name is the fully qualified one, without what wrappers add. ``keyed`` fills by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from paraminit_ext.geometry import Shard, loaded
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING
-from paraminit_ext.models import stock
+from paraminit_ext.models import seen, stock
 from paraminit_ext.models.fills import Fill, FillMode
 from paraminit_ext.models.layout import Geometry
 
@@ -295,6 +296,10 @@ class keyed(stock.Entering):  # noqa: N801
         self._arguments = module, prefix, aliases
         self._key = key
 
+    def _watching(self) -> AbstractContextManager[None]:
+        named = named_tensors(self._arguments[0])
+        return seen.watching_parameters([one.tensor for one in named if one.kind == "parameter"])
+
     def _mode(self) -> FillMode:
         names = Names(*self._arguments)
 
@@ -304,7 +309,10 @@ class keyed(stock.Entering):  # noqa: N801
                 found = names.find(tensor)
                 if found is not None:
                     return fill.run(key_of(self._key, *found))
-            return call()
+            made = call()
+            if isinstance(tensor, Tensor):
+                seen.fill(fill.name, fill.arguments, fill.tensor.shape, tensor)
+            return made
 
         return FillMode(fill, factories=False)
 

@@ -13,12 +13,14 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 
+from paraminit_ext.models import seen
 from paraminit_ext.models.fills import (
     READERS,
     STOCK,
@@ -124,16 +126,22 @@ class Entering:
     """A context that has a mode of its own each time that it is entered, and the code exchanged meanwhile."""
 
     def __init__(self) -> None:
-        self._entered: list[FillMode] = []
+        self._entered: list[ExitStack] = []
 
     def _mode(self) -> FillMode:
         raise NotImplementedError
 
+    def _watching(self) -> AbstractContextManager[None]:
+        return seen.watching()
+
     def __enter__(self) -> Self:
-        mode = self._mode()
-        hold()
-        self._entered.append(mode)
-        mode.__enter__()  # type: ignore[no-untyped-call]
+        with ExitStack() as stack:
+            stack.enter_context(self._watching())
+            mode = self._mode()
+            hold()
+            stack.callback(release)
+            stack.enter_context(mode)
+            self._entered.append(stack.pop_all())
         return self
 
     def __exit__(
@@ -142,8 +150,7 @@ class Entering:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._entered.pop().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        release()
+        self._entered.pop().__exit__(kind, error, trace)
 
 
 # ----------------------------------------------------------------------------------------

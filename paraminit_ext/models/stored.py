@@ -67,24 +67,34 @@ class Stored:
     begin: int
     nbytes: int
 
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def elements(self, begin: int, end: int, buffer: bytearray | None = None) -> Tensor:
+        """The elements from ``begin`` to ``end`` in row-major order, in ``buffer`` if there is one."""
+        assert self.dtype is not None
+        size = self.dtype.itemsize
+        if buffer is None:
+            buffer = bytearray((end - begin) * size)
+        view = memoryview(buffer)[: (end - begin) * size]
+        read = 0
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.begin + begin * size)
+            while read < len(view):
+                got = file.readinto(view[read:])
+                if not got:
+                    _wrong(f"{self.nbytes} bytes of {self.name}", f"a file that ends before, {self.file}")
+                read += got
+        return torch.frombuffer(view, dtype=self.dtype) if view else torch.empty(0, dtype=self.dtype)
+
     def parts(self, nbytes: int = PIECE) -> Iterator[Tensor]:
         """The elements, flat and in row-major order, part by part, each in the memory of the last one."""
         assert self.dtype is not None
-        size = self.dtype.itemsize
-        buffer = bytearray(min(max(nbytes // size, 1) * size, self.nbytes))
-        left = self.nbytes
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(self.begin)
-            while left:
-                view = memoryview(buffer)[: min(left, len(buffer))]
-                read = 0
-                while read < len(view):
-                    got = file.readinto(view[read:])
-                    if not got:
-                        _wrong(f"{self.nbytes} bytes of {self.name}", f"a file that ends before, {self.file}")
-                    read += got
-                left -= read
-                yield torch.frombuffer(view, dtype=self.dtype)
+        step = max(nbytes // self.dtype.itemsize, 1)
+        buffer = bytearray(min(step, self.numel) * self.dtype.itemsize)
+        for begin in range(0, self.numel, step):
+            yield self.elements(begin, min(begin + step, self.numel), buffer)
 
 
 def stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
