@@ -258,10 +258,10 @@ def missed(looked: Sequence[Looked]) -> Iterator[Finding]:
         memory, tensor = one.memory, one.tensor
         if memory is None or tensor is None:
             continue
-        for missed in memory.missed[-1:]:
-            written = max([memory.changed_at, *(fill.order for fill in memory.fills)])
-            if missed.order > written and missed.version == seen.version_of(tensor):
-                found.setdefault((missed.name, missed.line), []).append(one.name)
+        missed = memory.missed
+        written = max([memory.changed_at, *(fill.order for fill in memory.fills)])
+        if missed and missed.order > written and missed.version == seen.version_of(tensor):
+            found.setdefault((missed.name, missed.line), []).append(one.name)
     for (name, line), names in found.items():
         yield Finding(
             "missed", tuple(names), f"{name} at {line} filled a copy, which was dropped", _MISSED_REMEDY

@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_parameter_registration_hook
-
-from paraminit_ext.models.layout import Geometry
 
 
 class SeenFill(NamedTuple):
@@ -31,11 +28,11 @@ class SeenFill(NamedTuple):
     arguments: Mapping[str, Any]
     # Of the whole: what fans were computed from.
     shape: tuple[int, ...]
-    # Bytes of the storage that were filled.
+    # Where in the storage it begins, and how many bytes were filled.
     extent: tuple[int, int]
     # The how-many-th thing that was seen.
     order: int
-    # Where in the code: "file:line".
+    # Where in the code: "file:line"; empty where nothing can be wrong.
     line: str
 
 
@@ -56,30 +53,31 @@ class Temporary(NamedTuple):
     fill: SeenFill
 
 
-@dataclass
 class Memory:
-    """What was seen of one storage."""
+    """What was seen of one storage. There are many, made in between calls that take microseconds."""
 
-    ref: StorageWeakRef
     # Allocated by torch.empty or its kin, and not written since.
-    is_empty: bool = False
+    is_empty = False
     # A parameter that was there when keyed() was entered, and was never written; of a module of which none
     # was written before.
-    is_left: bool = False
-    is_of_unwritten: bool = False
-    fills: list[SeenFill] = field(default_factory=list)
+    is_left = False
+    is_of_unwritten = False
+    fills: tuple[SeenFill, ...] = ()
     # When something but a fill was written, or may have been, for the last time.
-    changed_at: int = -1
-    # When a parameter of this storage was first seen in a module, and when a second place took it.
+    changed_at = -1
+    # When a parameter of this storage was first seen in a module, where, and when a second place took it.
     known_at: int | None = None
+    owner: tuple[int, str] | None = None
     tied_at: int | None = None
-    owners: set[tuple[int, str]] = field(default_factory=set)
-    missed: list[Missed] = field(default_factory=list)
+    missed: Missed | None = None
     # Of a copy: what it is a copy of.
     source: StorageWeakRef | None = None
-    source_version: int = 0
+    source_version = 0
     # A few bytes, as they were when what was seen ended.
     sample: tuple[int, ...] | None = None
+
+    def __init__(self, ref: StorageWeakRef) -> None:
+        self.ref = ref
 
     @property
     def is_changed(self) -> bool:
@@ -110,32 +108,34 @@ def _memory(storage: torch.UntypedStorage) -> Memory:
     return found
 
 
-def memory_of(tensor: Tensor) -> Memory | None:
-    """What was seen of a plain tensor's storage; None for nothing."""
-    if not _is_dense(tensor):
+def _storage(tensor: object) -> torch.UntypedStorage | None:
+    """The storage of a plain tensor, or of a DTensor's local one; None on meta and for what has none."""
+    if type(tensor) not in _PLAIN:
+        tensor = getattr(tensor, "_local_tensor", None)
+        if type(tensor) not in _PLAIN:
+            return None
+    assert isinstance(tensor, Tensor)
+    if tensor.is_meta or tensor.layout is not torch.strided:
         return None
-    found = _memories.get(tensor.untyped_storage()._cdata)
+    return tensor.untyped_storage()
+
+
+def memory_of(tensor: object) -> Memory | None:
+    """What was seen of a tensor's storage; None for nothing."""
+    storage = _storage(tensor)
+    found = None if storage is None else _memories.get(storage._cdata)
     return None if found is None or found.ref.expired() else found
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether it has a storage that can be asked for: not on meta, sparse, or a transform's."""
-    return type(tensor) in _PLAIN and not tensor.is_meta and tensor.layout is torch.strided
-
-
 def extent_of(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage that are the tensor's, or its local one's."""
-    return Geometry.of(_local(tensor)).extent
+    """Where in its storage the tensor, or its local one, begins, and how many bytes it has."""
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return int(local.storage_offset()) * local.element_size(), local.nbytes
 
 
 def version_of(tensor: Tensor) -> int:
     """How often it was written in place; of an inference tensor nobody counts."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _local(tensor: Tensor) -> Tensor:
-    local: Tensor = getattr(tensor, "_local_tensor", tensor)
-    return local
 
 
 # ----------------------------------------------------------------------------------------
@@ -145,26 +145,30 @@ def _local(tensor: Tensor) -> Tensor:
 
 def fill(name: str, arguments: Mapping[str, Any], shape: Iterable[int], tensor: Tensor) -> None:
     """A fill of ``tensor``, which is the whole of this shape or a part of it, has been done."""
-    local = _local(tensor)
-    if torch.compiler.is_compiling() or not _is_dense(local):
+    storage = None if torch.compiler.is_compiling() else _storage(tensor)
+    if storage is None:
         return
-    memory = _memory(local.untyped_storage())
-    done = SeenFill(name, arguments, tuple(shape), Geometry.of(local).extent, next(_count), _line())
-    is_new = not (memory.is_empty or memory.fills or memory.owners)
-    memory.fills = [*memory.fills[-3:], done]
+    memory = _memory(storage)
+    is_new = not (memory.is_empty or memory.fills or memory.owner)
+    order = next(_count)
+    # Asked of a view, torch would compute its grad_fn anew, which it refuses for some.
+    is_computed = type(tensor) is Tensor and not tensor._is_view() and tensor.grad_fn is not None
+    # The line is of use where something may be wrong, and takes longer than all the rest.
+    is_odd = is_new or is_computed or memory.tied_at is not None or memory.source is not None
+    line = _line() if is_odd else ""
+    done = SeenFill(name, arguments, tuple(shape), extent_of(tensor), order, line)
+    memory.fills = (*memory.fills[-3:], done)
     memory.is_empty = memory.is_left = False
     if memory.source is not None:
         origin = _memories.get(memory.source.cdata)
         if origin is not None:
-            origin.missed.append(Missed(name, done.line, memory.source_version, done.order))
-        return
-    # Asked of a view, torch would compute its grad_fn anew, which it refuses for some.
-    leaves = [] if local._is_view() or local.grad_fn is None else list(_leaves(local))
-    for leaf in leaves:
-        if _is_dense(leaf):
-            missed = Missed(name, done.line, version_of(leaf), done.order)
-            _memory(leaf.untyped_storage()).missed.append(missed)
-    if is_new and not leaves:
+            origin.missed = Missed(name, line, memory.source_version, order)
+    elif is_computed:
+        for leaf in _leaves(tensor):
+            of = _storage(leaf)
+            if of is not None:
+                _memory(of).missed = Missed(name, line, version_of(leaf), order)
+    elif is_new:
         temporaries.append(Temporary(memory.ref, done))
 
 
@@ -202,31 +206,28 @@ def _line() -> str:
     return "?"
 
 
-def allocated(made: Any, _: tuple[Any, ...] = ()) -> None:
+def allocated(made: object, _: tuple[Any, ...] = ()) -> None:
     """A tensor was made without values."""
-    if isinstance(made, Tensor) and _is_dense(_local(made)):
-        _memory(_local(made).untyped_storage()).is_empty = True
+    storage = _storage(made)
+    if storage is not None:
+        _memory(storage).is_empty = True
 
 
-def _write(_: Any, args: tuple[Any, ...]) -> None:
+def _write(_: object, args: tuple[Any, ...]) -> None:
     """Something that is no fill of ours was written to the first argument."""
-    memory = memory_of(_local(args[0])) if args and isinstance(args[0], Tensor) else None
+    memory = memory_of(args[0]) if args else None
     if memory is not None:
         memory.changed_at = next(_count)
         memory.is_empty = memory.is_left = False
 
 
-def _copy(made: Any, args: tuple[Any, ...]) -> None:
-    given = args[0] if args else None
-    if not (isinstance(made, Tensor) and isinstance(given, Tensor)):
-        return
-    made, given = _local(made), _local(given)
-    if _is_dense(made) and _is_dense(given):
-        to, of = made.untyped_storage(), given.untyped_storage()
-        if to._cdata != of._cdata:
-            memory = _memory(to)
-            origin = _memory(of)
-            memory.source, memory.source_version = origin.ref, version_of(given)
+def _copy(made: object, args: tuple[Any, ...]) -> None:
+    """Of memory of which something is known: other copies are of no parameter."""
+    origin = memory_of(args[0]) if args else None
+    storage = None if origin is None else _storage(made)
+    if origin is not None and storage is not None and storage._cdata != origin.ref.cdata:
+        memory = _memory(storage)
+        memory.source, memory.source_version = origin.ref, version_of(args[0])
 
 
 def _watched() -> dict[Callable[..., Any], Callable[[Any, tuple[Any, ...]], None]]:
@@ -262,18 +263,18 @@ WATCHED = _watched()
 
 def _registered(module: nn.Module, name: str, parameter: Tensor | None) -> None:
     """A module takes a parameter: perhaps one that another one has."""
-    if not getattr(_depth, "value", 0) or not isinstance(parameter, Tensor):
+    if not getattr(_depth, "value", 0) or parameter is None:
         return
-    if nn.parameter.is_lazy(parameter):
-        return
-    local = _local(parameter)
-    if not _is_dense(local):
-        return
-    memory = _memory(local.untyped_storage())
-    memory.owners.add((id(module), name))
+    # A mode would see each question that is asked of the tensor.
+    with torch._C.DisableTorchFunction():
+        storage = _storage(parameter)
+        if storage is None:
+            return
+        memory = _memory(storage)
+    owner = id(module), name
     if memory.known_at is None:
-        memory.known_at = next(_count)
-    if len(memory.owners) > 1 and memory.tied_at is None:
+        memory.known_at, memory.owner = next(_count), owner
+    elif memory.owner != owner and memory.tied_at is None:
         memory.tied_at = next(_count)
 
 
@@ -326,11 +327,12 @@ def sample_of(storage: torch.UntypedStorage) -> tuple[int, ...]:
 @contextmanager
 def watching_parameters(parameters: Iterable[Tensor]) -> Iterator[None]:
     """The same, for parameters that are there: which are tied, and which were never written by the end."""
-    listed = [one for one in parameters if not nn.parameter.is_lazy(one) and _is_dense(_local(one))]
+    # Of lazy ones and those on meta there is nothing to say.
+    listed = [one for one in parameters if _storage(one) is not None]
     found: set[int] = set()
     is_of_unwritten = not any(map(version_of, listed))
     for parameter in listed:
-        memory = _memory(_local(parameter).untyped_storage())
+        memory = _remembered(parameter)
         if id(parameter) in found:
             memory.tied_at = next(_count)
         elif memory.known_at is None:
@@ -339,10 +341,15 @@ def watching_parameters(parameters: Iterable[Tensor]) -> Iterator[None]:
     with watching():
         yield
     for parameter in listed:
-        local = _local(parameter)
-        if version_of(parameter) or not _is_dense(local):
+        if _storage(parameter) is None or version_of(parameter):
             continue
-        memory = _memory(local.untyped_storage())
+        memory = _remembered(parameter)
         if not memory.fills and memory.changed_at < 0 and not memory.is_empty:
             memory.is_left, memory.sample = True, _sample(memory.ref)
             memory.is_of_unwritten = is_of_unwritten
+
+
+def _remembered(parameter: Tensor) -> Memory:
+    storage = _storage(parameter)
+    assert storage is not None
+    return _memory(storage)
