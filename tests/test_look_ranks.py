@@ -1,0 +1,152 @@
+"""``summary()`` and ``audit()`` on a mesh of four ranks: two replicas of two shards."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+
+from paraminit_ext import InitPlan, Key, audit, deferred_init, init, patch, summary
+
+RANKS = 4
+# Of an uneven number of rows, one rank of a column has more of them.
+ROWS, COLUMNS = 67, 40
+
+
+def run(rank: int, folder: str) -> None:
+    """All checks, one after the other: a rank takes longer to begin than all of them."""
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=60)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timeout)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    for name, check in CHECKS.items():
+        result = Path(folder, f"{name}-{rank}")
+        try:
+            check(rank, mesh)
+            result.write_text("passed")
+        except BaseException:
+            result.write_text(traceback.format_exc())
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run, (str(folder),), nprocs=RANKS)  # type: ignore[attr-defined, no-untyped-call]
+    return folder
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear: nn.Linear = nn.Linear(COLUMNS, ROWS)
+        self.register_buffer("steps", torch.arange(10.0))
+
+
+def distribute(model: nn.Module, mesh: DeviceMesh, placements: list[Placement]) -> None:
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            sharded = distribute_tensor(parameter.detach(), mesh, placements)
+            module.register_parameter(name, nn.Parameter(sharded))
+
+
+def a_dtensor_is_counted_once(rank: int, mesh: DeviceMesh) -> None:
+    plan = InitPlan.of(deferred_init(Model, key=Key(1)))
+    whole = plan.apply(Model())
+    listed: list[list[Placement]] = [
+        [Replicate(), Shard(0)],
+        [Shard(0), Shard(0)],
+        [Shard(0), Shard(1)],
+        [Replicate(), Replicate()],
+    ]
+    for placements in listed:
+        model = Model()
+        plan.apply(model)
+        if placements[-1] == Shard(1):
+            model.linear.register_parameter("bias", None)
+        distribute(model, mesh, placements)
+        expected = summary(whole)
+        for one in summary(model):
+            other = expected[one.name]
+            for field in ("shape", "numel", "min", "max", "zeros", "nans", "infs"):
+                assert getattr(one, field) == getattr(other, field), (placements, one, other)
+            # Sums of float64 in another order.
+            assert one.mean == pytest.approx(other.mean, rel=1e-12, abs=1e-14)
+            assert one.std == pytest.approx(other.std, rel=1e-12)
+
+
+def replicas_that_differ_are_found(rank: int, mesh: DeviceMesh) -> None:
+    model = Model()
+    for parameter in model.parameters():
+        init.normal_(parameter, std=0.02, generator=Key(1))
+    distribute(model, mesh, [Replicate(), Shard(0)])
+    assert [one for one in audit(model) if one.kind == "replicas"] == []
+    if rank == 3:
+        local(model.linear.weight).view(-1)[5] += 1e-3
+    # Every rank hears of it whose replicas they are: those of the second column of the mesh.
+    found = [one.names for one in audit(model) if one.kind == "replicas"]
+    assert found == ([("linear.weight",)] if rank in (1, 3) else [])
+
+
+def replicas_under_ddp_are_compared(rank: int, mesh: DeviceMesh) -> None:
+    model = Model()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    assert [one for one in audit(wrapped) if one.kind == "replicas"] == []
+    with torch.no_grad():
+        model.linear.bias[0] = float(rank == 2)
+    assert [one.names for one in audit(wrapped) if one.kind == "replicas"] == [("linear.bias",)]
+
+
+def a_sharded_module_is_proven(rank: int, mesh: DeviceMesh) -> None:
+    plan = InitPlan.of(deferred_init(Model, key=Key(1)))
+    model = Model()
+    distribute(model, mesh, [Replicate(), Shard(0)])
+    plan.apply(model)
+    assert list(audit(model, plan)) == []
+    if rank in (0, 2):
+        local(model.linear.weight).view(-1)[5] = 7
+    kinds = [one.kind for one in audit(model, plan)]
+    assert ("differs" in kinds) == (rank in (0, 2))
+
+
+def a_fan_of_a_shard_is_found(rank: int, mesh: DeviceMesh) -> None:
+    model = Model()
+    model.linear.register_parameter("bias", None)
+    distribute(model, mesh, [Replicate(), Shard(1)])
+    with patch(key=Key(1)):
+        init.kaiming_normal_(local(model.linear.weight))
+    assert [one.kind for one in audit(model)] == ["shard"]
+
+
+def local(tensor: Tensor) -> Tensor:
+    found: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+    return found.detach()
+
+
+CHECKS: dict[str, Callable[[int, DeviceMesh], Any]] = {
+    check.__name__: check
+    for check in (
+        a_dtensor_is_counted_once,
+        replicas_that_differ_are_found,
+        replicas_under_ddp_are_compared,
+        a_sharded_module_is_proven,
+        a_fan_of_a_shard_is_found,
+    )
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_four_ranks(check: str, results: Path) -> None:
+    assert [(results / f"{check}-{rank}").read_text() for rank in range(RANKS)] == ["passed"] * RANKS
