@@ -70,7 +70,7 @@ build: $(BUILD_STAMP)
 
 # make demo       : initialise a model of 1.1 billion parameters with stock and with this package (ARGS="--preset small")
 demo: build
-	@$(PY) -m benchmarks.demo $(ARGS)
+	@$(PY) -m paraminit_ext demo $(ARGS)
 
 # make test       : the whole suite on the CPU, every instruction set (ARGS="-k shard")
 test: build

@@ -7,8 +7,15 @@ instruction set, the strides or the sharding.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from paraminit_ext.models.audit import audit
+    from paraminit_ext.models.files import save_initialized
+    from paraminit_ext.models.look import summary
+    from paraminit_ext.models.picture import plot
 
 __version__ = "0.1.0"
 STREAM_VERSION = 1
@@ -84,12 +91,25 @@ from paraminit_ext.init import (  # noqa: E402
 )
 from paraminit_ext.key import Key  # noqa: E402
 from paraminit_ext.many import fill_many  # noqa: E402
-from paraminit_ext.models.audit import audit  # noqa: E402
 from paraminit_ext.models.deferred import deferred_init, materialize_module, materialize_tensor  # noqa: E402
-from paraminit_ext.models.look import summary  # noqa: E402
 from paraminit_ext.models.names import keyed  # noqa: E402
 from paraminit_ext.models.patch import install, patch, uninstall  # noqa: E402
 from paraminit_ext.models.plan import InitPlan  # noqa: E402
+
+# What looks at models and writes them is imported when it is first asked for: fills need none of it.
+_LATER = {
+    "audit": "paraminit_ext.models.audit",
+    "plot": "paraminit_ext.models.picture",
+    "save_initialized": "paraminit_ext.models.files",
+    "summary": "paraminit_ext.models.look",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'paraminit_ext' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(_LATER[name]), name))
+
 
 # Plain data: a checkpoint that holds one loads under weights_only=True.
 torch.serialization.add_safe_globals([Key])
@@ -132,6 +152,8 @@ __all__ = [
     "orthogonal",
     "orthogonal_",
     "patch",
+    "plot",
+    "save_initialized",
     "set_cpu_capability",
     "shard",
     "sparse",

@@ -141,30 +141,21 @@ def test_the_readme_shows_thirteen_ways_that_fill_the_parameter_they_are_given()
         assert torch.isfinite(returned).all(), line
 
 
-def test_the_demonstration_initialises_and_checks_a_toy_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    typer_testing = pytest.importorskip("typer.testing")
-    import typer
-
-    from benchmarks import demo
-
-    app = typer.Typer()
-    app.command()(demo.main)
-    for dtype in ("fp32", "bf16"):
-        result = typer_testing.CliRunner().invoke(
-            app, ["--preset", "tiny", "--rounds", "1", "--dtype", dtype]
-        )
-        assert result.exit_code == 0, result.output
-        assert "Checked" in result.output
-
-
-def test_the_demonstration_fails_when_one_tensor_is_not_what_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
+def test_the_demonstration_initialises_and_checks_a_toy_model(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("typer")
-    from benchmarks import demo
-    from benchmarks.models import Recipe
+    from paraminit_ext.__main__ import main
+
+    for dtype in ("fp32", "bf16"):
+        assert main(["demo", "--preset", "tiny", "--rounds", "1", "--dtype", dtype]) == 0
+        printed = capsys.readouterr().out
+        assert "Checked" in printed
+        assert "the whole model" in printed
+
+
+def test_the_demonstration_fails_when_one_tensor_is_not_what_was_asked_for() -> None:
+    pytest.importorskip("rich")
+    from paraminit_ext.cli import demo
+    from paraminit_ext.cli.llama import Recipe
 
     asked_for = Recipe("toy", "normal_", (0.0, 0.02))
     sample = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 0.02

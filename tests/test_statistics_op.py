@@ -177,7 +177,7 @@ def test_reading_is_no_part_of_a_gradient_and_moves_no_version() -> None:
 def test_on_a_gpu_they_are_the_cpus(dtype: torch.dtype, size: int) -> None:
     tensor = sample(dtype, size + 1)
     for one in (tensor, tensor[1:]):
-        got, want = statistics(one.cuda()), statistics(one)
+        got, want = statistics(one.to("cuda")), statistics(one)
         assert all(got[field] == want[field] for field in (*COUNTS, "least", "greatest"))
         scale = math.sqrt(want["squares"] / want["finite"]) + abs(want["mean"])
         assert abs(got["mean"] - want["mean"]) <= 2 * ROUNDING * scale

@@ -273,7 +273,9 @@ class Summary:
         for one, found in self._read:
             pattern = pattern_of(one.name) if grouped else one.name
             tie = one.tie and pattern_of(one.tie)
-            key = (pattern, tie, *(getattr(one, name) for name in _ALIKE))
+            # Layers of a checkpoint stand together, whichever file each is in.
+            place = "" if one.kind == "stored" else one.device
+            key = (pattern, tie, place, *(getattr(one, name) for name in _ALIKE))
             groups.setdefault(key, []).append((one, found))
         return rows + [_row(pattern, members) for (pattern, *_), members in groups.items()]
 
@@ -293,7 +295,7 @@ class Summary:
         from rich.table import Table
 
         rows = self._rows()
-        shown, said = _columns(rows, options.max_width)
+        shown, said, spared = _columns(rows, options.max_width)
         table = Table(box=None, pad_edge=False)
         for column in shown:
             left = column in _LEFT
@@ -308,6 +310,8 @@ class Summary:
             table.add_row(*(row[column] for column in shown), style="red" if odd else None)
         yield table
         yield "; ".join([self._foot(), *said])
+        if spared:
+            yield f"not shown for want of room: {', '.join(spared)}"
 
 
 _HEAD = ("name", "shape", "dtype", "device", "grad", "mean", "std", "min", "max", "zeros", "odd")
@@ -316,11 +320,11 @@ _LEFT = (_NAME, _SHAPE)
 # What a narrow terminal goes without, first to last.
 _SPARED = (_DEVICE, _GRAD, _ZEROS, _DTYPE, _MIN, _MAX, _MEAN)
 # What tensors have in common that stand in one row.
-_ALIKE = ("kind", "shape", "dtype", "device", "requires_grad", "has_grad")
+_ALIKE = ("kind", "shape", "dtype", "requires_grad", "has_grad")
 
 
-def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], list[str]]:
-    """The columns that fit, and what is to be said of the others."""
+def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], list[str], list[str]]:
+    """The columns that fit, what those say that are the same in all rows, and the names of those left out."""
     said: list[str] = []
     shown = list(range(len(_HEAD)))
     for column, what in ((_DTYPE, "{}"), (_DEVICE, "on {}"), (_GRAD, "requires_grad: {}"), (_ODD, "{}")):
@@ -337,9 +341,7 @@ def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], li
         if column in shown:
             shown.remove(column)
             spared.append(_HEAD[column])
-    if spared:
-        said.append(f"not shown for want of room: {', '.join(spared)}")
-    return shown, said
+    return shown, said, spared
 
 
 def pattern_of(name: str) -> str:
@@ -356,7 +358,9 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
     read = [found for _, found in members if found is not None]
     shape = " x ".join(map(str, first.shape)) or "scalar"
     state = ("yes, there" if first.has_grad else "yes") if first.requires_grad else "no"
-    start = (name, shape, first.dtype, first.device, "" if first.kind == "stored" else state)
+    places = {one.device for one, _ in members}
+    place = first.device if len(places) == 1 else f"{len(places)} files"
+    start = (name, shape, first.dtype, place, "" if first.kind == "stored" else state)
     whole = Statistics()
     for found in read:
         whole = whole.merged(found)

@@ -1,4 +1,4 @@
-"""Builds and runs driver.cpp: every CPU fill without torch, under any compiler and flags."""
+"""Builds and runs driver.cpp: every CPU fill and reading without torch, under any compiler and flags."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ SOURCES = (
     "csrc/cpu/many.cpp",
     "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
+    "csrc/cpu/statistics.cpp",
+    "csrc/cpu/statistics_avx2.cpp",
+    "csrc/cpu/statistics_avx512.cpp",
+    "csrc/cpu/statistics_baseline.cpp",
 )
 
 

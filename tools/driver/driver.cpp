@@ -18,6 +18,7 @@
 #include "../../csrc/cpu/capability.h"
 #include "../../csrc/cpu/fill.h"
 #include "../../csrc/cpu/sparse.h"
+#include "../../csrc/cpu/statistics.h"
 
 using namespace paraminit;
 
@@ -249,6 +250,33 @@ uint64_t run_parameters() {
   return sum;
 }
 
+// What is read of a fill's values, and of those with a few odd ones between them, whole and from
+// the second element on.
+uint64_t run_statistics(ElementType type, bool is_complex, int64_t numbers) {
+  uint64_t sum = kFirstSum;
+  const FillRequest request = request_of(kNormal, type);
+  const int64_t size = element_size(type), parts = is_complex ? 2 : 1;
+  for (const bool odd : {false, true}) {
+    Memory memory(numbers * size);
+    run_functions(request).fill(request, 0, numbers, memory.at(0));
+    if (odd) {
+      // All ones is no number in any of these types, all zeros is zero.
+      std::memset(memory.at(numbers / 2 * size), 0xFF, static_cast<size_t>(size));
+      std::memset(memory.at(numbers / 3 * size), 0, static_cast<size_t>(2 * size));
+    }
+    for (const int64_t skip : {0, 1}) {
+      double found[kStatistics];
+      store(
+          statistics_cpu(type, is_complex, memory.at(skip * parts * size), numbers / parts - skip),
+          found);
+      Memory bytes(sizeof(found));
+      std::memcpy(bytes.at(0), found, sizeof(found));
+      bytes.add_to(sum);
+    }
+  }
+  return sum;
+}
+
 struct Options {
   std::string isa, fault;
   bool small = false, together = false;
@@ -276,6 +304,13 @@ void run_all(const Options& options) {
           // By far the most elements: once is enough.
           if (std::strcmp(l.name, "streaming") == 0 && &c != &kNormal) continue;
           print(isa, std::string(c.name) + ", " + l.name, t.name, run_layout(l, c, t.type));
+        }
+      }
+      for (const bool is_complex : {false, true}) {
+        for (const int64_t numbers : {66, 20002, 200006}) {
+          if (options.small && numbers > 100000) continue;
+          print(isa, (is_complex ? "complex statistics " : "statistics ") + std::to_string(numbers),
+                t.name, run_statistics(t.type, is_complex, numbers));
         }
       }
       for (const Matrix& m : kMatrices) {

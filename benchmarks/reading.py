@@ -1,0 +1,75 @@
+"""`python -m benchmarks.reading`: what reading a tensor's statistics takes, in turns with two yardsticks.
+
+A plain read is torch's sum of the same bytes as int64, which is bound by the memory. torch's own way is the
+functions that give the same numbers: mean, standard deviation, extremes, and counts of zero, NaN and inf.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import paraminit_ext
+from benchmarks import machine
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "float8_e4m3fn")
+ELEMENTS = 1 << 26
+ROUNDS = 9
+
+
+def torchs_way(tensor: Tensor) -> None:
+    """The same numbers by functions of torch, each of which reads the tensor."""
+    tensor.mean()
+    tensor.std()
+    tensor.aminmax()
+    tensor.count_nonzero()
+    tensor.isnan().sum()
+    tensor.isinf().sum()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def row(name: str) -> str:
+    dtype: torch.dtype = getattr(torch, name)
+    kind = dtype if dtype.is_complex else torch.float32
+    tensor = torch.randn(ELEMENTS, dtype=kind).to(dtype)
+    words = tensor.view(torch.int64)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: torch.ops.paraminit_ext.statistics(tensor),
+        "read": words.sum,
+    }
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        calls["torch"] = lambda: torchs_way(tensor)
+    taken: dict[str, list[float]] = {way: [] for way in calls}
+    for _ in range(ROUNDS):
+        for way, call in calls.items():
+            taken[way].append(seconds(call))
+    median = {way: statistics.median(times) for way, times in taken.items()}
+    share = 100 * median["read"] / median["ours"]
+    torchs = f"{median['torch'] / median['ours']:.0f} times" if "torch" in median else "-"
+    return (
+        f"{name:<14}  {tensor.nbytes / median['ours'] / 1e9:>7.1f} GB/s  "
+        f"{tensor.nbytes / median['read'] / 1e9:>7.1f} GB/s  {share:>5.0f} %  {torchs:>9}"
+    )
+
+
+def main() -> None:
+    """Print where it is measured, and a line a dtype."""
+    where = machine.facts(torch.device("cpu"))
+    print("; ".join(f"{name}: {fact}" for name, fact in where.items()))
+    print(f"2^26 elements, {ROUNDS} rounds in turns, instruction set {paraminit_ext.cpu_capability()}")
+    print(f"{'dtype':<14}  {'statistics':>12}  {'plain read':>12}  {'share':>7}  {'torch':>9}")
+    for name in DTYPES:
+        print(row(name), flush=True)
+
+
+if __name__ == "__main__":
+    main()

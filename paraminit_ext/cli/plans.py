@@ -1,0 +1,305 @@
+"""``plan``, ``show``, ``checkpoint``, ``diff``: of a model's initialisation as data."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from torch import nn
+
+from paraminit_ext.cli.output import Json, bytes_done, dtype_of, print_found, print_json, working
+from paraminit_ext.key import Key
+from paraminit_ext.models import planfile
+from paraminit_ext.models import target as targets
+from paraminit_ext.models.compare import compare
+from paraminit_ext.models.law import Law, law_of
+from paraminit_ext.models.look import _bytes, _count, pattern_of
+from paraminit_ext.models.plan import Entry, InitPlan
+
+PlanSeed = Annotated[int, typer.Option(help="The seed of the model.", metavar="N")]
+Either = Annotated[str, typer.Argument(metavar="PLAN_OR_DIR", help="A plan or a checkpoint.")]
+
+
+def plan(
+    source: Annotated[
+        str, typer.Argument(metavar="CONFIG_OR_FUNCTION", help="A config.json or module:function.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="PLAN", help="The file that is written.")],
+    seed: PlanSeed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a plan that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Record how a model's tensors get their values, in a file. None of them is made for that. The file gives
+    the same model on every machine; what is no plan is never overwritten.
+
+    For example:
+
+      paraminit-ext plan config.json model.plan --seed 0
+    """
+    _refuse_to_overwrite(out, force)
+    with working(f"recording {source}"):
+        target = targets.parse(source)
+        start = time.monotonic()
+        made = InitPlan.of(targets.deferred(target, seed))
+        made.save(out)
+    seconds = time.monotonic() - start
+    if as_json:
+        print_json({"plan": str(out), **_sizes(made), "seconds": seconds})
+    else:
+        size = _bytes(out.stat().st_size)
+        print(f"{out}: {_foot(made)} of values; a plan of {size}, made in {seconds:.1f} s")
+
+
+def _refuse_to_overwrite(out: Path, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"expected a directory for {out}, got none. Make {out.parent} first.")
+    if not out.exists():
+        return
+    is_plan = out.is_file() and isinstance(targets.parse(str(out)), targets.PlanFile)
+    if not is_plan:
+        raise FileExistsError(f"expected a new file or a plan, got {out}, which is neither. Name another.")
+    if not force:
+        raise FileExistsError(f"expected a new file, got {out}, a plan. Name another, or say --force.")
+
+
+def _sizes(of: InitPlan) -> dict[str, int]:
+    own = [entry for entry in of if entry.tie is None]
+    return {
+        "tensors": len(of),
+        "parameters": sum(math.prod(entry.shape) for entry in own if entry.kind == "parameter"),
+        "nbytes": sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in own),
+    }
+
+
+def _foot(of: InitPlan) -> str:
+    sizes = _sizes(of)
+    return f"{sizes['tensors']} tensors, {_count(sizes['parameters'])} parameters, {_bytes(sizes['nbytes'])}"
+
+
+# ----------------------------------------------------------------------------------------
+# show
+# ----------------------------------------------------------------------------------------
+
+
+def show(
+    file: Annotated[str, typer.Argument(metavar="PLAN", help="The plan.")], as_json: Json = False
+) -> None:
+    """Print a plan as a table. For each tensor there are the fill that it gets, and the mean, deviation and
+    bounds that such values have; repeated layers are one row.
+
+    For example:
+
+      paraminit-ext show model.plan
+    """
+    found = targets.loaded_plan(targets.parse(file))
+    if as_json:
+        key = found.key and {"seed": found.key.seed, "offset": found.key.offset}
+        print_json({"key": key, **_sizes(found), "entries": [_to_dict(entry) for entry in found]})
+    else:
+        print_found(_Shown(found))
+
+
+def _law(entry: Entry) -> Law | None:
+    """The law of the elements, where one fill is all that there is."""
+    step = entry.fill
+    if step is None or len(entry.steps) > 1:
+        return None
+    arguments = {name: value for name, value in step.arguments if name != "tensor"}
+    with warnings.catch_warnings():
+        # What a fill warns of, it warns of when it is done.
+        warnings.simplefilter("ignore")
+        return law_of(step.do, arguments, entry.shape, entry.dtype)
+
+
+def _to_dict(entry: Entry) -> dict[str, Any]:
+    law = _law(entry)
+    numbers = ("mean", "std", "low", "high")
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "dtype": str(entry.dtype).removeprefix("torch."),
+        "shape": list(entry.shape),
+        "tie": entry.tie,
+        "storage": entry.storage,
+        "device": entry.device,
+        "steps": [planfile._step_to_json(step) for step in entry.steps],
+        "draws": [planfile._draw_to_json(draw, entry.name) for draw in entry.draws],
+        "law": law and {"name": law.name, **{name: getattr(law, name) for name in numbers}},
+    }
+
+
+_HEAD = ("name", "shape", "dtype", "filled by", "mean", "std", "min", "max")
+_LEFT = ("name", "shape", "filled by")
+# What a narrow terminal goes without, first to last.
+_SPARED = ("dtype", "max", "min", "mean", "shape", "std")
+
+
+class _Shown:
+    """A plan that is printed as a table which fits."""
+
+    def __init__(self, of: InitPlan) -> None:
+        groups: dict[Any, list[Entry]] = {}
+        for entry in of:
+            tie = entry.tie and pattern_of(entry.tie)
+            like = entry.kind, entry.dtype, entry.shape, entry.steps, entry.layout, tie
+            groups.setdefault((pattern_of(entry.name), repr(like)), []).append(entry)
+        self._rows = [_row(pattern, entries) for (pattern, _), entries in groups.items()]
+        source = "each draw has a key of its own" if of.key is None else str(of.key)
+        self._foot = f"{_foot(of)}; {source}"
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *self._rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, self._foot])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
+        rows = [_HEAD, *self._rows]
+        widths = {name: max(len(row[place]) for row in rows) for place, name in enumerate(_HEAD)}
+        said: list[str] = []
+        dtypes = {row[_HEAD.index("dtype")] for row in self._rows}
+        if len(dtypes) == 1:
+            del widths["dtype"]
+            said.append(f"all {dtypes.pop()}")
+        spared: list[str] = []
+        for name in _SPARED:
+            if sum(widths.values()) + 2 * (len(widths) - 1) <= options.max_width:
+                break
+            if widths.pop(name, None):
+                spared.append(name)
+        if spared:
+            said.append(f"not shown for want of room: {', '.join(spared)}")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in widths:
+            left = name in _LEFT
+            table.add_column(
+                name, justify="left" if left else "right", overflow="fold", no_wrap=name != "name"
+            )
+        for row in self._rows:
+            table.add_row(*(row[_HEAD.index(name)] for name in widths))
+        yield table
+        yield self._foot
+        if said:
+            yield "; ".join(said)
+
+
+def _row(pattern: str, entries: Sequence[Entry]) -> tuple[str, ...]:
+    first, many = entries[0], len(entries) > 1
+    name = f"{pattern} x {len(entries)}" if many else first.name
+    if first.tie:
+        name = f"{name} = {pattern_of(first.tie) if many else first.tie}"
+    shape = " x ".join(map(str, first.shape)) or "scalar"
+    law = _law(first)
+    numbers = [law.mean, law.std, law.low, law.high] if law else [math.nan] * 4
+    return (
+        name,
+        shape,
+        str(first.dtype).removeprefix("torch."),
+        _filled_by(first),
+        *(f"{number:.3g}" if math.isfinite(number) else "-" for number in numbers),
+    )
+
+
+def _filled_by(entry: Entry) -> str:
+    """The function of the first step, and how many more there are, without allocations and copies."""
+    if entry.tie:
+        return "-"
+    names = [step.do.split(".")[1] if step.do.startswith("aten.") else step.do for step in entry.steps]
+    first, *more = [name for name in names if name not in ("empty", "clone")] or ["nothing"]
+    return f"{first} + {len(more)}" if more else first
+
+
+# ----------------------------------------------------------------------------------------
+# checkpoint, diff
+# ----------------------------------------------------------------------------------------
+
+
+def checkpoint(
+    source: Annotated[
+        str, typer.Argument(metavar="CONFIG_OR_PLAN", help="A config.json, module:function or a plan.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT/", help="The directory that is written to.")],
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of the model; 0, or the plan's, if not given.", metavar="N")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Of one file.", metavar="SIZE")] = "5GB",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="What parameters are converted to, as bfloat16.", metavar="NAME"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the checkpoint of an initialised model. The model is never in memory as a whole, and the files
+    are those of save_pretrained. A run that was interrupted goes on with the same command; files of another
+    model are never overwritten.
+
+    For example:
+
+      paraminit-ext checkpoint config.json checkpoint/ --seed 0
+    """
+    from paraminit_ext.models.files import save_initialized
+
+    converted = None if dtype is None else dtype_of(dtype)
+    with working(f"reading {source}"):
+        made, key = _initialised(targets.parse(source), seed)
+    start = time.monotonic()
+    files = save_initialized(made, out, max_shard_size, converted, key=key)
+    seconds, nbytes = time.monotonic() - start, sum(file.stat().st_size for file in files)
+    if as_json:
+        print_json({"files": [str(file) for file in files], "nbytes": nbytes, "seconds": seconds})
+    else:
+        print(f"{out}: {len(files)} file{'s' * (len(files) > 1)}, {_bytes(nbytes)} in {seconds:.1f} s")
+
+
+def _initialised(target: targets.Target, seed: int | None) -> tuple[InitPlan | nn.Module, Key | None]:
+    """What is to be saved, and the key in place of its own."""
+    if isinstance(target, targets.PlanFile):
+        return targets.loaded_plan(target), None if seed is None else Key(seed)
+    return targets.deferred(target, seed or 0), None
+
+
+def diff(
+    a: Either,
+    b: Either,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Beside a checkpoint, the seed in place of the plan's own.", metavar="N"),
+    ] = None,
+    ignore_keys: Annotated[
+        bool, typer.Option("--ignore-keys", help="Of two plans, numbers may come from other keys.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find where two plans or checkpoints differ. Plans are compared by what they say, checkpoints bit by
+    bit, and a plan beside a checkpoint by the values that it gives, rounded to the dtype that is there. The
+    exit status is 1 if they differ.
+
+    For example:
+
+      paraminit-ext diff model.plan checkpoint/
+    """
+    sides = [_side(text) for text in (a, b)]
+    with bytes_done("comparing") as advance:
+        found = compare(
+            *sides, key=None if seed is None else Key(seed), ignore_keys=ignore_keys, advance=advance
+        )
+    if as_json:
+        print_json({"a": a, "b": b, **found.to_dict()})
+    else:
+        if not found.equal:
+            print(f"A is {a}, B is {b}")
+        print_found(found)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def _side(text: str) -> InitPlan | Path:
+    target = targets.parse(text)
+    return target.path if isinstance(target, targets.Checkpoint) else targets.loaded_plan(target)

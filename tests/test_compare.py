@@ -1,0 +1,502 @@
+"""``compare()``: every planted difference of plans and checkpoints is found, and none where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module
+from paraminit_ext.models.compare import Comparison, Difference, Values, compare
+from paraminit_ext.models.files import save_initialized
+from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.plan import Entry
+from paraminit_ext.models.steps import Draw
+from paraminit_ext.models.stored import Stored
+from test_models import needs
+from zoo import TORCH, TRANSFORMERS, Build
+
+# Of the models' own code.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Model(nn.Module):
+    """Tied weights, a row of zeros, a matrix that is made whole, buffers of both kinds, a recorded value."""
+
+    def __init__(self, std: float = 0.02, table: float = 1.0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4, padding_idx=2)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+        self.turn = nn.Linear(6, 6)
+        nn.init.orthogonal_(self.turn.weight)
+        self.wide = nn.Parameter(torch.empty(700, 500))
+        nn.init.normal_(self.wide, std=std)
+        self.register_buffer("kept", torch.arange(5))
+        self.register_buffer("table", torch.tensor([0.5, table, 0.25]))
+        self.register_buffer("lost", torch.ones(3), persistent=False)
+
+
+def plan_of(build: Callable[[], nn.Module] = Model, seed: int = 1) -> InitPlan:
+    return InitPlan.of(deferred_init(build, key=Key(seed)))
+
+
+def changed(plan: InitPlan, name: str, **fields: Any) -> InitPlan:
+    """The plan with another entry of that name."""
+    return InitPlan({**plan.entries, name: replace(plan.entries[name], **fields)}, plan.key, plan.values)
+
+
+def whats(found: Comparison, name: str) -> list[str]:
+    return [one.what for one in found.differences if one.name == name]
+
+
+def rendered(found: Comparison, width: int) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=width, color_system=None).print(found)
+    return out.getvalue().rstrip("\n").split("\n")
+
+
+# ----------------------------------------------------------------------------------------
+# Two plans
+# ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_equal_to_its_copy_from_a_file(tmp_path: Path) -> None:
+    plan = plan_of()
+    plan.save(tmp_path / "plan")
+    found = compare(plan, InitPlan.load(tmp_path / "plan"))
+    assert found.equal
+    assert found.tensors == len(plan)
+    assert found.differences == ()
+
+
+def planted(plan: InitPlan, what: str) -> tuple[str, InitPlan]:
+    """A name, and the plan with one difference of that kind there."""
+    name = "turn.weight"
+    entry = plan.entries[name]
+    rest = {other: one for other, one in plan.entries.items() if other != name}
+    changes: dict[str, dict[str, Any]] = {
+        "kind": {"kind": "buffer"},
+        "dtype": {"dtype": torch.bfloat16},
+        "shape": {"shape": (6, 7)},
+        "device": {"device": "cuda"},
+        "layout": {"layout": Geometry(entry.dtype, (6, 6), (1, 6), 0)},
+        "steps": {"steps": (replace(entry.steps[0], do="xavier_uniform_"), *entry.steps[1:])},
+        "numbers": {"draws": (Draw(name, "#1"),)},
+        "tie": {"tie": "wide", "steps": (), "draws": ()},
+    }
+    if what == "only in A":
+        return name, InitPlan(rest, plan.key, plan.values)
+    if what == "only in B":
+        return "more", InitPlan({**plan.entries, "more": replace(entry, name="more")}, plan.key, plan.values)
+    return name, changed(plan, name, **changes[what])
+
+
+KINDS = ["only in A", "only in B", "kind", "dtype", "shape", "device", "layout", "steps", "numbers", "tie"]
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_each_difference_of_plans_is_found_and_no_other(what: str) -> None:
+    plan = plan_of()
+    name, other = planted(plan, what)
+    found = compare(plan, other)
+    assert not found.equal
+    assert [(one.name, one.what) for one in found.differences] == [(name, what)]
+    (one,) = found.differences
+    assert one.a != one.b
+    # The other way about, sides change.
+    (back,) = compare(other, plan).differences
+    assert (back.a, back.b) == (one.b, one.a)
+
+
+def test_a_parameter_of_a_fill_is_a_difference_of_steps_and_is_told() -> None:
+    found = compare(plan_of(), plan_of(lambda: Model(std=0.05)))
+    assert [(one.name, one.what) for one in found.differences] == [("wide", "steps")]
+    assert "std=0.02" in found.differences[0].a
+    assert "std=0.05" in found.differences[0].b
+
+
+def test_a_parameter_that_prints_alike_is_told_apart() -> None:
+    (one,) = compare(plan_of(), plan_of(lambda: Model(std=0.02 + 1e-12))).differences
+    assert one.what == "steps"
+    assert one.a != one.b
+
+
+def test_a_recorded_value_is_compared_by_what_it_is_and_not_by_its_name() -> None:
+    plan, other = plan_of(), plan_of(lambda: Model(table=2.0))
+    assert plan.values
+    assert {one.name for one in compare(plan, other).differences} == {"table"}
+    names = {name: f"again {name}" for name in plan.values}
+
+    def renamed(entry: Entry) -> Entry:
+        steps = tuple(
+            replace(step, arguments=(("value", names[dict(step.arguments)["value"]]),))
+            if step.do == "value"
+            else step
+            for step in entry.steps
+        )
+        return replace(entry, steps=steps)
+
+    again = InitPlan(
+        {entry.name: renamed(entry) for entry in plan},
+        plan.key,
+        {names[name]: value for name, value in plan.values.items()},
+    )
+    assert compare(plan, again).equal
+
+
+def test_another_seed_is_a_difference_of_numbers_in_every_fill_that_draws() -> None:
+    plan, other = plan_of(seed=1), plan_of(seed=2)
+    found = compare(plan, other)
+    drawing = {entry.name for entry in plan if entry.draws}
+    assert {(one.name, one.what) for one in found.differences} == {(name, "numbers") for name in drawing}
+    assert (found.differences[0].a, found.differences[0].b) == ("seed 1", "seed 2")
+    assert compare(plan, other, ignore_keys=True).equal
+
+
+def test_keys_drawn_from_a_generator_are_compared_one_by_one() -> None:
+    def drawn(seed: int) -> InitPlan:
+        torch.manual_seed(seed)
+        return InitPlan.of(deferred_init(nn.Linear, 3, 4))
+
+    assert compare(drawn(1), drawn(1)).equal
+    found = compare(drawn(1), drawn(2))
+    assert [one.what for one in found.differences] == ["numbers", "numbers"]
+    assert all(one.a.startswith("key ") and one.a != one.b for one in found.differences)
+
+
+# ----------------------------------------------------------------------------------------
+# Two checkpoints
+# ----------------------------------------------------------------------------------------
+
+
+def tensors() -> dict[str, Tensor]:
+    init.normal_(wide := torch.empty(300, 70), generator=Key(5))
+    return {
+        "layers.0.weight": wide,
+        "layers.1.weight": wide.flip(0).contiguous(),
+        "half": wide[:40].bfloat16(),
+        "eight": wide[:30].to(torch.float8_e4m3fn),
+        "count": torch.arange(9),
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(2.5),
+        "odd": torch.tensor([math.nan, math.inf, 0.0, -1.0]),
+        "both": torch.tensor([1 + 2j, 3 - 4j]),
+    }
+
+
+def saved(folder: Path, held: dict[str, Tensor]) -> Path:
+    folder.mkdir()
+    safetensors.torch.save_file(held, folder / "model.safetensors")
+    return folder
+
+
+def test_checkpoints_of_the_same_bits_are_equal_however_they_are_split(tmp_path: Path) -> None:
+    held = tensors()
+    one = saved(tmp_path / "one", held)
+    (tmp_path / "two").mkdir()
+    names = list(held)
+    for place, some in enumerate((names[:4], names[4:])):
+        safetensors.torch.save_file(
+            {name: held[name] for name in some}, tmp_path / "two" / f"{place}.safetensors"
+        )
+    found = compare(one, tmp_path / "two")
+    assert found.equal
+    assert found.tensors == len(held)
+    assert found.nbytes == sum(tensor.nbytes for tensor in held.values())
+
+
+def test_each_difference_of_names_dtypes_and_shapes_is_found(tmp_path: Path) -> None:
+    held = tensors()
+    other = {name: tensor for name, tensor in held.items() if name != "one"}
+    other |= {"half": held["half"].half(), "count": torch.arange(10), "new": torch.ones(2)}
+    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
+    assert {(one.name, one.what, one.a, one.b) for one in found.differences} == {
+        ("one", "only in A", "scalar", ""),
+        ("new", "only in B", "", "2"),
+        ("half", "dtype", "bfloat16", "float16"),
+        ("count", "shape", "9", "10"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "first", "largest"),
+    [
+        ("layers.0.weight", 70 * 299 + 69, 100.0, (299, 69), None),
+        ("layers.1.weight", 71, 3.0, (1, 1), None),
+        ("half", 5, 2.0, (0, 5), None),
+        ("eight", 30, 4.0, (0, 30), None),
+        ("count", 7, 3, (7,), 4.0),
+        ("one", 0, 3.0, (), 0.5),
+        ("odd", 2, -0.0, (2,), 0.0),
+        ("odd", 3, math.nan, (3,), math.nan),
+        ("odd", 3, -math.inf, (3,), math.inf),
+        ("both", 1, 3 + 0j, (1,), 4.0),
+    ],
+)
+def test_one_element_that_differs_is_found_with_its_place_and_size(
+    name: str, place: int, value: Any, first: tuple[int, ...], largest: float | None, tmp_path: Path
+) -> None:
+    held, other = tensors(), tensors()
+    other[name].view(-1)[place] = value
+    if largest is None:
+        largest = abs(float(held[name].view(-1)[place]) - float(other[name].view(-1)[place]))
+    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
+    assert len(found.differences) == 1
+    (one,) = found.differences
+    assert (one.name, one.what) == (name, "values")
+    assert one.values is not None
+    assert (one.values.differing, one.values.numel, one.values.first) == (1, held[name].numel(), first)
+    assert one.values.largest == pytest.approx(largest, nan_ok=True)
+
+
+def test_values_are_counted_over_pieces_and_never_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    elements = Stored.elements
+
+    def seen(self: Stored, begin: int, end: int, buffer: bytearray | None = None) -> Tensor:
+        read.append(end - begin)
+        return elements(self, begin, end, buffer)
+
+    monkeypatch.setattr(Stored, "elements", seen)
+    monkeypatch.setattr("paraminit_ext.models.stored.Stored.parts.__defaults__", (1000,))
+    held, other = {"wide": torch.zeros(100, 77)}, {"wide": torch.zeros(100, 77)}
+    other["wide"][3:, 5] = torch.arange(97.0)
+    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
+    (one,) = found.differences
+    # The first of them is zero on both sides.
+    assert one.values == Values(96, 7700, (4, 5), 96.0)
+    assert max(read) == 250
+    assert sum(read) == 2 * 7700
+
+
+def test_a_dtype_that_torch_does_not_have_is_compared_by_its_bytes(tmp_path: Path) -> None:
+    def write(name: str, content: bytes) -> Path:
+        header = {"x": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}
+        text = json.dumps(header).encode()
+        (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text + content)
+        return tmp_path / name
+
+    one, same, other = write("a", b"\x00\x01\x02"), write("b", b"\x00\x01\x02"), write("c", b"\x00\x01\x03")
+    assert compare(one, same).equal
+    assert whats(compare(one, other), "x") == ["values"]
+
+
+def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    a, b = saved(tmp_path / "a", tensors()), saved(tmp_path / "b", tensors())
+    found = compare(a, b, advance=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (found.nbytes, found.nbytes)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+# ----------------------------------------------------------------------------------------
+# A plan and a checkpoint
+# ----------------------------------------------------------------------------------------
+
+
+def state(plan: InitPlan, build: Callable[[], nn.Module] = Model) -> dict[str, Tensor]:
+    """What a checkpoint of the plan's model holds: of tied tensors the first."""
+    model = materialize_module(deferred_init(build, key=plan.key))
+    held = dict(model.named_parameters())
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in held} | {
+        name: tensor for name, tensor in model.named_buffers() if name != "lost"
+    }
+
+
+def test_a_plan_is_equal_to_the_checkpoint_of_its_values_in_either_order(tmp_path: Path) -> None:
+    plan = plan_of()
+    folder = saved(tmp_path / "out", state(plan))
+    for found in (compare(plan, folder), compare(folder, plan)):
+        assert found.equal, str(found)
+        assert found.rounded == 0
+        assert found.nbytes == sum(tensor.nbytes for tensor in state(plan).values())
+
+
+def test_of_tied_names_any_one_will_do_and_each_that_is_there_is_compared(tmp_path: Path) -> None:
+    plan = plan_of()
+    held = state(plan)
+    held["head.weight"] = held.pop("embedding.weight")
+    assert compare(plan, saved(tmp_path / "other", held)).equal
+    wrong = held | {"embedding.weight": held["head.weight"] + 1}
+    found = compare(plan, saved(tmp_path / "wrong", wrong))
+    assert [(one.name, one.what) for one in found.differences] == [("embedding.weight", "values")]
+    del held["head.weight"]
+    found = compare(plan, saved(tmp_path / "neither", held))
+    assert [(one.name, one.what) for one in found.differences] == [("embedding.weight", "only in A")]
+
+
+def test_a_buffer_that_checkpoints_leave_out_is_compared_where_it_is_there(tmp_path: Path) -> None:
+    plan = plan_of()
+    assert compare(plan, saved(tmp_path / "same", state(plan) | {"lost": torch.ones(3)})).equal
+    found = compare(plan, saved(tmp_path / "other", state(plan) | {"lost": torch.zeros(3)}))
+    assert whats(found, "lost") == ["values"]
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "turn.weight", "turn.bias", "wide", "kept", "table"])
+def test_an_element_that_is_not_the_plans_is_found_in_every_kind_of_tensor(name: str, tmp_path: Path) -> None:
+    plan = plan_of()
+    held = state(plan)
+    held[name] = held[name].clone()
+    place = held[name].numel() - 2
+    held[name].view(-1)[place] += 1
+    found = compare(plan, saved(tmp_path / "out", held))
+    assert [(one.name, one.what) for one in found.differences] == [(name, "values")]
+    values = found.differences[0].values
+    assert values is not None
+    assert values.differing == 1
+    assert values.largest == pytest.approx(1, rel=1e-6)
+
+
+def test_a_checkpoint_in_another_dtype_is_compared_with_the_values_rounded_to_it(tmp_path: Path) -> None:
+    plan = plan_of()
+    held = {name: one.bfloat16() if one.is_floating_point() else one for name, one in state(plan).items()}
+    found = compare(plan, saved(tmp_path / "half", held))
+    assert found.equal, str(found)
+    assert found.rounded == sum(one.is_floating_point() for one in held.values())
+    assert "rounded to the checkpoint's dtype" in str(found)
+    held["kept"] = held["kept"].int()
+    found = compare(plan, saved(tmp_path / "integer", held))
+    assert [(one.name, one.what) for one in found.differences] == [("kept", "dtype")]
+
+
+def test_a_key_takes_the_place_of_the_plans_own(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "out", state(plan_of(seed=2)))
+    assert not compare(plan_of(seed=1), folder).equal
+    assert compare(plan_of(seed=1), folder, key=Key(2)).equal
+
+
+def test_what_a_model_left_as_it_was_allocated_has_any_values(tmp_path: Path) -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.Parameter(torch.empty(3))
+
+    plan = plan_of(Left)
+    assert compare(plan, saved(tmp_path / "out", {"left": torch.rand(3)})).equal
+    assert whats(compare(plan, saved(tmp_path / "more", {"left": torch.rand(4)})), "left") == ["shape"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(pytest.param(build, id=name) for name, build in TORCH.items()),
+        *(
+            pytest.param(TRANSFORMERS[name], id=name, marks=needs("transformers"))
+            for name in ("Llama", "GPT-2", "T5", "BERT")
+        ),
+    ],
+)
+def test_what_save_initialized_writes_is_what_the_plan_gives(build: Build, tmp_path: Path) -> None:
+    model = deferred_init(build, key=Key(3))
+    save_initialized(model, tmp_path, max_shard_size="100KB", progress=False)
+    found = compare(InitPlan.of(model), tmp_path)
+    assert found.equal, str(found)
+    assert found.nbytes > 0
+    assert not compare(InitPlan.of(model), tmp_path, key=Key(4)).equal
+
+
+# ----------------------------------------------------------------------------------------
+# Arguments, and what is printed
+# ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "says"),
+    [
+        ((3, "plan"), {}, TypeError, "expected an InitPlan or a path, got int"),
+        (("plan", "plan"), {"key": 3}, TypeError, "expected a paraminit_ext.Key or None for key, got int"),
+        (("plan", "plan"), {"key": Key(1)}, TypeError, "with a key, got 2 plans"),
+        (("folder", "folder"), {"key": Key(1)}, TypeError, "with a key, got 0 plans"),
+        (("plan", "folder"), {"ignore_keys": True}, TypeError, "expected two plans with ignore_keys"),
+        (("missing", "folder"), {}, OSError, "missing"),
+        (("empty", "folder"), {}, ValueError, "expected a directory with safetensors files, got none"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    arguments: tuple[Any, Any], keywords: dict[str, Any], error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    given: dict[Any, Any] = {
+        "plan": plan_of(),
+        "folder": saved(tmp_path / "folder", tensors()),
+        "missing": tmp_path / "missing",
+        "empty": tmp_path / "empty",
+    }
+    with pytest.raises(error, match=says):
+        compare(*(given.get(one, one) for one in arguments), **keywords)
+
+
+def all_kinds(tmp_path: Path) -> list[Comparison]:
+    plan, other = plan_of(TORCH["Transformer"], 1), plan_of(TORCH["Transformer"], 2)
+    name = "encoder.layers.0.self_attn.in_proj_weight"
+    other = changed(
+        other,
+        name,
+        kind="non-persistent buffer",
+        steps=other.entries["encoder.layers.0.linear1.bias"].steps,
+        dtype=torch.bfloat16,
+        shape=(1, 2),
+    )
+    held = state(plan, TORCH["Transformer"])
+    spoiled = {name: tensor + 1 if "0" in name else tensor for name, tensor in held.items()}
+    folders = saved(tmp_path / "a", held), saved(tmp_path / "b", spoiled)
+    return [compare(plan, other), compare(*folders), compare(plan, folders[1]), compare(plan, folders[0])]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_fits_the_terminal_and_cuts_nothing(width: int, tmp_path: Path) -> None:
+    for found in all_kinds(tmp_path):
+        lines = rendered(found, width)
+        assert all(len(line) <= width for line in lines)
+        text = "\n".join(lines)
+        assert "\u2026" not in text
+        for name, what, how in found._rows():
+            assert f"{name} " in f"{text.replace(chr(10), ' ')} "
+            assert what in text
+            assert all(part in " ".join(text.split()) for part in how.split(" -> "))
+        assert lines[-1] == found._foot()
+
+
+def test_layers_that_differ_alike_are_one_row(tmp_path: Path) -> None:
+    held = {f"layers.{place}.weight": torch.zeros(4, 4) for place in range(12)}
+    other = {name: tensor + 2 for name, tensor in held.items()}
+    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
+    assert len(found.differences) == 12
+    assert str(found).split("\n") == [
+        "layers.*.weight x 12  values: all of 192, by up to 2",
+        "12 of 12 tensors differ; 768 bytes compared",
+    ]
+
+
+def test_json_has_all_of_it_also_where_a_difference_is_no_number(tmp_path: Path) -> None:
+    held, other = tensors(), tensors()
+    other["odd"][3] = math.nan
+    other["one"] = torch.tensor(3.0)
+    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
+    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert again["equal"] is False
+    assert again["tensors"] == len(held)
+    by_name = {one["name"]: one for one in again["differences"]}
+    assert by_name["odd"] == {
+        "name": "odd",
+        "what": "values",
+        "differing": 1,
+        "numel": 4,
+        "first": [3],
+        "largest": "nan",
+    }
+    assert by_name["one"]["largest"] == 0.5
+    assert Difference("x", "dtype", "float32", "bfloat16").to_dict()["b"] == "bfloat16"
