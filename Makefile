@@ -100,7 +100,7 @@ models: $(MODELS_BUILD_STAMP)
 	@here=$$PWD
 	cd $(MODELS_VENV)  # so that the installed package is imported, not the sources
 	"$$here/$(MODELS_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider \
-	    "$$here"/tests/test_{models,patch,keyed,deferred,plan}.py $(ARGS)
+	    "$$here"/tests/test_{models,patch,keyed,deferred,plan,audit,files}.py $(ARGS)
 
 # make prove      : what takes minutes to prove: all 2^32 words, long samples, dieharder (ARGS="--only numbers", ARGS=--update)
 prove: build

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.whole_models`: a Llama built by transformers' own code: stock, patched, deferred.
+"""`python -m benchmarks.whole_models`: a Llama of transformers' own code: stock, patched, deferred, saved.
 
 Each contender is timed after a first build in the process, which makes the host back the memory, in turns.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import statistics
@@ -24,7 +25,15 @@ from torch import nn
 from benchmarks import machine
 from benchmarks.fresh_memory import status_bytes
 from benchmarks.rows import DTYPES
-from paraminit_ext import InitPlan, Key, cpu_capability, deferred_init, materialize_module, patch
+from paraminit_ext import (
+    InitPlan,
+    Key,
+    cpu_capability,
+    deferred_init,
+    materialize_module,
+    patch,
+    save_initialized,
+)
 
 # By preset, the sizes of LlamaConfig.
 PRESETS: dict[str, dict[str, int]] = {
@@ -117,6 +126,38 @@ def record(preset: str) -> dict[str, float]:
     return {"seconds": taken, "MiB": memory / 2**20, "bytes": size, "numel": numel}
 
 
+def time_saving(preset: str, dtype: str, rounds: int, folder: Path | None) -> dict[str, float]:
+    """Medians, in seconds, of writing the checkpoint of a plan, and zeros to files of its sizes, to the disk.
+
+    Each is done twice in its turn, and the second time counts: the memory that the system keeps files in is
+    then what its like has just given back.
+    """
+    module = deferred_init(builder(preset, dtype), key=Key(1))
+    zeros = memoryview(bytes(1 << 18))
+
+    def write_zeros(directory: Path) -> None:
+        for place, size in enumerate(sizes):
+            with (directory / str(place)).open("wb", buffering=0) as file:
+                for begin in range(0, size, len(zeros)):
+                    file.write(zeros[: size - begin])
+                os.fsync(file.fileno())
+
+    calls: dict[str, Callable[[Path], Any]] = {
+        "save_initialized": lambda directory: save_initialized(module, directory, progress=False),
+        "zeros to files of these sizes": write_zeros,
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with tempfile.TemporaryDirectory(dir=folder) as first:
+        sizes = [path.stat().st_size for path in save_initialized(module, first, progress=False)]
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for several in ([], times[name]):
+                with tempfile.TemporaryDirectory(dir=folder) as directory:
+                    several.append(seconds(functools.partial(call, Path(directory))))
+                os.sync()
+    return {name: statistics.median(several) for name, several in times.items()}
+
+
 def cost_of_a_call() -> float:
     """Microseconds that a torch call which is no fill takes longer under `patch()`: the median of several."""
     x, y = torch.ones(1), torch.ones(1)
@@ -142,6 +183,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="Of fp32, bf16, fp16: separated by commas.")] = "fp32,bf16",
     rounds: Annotated[int, typer.Option(min=1, help="How often each of ours is timed.")] = 5,
     stock_rounds: Annotated[int, typer.Option(min=1, help="How often stock is.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="On which disk checkpoints are written.")] = None,
 ) -> None:
     """Times `AutoModelForCausalLM.from_config` of a Llama: stock, under `patch()`, deferred."""
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -170,6 +212,15 @@ def main(
         console.print(table)
         share = times["fill_ of the same tensors"] / times["plan.apply"]
         console.print(f"The plan on tensors that are there: {share:.0%} of the speed of fill_ on them.\n")
+        times = time_saving(preset, name, rounds, folder)
+        table = Table(title=f"checkpoint, Llama {preset}, {name}", title_justify="left")
+        for column in ("what", "seconds"):
+            table.add_column(column, justify="left" if column == "what" else "right")
+        for what, taken in times.items():
+            table.add_row(what, f"{taken:.3f}")
+        console.print(table)
+        share = times["zeros to files of these sizes"] / times["save_initialized"]
+        console.print(f"The checkpoint: {share:.0%} of the speed of writing zeros.\n")
     console.print(f"A torch call that is no fill takes {cost_of_a_call():.2f} us longer under patch().")
 
 

@@ -413,10 +413,23 @@ def test_what_save_initialized_writes_is_what_the_plan_gives(build: Build, tmp_p
 # ----------------------------------------------------------------------------------------
 
 
+@needs("transformers")
+@pytest.mark.parametrize("name", ["Mixtral", "ViT", "Llama"])
+def test_a_module_has_the_names_that_its_checkpoint_has(name: str, tmp_path: Path) -> None:
+    module = deferred_init(TRANSFORMERS[name], key=Key(1))
+    save_initialized(module, tmp_path)
+    found = compare(module, tmp_path)
+    assert found.equal, str(found)
+    assert found.nbytes > 0
+    assert not compare(tmp_path, deferred_init(TRANSFORMERS[name], key=Key(2))).equal
+    # Without a checkpoint it stands for its plan.
+    assert compare(module, InitPlan.of(module)).equal
+
+
 @pytest.mark.parametrize(
     ("arguments", "keywords", "error", "says"),
     [
-        ((3, "plan"), {}, TypeError, "expected an InitPlan or a path, got int"),
+        ((3, "plan"), {}, TypeError, "expected an InitPlan, a module or a path, got int"),
         (("plan", "plan"), {"key": 3}, TypeError, "expected a paraminit_ext.Key or None for key, got int"),
         (("plan", "plan"), {"key": Key(1)}, TypeError, "with a key, got 2 plans"),
         (("folder", "folder"), {"key": Key(1)}, TypeError, "with a key, got 0 plans"),

@@ -15,7 +15,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -43,8 +42,9 @@ class Tied(nn.Module):
 
 
 def rendered(what: object, width: int) -> list[str]:
+    rich = pytest.importorskip("rich.console", reason="needs rich (make build)")
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(what)
+    rich.Console(file=out, width=width, color_system=None).print(what)
     return out.getvalue().rstrip("\n").split("\n")
 
 

@@ -71,7 +71,9 @@ class Outcome:
 # ----------------------------------------------------------------------------------------
 
 # Where GPU tests are, but for those of all 2^32 words.
-GPU_TESTS = tuple(f"tests/test_{name}.py" for name in ("benchmarks", "cuda", "many", "statistics_op", "verify"))
+GPU_TESTS = tuple(
+    f"tests/test_{name}.py" for name in ("benchmarks", "cuda", "many", "statistics_op", "verify")
+)
 # Filled once each, for a profiler that replays every launch.
 PROFILED = """
 import torch

@@ -41,6 +41,9 @@ TESTS = (
     "test_keyed.py",
     "test_deferred.py",
     "test_plan.py",
+    "test_statistics_op.py",
+    "test_look.py",
+    "test_audit.py",
 )
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -24,7 +24,9 @@ from paraminit_ext.models.look import _bytes, _count, pattern_of
 from paraminit_ext.models.plan import Entry, InitPlan
 
 PlanSeed = Annotated[int, typer.Option(help="The seed of the model.", metavar="N")]
-Either = Annotated[str, typer.Argument(metavar="PLAN_OR_DIR", help="A plan or a checkpoint.")]
+Either = Annotated[
+    str, typer.Argument(metavar="PLAN_OR_DIR", help="A plan, a checkpoint, a config.json or module:function.")
+]
 
 
 def plan(
@@ -270,7 +272,9 @@ def diff(
     b: Either,
     seed: Annotated[
         int | None,
-        typer.Option(help="Beside a checkpoint, the seed in place of the plan's own.", metavar="N"),
+        typer.Option(
+            help="Of a model that is built; beside a checkpoint, in place of a plan's own.", metavar="N"
+        ),
     ] = None,
     ignore_keys: Annotated[
         bool, typer.Option("--ignore-keys", help="Of two plans, numbers may come from other keys.")
@@ -278,14 +282,15 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Find where two plans or checkpoints differ. Plans are compared by what they say, checkpoints bit by
-    bit, and a plan beside a checkpoint by the values that it gives, rounded to the dtype that is there. The
-    exit status is 1 if they differ.
+    bit, and a plan beside a checkpoint by the values that it gives, rounded to the dtype that is there. A
+    config.json stands for the plan of its model under --seed; it also knows the names that transformers
+    changes in a checkpoint. The exit status is 1 if they differ.
 
     For example:
 
       paraminit-ext diff model.plan checkpoint/
     """
-    sides = [_side(text) for text in (a, b)]
+    sides = [_side(text, seed) for text in (a, b)]
     with bytes_done("comparing") as advance:
         found = compare(
             *sides, key=None if seed is None else Key(seed), ignore_keys=ignore_keys, advance=advance
@@ -300,6 +305,9 @@ def diff(
         raise typer.Exit(1)
 
 
-def _side(text: str) -> InitPlan | Path:
+def _side(text: str, seed: int | None) -> InitPlan | nn.Module | Path:
     target = targets.parse(text)
+    if isinstance(target, targets.Model):
+        with working(f"recording {text}"):
+            return targets.deferred(target, seed or 0)
     return target.path if isinstance(target, targets.Checkpoint) else targets.loaded_plan(target)

@@ -50,7 +50,8 @@ def audit(
 
     Args:
         module_or_path: a module; or a directory of safetensors files, an index in it, or one such file
-        plan: what every tensor is to be
+        plan: what every tensor is to be. A checkpoint in which transformers has renamed tensors, as it does
+            those of a ViT, is compared by ``paraminit-ext diff config.json checkpoint/``
         key: the key of the model, in place of the plan's own
 
     Raises:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paraminit_ext.key import Key
 from paraminit_ext.models.look import _bytes, pattern_of
 from paraminit_ext.models.names import refuse_key
 from paraminit_ext.models.plan import Entry, InitPlan
+from paraminit_ext.models.saved import Saved, contents_of_module
 from paraminit_ext.models.steps import Draw, Step
 from paraminit_ext.models.stored import Stored, stored
 from paraminit_ext.models.write import parts
@@ -198,8 +199,8 @@ def _nan_last(value: float) -> tuple[bool, float]:
 
 
 def compare(
-    a: InitPlan | Path,
-    b: InitPlan | Path,
+    a: InitPlan | nn.Module | Path,
+    b: InitPlan | nn.Module | Path,
     *,
     key: Key | None = None,
     ignore_keys: bool = False,
@@ -210,11 +211,13 @@ def compare(
     Plans are compared by what they say of each name: kind, dtype, shape, tie, layout, device, steps, and
     where numbers come from. Checkpoints are compared bit by bit. A plan and a checkpoint are compared by the
     values that the plan gives, rounded to the dtype that the checkpoint has; what checkpoints leave out (all
-    but one of tied tensors, non-persistent buffers, plain attributes) is no difference. Names that
-    transformers changes when it saves a model, as those of a ViT, are names of one alone.
+    but one of tied tensors, non-persistent buffers, plain attributes) is no difference. A module that
+    :func:`deferred_init` made stands for its plan; beside a checkpoint it also has the names that
+    transformers changes when it saves a model, as those of a ViT, which a plan has not.
 
     Args:
-        a: a plan; or the path of a directory of safetensors files, of an index in it, or of one such file
+        a: a plan, or a module with one; or the path of a directory of safetensors files, of an index in it,
+            or of one such file
         b: another
         key: beside a checkpoint, the key of the model in place of the plan's own
         ignore_keys: of two plans, whether numbers may come from other keys
@@ -239,7 +242,9 @@ def compare(
     """
     refuse_key("compare", key)
     sides = [_side(one) for one in (a, b)]
-    plans = [one for one in sides if isinstance(one, InitPlan)]
+    if not any(isinstance(one, dict) for one in sides):
+        sides = [InitPlan.of(one) if isinstance(one, nn.Module) else one for one in sides]
+    plans = [one for one in sides if not isinstance(one, dict)]
     if ignore_keys and len(plans) < 2:
         raise TypeError(_wrong("two plans with ignore_keys", "a checkpoint", "Leave ignore_keys out."))
     if key is not None and len(plans) != 1:
@@ -256,13 +261,20 @@ def _ignore(*_: int) -> None:
     pass
 
 
-def _side(one: object) -> InitPlan | dict[str, Stored]:
-    if isinstance(one, InitPlan):
+_Side: TypeAlias = InitPlan | nn.Module | dict[str, Stored]
+
+
+def _side(one: object) -> _Side:
+    if isinstance(one, InitPlan | nn.Module):
         return one
     if isinstance(one, str | os.PathLike):
         return stored(one)
     raise TypeError(
-        _wrong("an InitPlan or a path", type(one).__name__, "Pass a plan, or a directory of safetensors.")
+        _wrong(
+            "an InitPlan, a module or a path",
+            type(one).__name__,
+            "Pass a plan, or a directory of safetensors.",
+        )
     )
 
 
@@ -412,13 +424,17 @@ class _Tensor:
     rounded: bool = False
 
 
-def _tensors(
-    one: InitPlan | dict[str, Stored], other: InitPlan | dict[str, Stored], key: Key | None
-) -> dict[str, _Tensor]:
-    if not isinstance(one, InitPlan):
+def _tensors(one: _Side, other: _Side, key: Key | None) -> dict[str, _Tensor]:
+    if isinstance(one, dict):
         return {name: _of_file(found) for name, found in one.items()}
-    assert not isinstance(other, InitPlan)
+    if isinstance(one, nn.Module):
+        return {saved.name: _of_saved(saved, key) for saved in contents_of_module(one, None).tensors}
+    assert isinstance(other, dict)
     return _of_plan(one, other, key)
+
+
+def _of_saved(saved: Saved, key: Key | None) -> _Tensor:
+    return _Tensor(_name(saved.dtype), saved.shape, saved.nbytes, lambda: saved.parts(key))
 
 
 def _of_file(one: Stored) -> _Tensor:

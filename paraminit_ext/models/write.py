@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ from paraminit_ext.geometry import locate, shard
 from paraminit_ext.key import Key
 from paraminit_ext.many import fill_many
 from paraminit_ext.models import steps
-from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.layout import Geometry, contiguous_stride
 from paraminit_ext.models.names import local_tensor
 from paraminit_ext.models.steps import Step, View
 
@@ -36,6 +38,8 @@ _IN_PARTS = frozenset(
         "xavier_uniform_",
     }
 )
+# Steps that write one number, whatever was there.
+_CONSTANTS = frozenset({"aten.fill_.Scalar", "aten.zero_.default", "constant_", "ones_", "zeros_"})
 # Elements of the parts in which a tensor is filled and rounded: they stay in a core's cache.
 _PART = 1 << 18
 
@@ -106,23 +110,133 @@ def _views(step: Step) -> list[View]:
 
 
 def _fill_rounded(entry: Entry, tensor: Tensor, key: Key | None) -> bool:
-    """Fill a tensor of another dtype part by part, where one fill is all that there is to do."""
-    step = entry.fill
-    if step is None or len(entry.steps) > 1 or step.do not in _IN_PARTS or not entry.shape:
+    """Fill a tensor of another dtype part by part, where the steps can be done so."""
+    if not is_in_parts(entry) or local_tensor(tensor) is not tensor:
         return False
-    if local_tensor(tensor) is not tensor:
-        return False
-    _, name, arguments, source = _call(entry, tensor, key)
-    rows = entry.shape[0]
-    rest = entry.shape[1:]
-    count = max(1, _PART // max(1, math.prod(rest)))
-    part = torch.empty((min(count, rows), *rest), dtype=entry.dtype, device=tensor.device)
-    for begin in range(0, rows, count):
-        held = part[: rows - begin]
-        piece = shard(held, entry.shape, (begin, *(0 for _ in rest)))
-        getattr(init, name)(piece, **arguments, generator=source)
-        tensor[begin : begin + count].copy_(held)
+    for start, part in _filled(entry, key, tensor.device, 0, math.prod(entry.shape), _PART):
+        here = tuple(slice(begin, begin + size) for begin, size in zip(start, part.shape, strict=True))
+        tensor[here].copy_(part)
     return True
+
+
+# ----------------------------------------------------------------------------------------
+# Part by part
+# ----------------------------------------------------------------------------------------
+
+
+def parts(
+    plan: InitPlan,
+    entry: Entry,
+    dtype: torch.dtype,
+    key: Key | None = None,
+    device: torch.device | str = "cpu",
+    elements: int = _PART,
+) -> Iterator[Tensor]:
+    """The entry's values, flat and in row-major order, in consecutive parts of at most ``elements`` each.
+
+    They are those of :func:`make`, converted to ``dtype``. A part keeps its values until the next but one is
+    asked for, so that one may be read while another thread makes the next. Where the steps are a fill, and
+    constants in places, no more than two parts are ever there; else the tensor is made as a whole.
+    """
+    return parts_of_range(plan, entry, dtype, 0, math.prod(entry.shape), key, device, elements)
+
+
+@torch.no_grad()
+def parts_of_range(
+    plan: InitPlan,
+    entry: Entry,
+    dtype: torch.dtype,
+    begin: int,
+    end: int,
+    key: Key | None = None,
+    device: torch.device | str = "cpu",
+    elements: int = _PART,
+) -> Iterator[Tensor]:
+    """The same of the elements from ``begin`` to ``end``, as they are counted in row-major order."""
+    entry = plan.resolved(entry)
+    if is_in_parts(entry):
+        flat = (part.flatten() for _, part in _filled(entry, key or plan.key, device, begin, end, elements))
+    else:
+        flat = iter(make(plan, entry, device, key).flatten()[begin:end].split(elements))
+    if dtype == entry.dtype:
+        yield from flat
+        return
+    rounded = _two_in_turn(min(elements, end - begin), dtype, device)
+    for part, buffer in zip(flat, rounded, strict=False):
+        yield buffer[: part.numel()].copy_(part)
+
+
+def _two_in_turn(elements: int, dtype: torch.dtype, device: torch.device | str) -> Iterator[Tensor]:
+    return itertools.cycle([torch.empty(elements, dtype=dtype, device=device) for _ in range(2)])
+
+
+def is_in_parts(entry: Entry) -> bool:
+    """Whether the steps are a fill that can be done in parts, and constants in places."""
+    return (
+        entry.fill is not None
+        and entry.fill.do in _IN_PARTS
+        and all(overwritten(entry, step) is not None for step in entry.steps[1:])
+    )
+
+
+def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:
+    """The range in row-major order to which the step writes a constant; None if it does anything else."""
+    if step.do not in _CONSTANTS:
+        return None
+    view = step.arguments[0][1]
+    geometry = view.geometry or Geometry(entry.dtype, entry.shape, contiguous_stride(entry.shape))
+    if view.slot or geometry.dtype != entry.dtype or geometry.stride != contiguous_stride(geometry.size):
+        return None
+    return geometry.offset, geometry.offset + math.prod(geometry.size)
+
+
+def _filled(
+    entry: Entry, key: Key | None, device: torch.device | str, begin: int, end: int, elements: int
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Fill the parts of a range in row-major order: where each begins, its values."""
+    buffers = _two_in_turn(min(elements, end - begin), entry.dtype, device)
+    _, name, arguments, source = _call(entry, next(buffers), key)
+    for buffer, (start, sizes) in zip(buffers, _cuts(entry.shape, begin, end, elements), strict=False):
+        flat = buffer[: math.prod(sizes)]
+        part = flat.view(sizes)
+        getattr(init, name)(shard(part, entry.shape, start), **arguments, generator=source)
+        for step in entry.steps[1:]:
+            _overwrite(entry, step, flat, begin)
+        yield start, part
+        begin += flat.numel()
+
+
+def _overwrite(entry: Entry, step: Step, flat: Tensor, begin: int) -> None:
+    """Write a step's constant to those of its elements that ``flat`` has, which begins at ``begin``."""
+    reach = overwritten(entry, step)
+    assert reach is not None
+    low, high = max(reach[0] - begin, 0), min(reach[1] - begin, flat.numel())
+    if low < high:
+        (name, _), *rest = step.arguments
+        here = replace(step, arguments=((name, View(0)), *rest))
+        steps.run([here], {0: flat[low:high]}, _no_draw, {}, flat.device)
+
+
+def _no_draw(index: int) -> Key:
+    raise AssertionError(index)
+
+
+def _cuts(
+    shape: tuple[int, ...], begin: int, end: int, elements: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes (start, sizes) of at most ``elements`` that are the range from ``begin`` to ``end``, in order."""
+    # A scalar is cut as a row of one.
+    sizes = shape or (1,)
+    lengths = contiguous_stride(sizes)
+    while begin < end:
+        most = min(elements, end - begin)
+        start = tuple(begin // length % size for length, size in zip(lengths, sizes, strict=True))
+        # The first dimension of which the next indices are whole.
+        dim = next(d for d, length in enumerate(lengths) if length <= most and begin % length == 0)
+        count = min(most // lengths[dim], sizes[dim] - start[dim])
+        box = (1,) * dim + (count,) + sizes[dim + 1 :]
+        yield start[: len(shape)], box[: len(shape)]
+        begin += count * lengths[dim]
 
 
 def _copy(made: Tensor, tensor: Tensor) -> None:
