@@ -549,6 +549,8 @@ def save(directory):
     return files.save_initialized(module, directory, SIZE, config={"a": 1})
 
 module, folder = deferred(), Path(sys.argv[1])
+# What is opened before, while modules are imported, is none of a call's.
+calls = 0
 names = [path.name for path in save(folder / "whole")]
 whole, most = contents(folder / "whole"), calls
 for number in range(most):
