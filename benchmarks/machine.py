@@ -11,20 +11,12 @@ from pathlib import Path
 import torch
 
 from paraminit_ext import _C, cpu_capability
+from paraminit_ext.cli.facts import cpu_name, host_memory
 
 # Bytes that stay free beside what is filled: temporaries of checks and of stock functions.
 MARGIN = 1 << 30
 # Of a GPU's memory, what a process takes at most.
 GPU_SHARE = 0.7
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel gives it."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def commit() -> str:
@@ -55,16 +47,7 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free - int((1.0 - GPU_SHARE) * total)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        free = int(found.group(1)) * 1024 if found else free
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass  # no /proc or no control groups: what the system says of its pages stands
-    return free
+    return host_memory()
 
 
 def huge_pages() -> str:

@@ -34,6 +34,7 @@ from paraminit_ext import (
     patch,
     save_initialized,
 )
+from paraminit_ext.cli.facts import cpu_name
 
 # By preset, the sizes of LlamaConfig.
 PRESETS: dict[str, dict[str, int]] = {
@@ -189,7 +190,7 @@ def main(
     os.environ["HF_HUB_OFFLINE"] = "1"
     console = Console(width=100, highlight=False)
     console.print(
-        f"{machine.cpu_name()}, {cpu_capability()}, {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{cpu_name()}, {cpu_capability()}, {torch.__version__}, {torch.get_num_threads()} threads, "
         f"commit {machine.commit()}"
     )
     # First: the peak of this process's memory is then its own.

@@ -10,7 +10,7 @@ namespace paraminit {
 using at::IntArrayRef;
 using at::Tensor;
 
-ElementType element_type(const char* op, at::ScalarType type) {
+std::optional<ElementType> find_element_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
       return ElementType::kFloat32;
@@ -21,10 +21,16 @@ ElementType element_type(const char* op, at::ScalarType type) {
     case at::kBFloat16:
       return ElementType::kBFloat16;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "paraminit_ext.", op,
-                                  ": expected a float32, float64, float16 or bfloat16 tensor, got ",
-                                  type, ". Fill one of these and convert it.");
+      return std::nullopt;
   }
+}
+
+ElementType element_type(const char* op, at::ScalarType type) {
+  const auto found = find_element_type(type);
+  TORCH_CHECK_NOT_IMPLEMENTED(found.has_value(), "paraminit_ext.", op,
+                              ": expected a float32, float64, float16 or bfloat16 tensor, got ",
+                              type, ". Fill one of these and convert it.");
+  return *found;
 }
 
 void check_layout(const char* op, const Tensor& self) {

@@ -4,11 +4,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "request.h"
 
 namespace paraminit {
 
-// The dtype, of a complex one that of its parts having been asked for.
+// The type of a dtype that has kernels; none of others.
+std::optional<ElementType> find_element_type(at::ScalarType type);
+// The same, refusing others: of a complex dtype that of its parts is asked for.
 ElementType element_type(const char* op, at::ScalarType type);
 
 // Refuses sparse, quantized and nested tensors.

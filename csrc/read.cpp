@@ -27,18 +27,7 @@ constexpr int64_t kPiece = int64_t{1} << 20;
 // The type that the kernels read a dtype as, of its parts if it is complex; none where it has to be
 // converted first.
 std::optional<ElementType> read_as(at::ScalarType type) {
-  switch (c10::isComplexType(type) ? c10::toRealValueType(type) : type) {
-    case at::kFloat:
-      return ElementType::kFloat32;
-    case at::kDouble:
-      return ElementType::kFloat64;
-    case at::kHalf:
-      return ElementType::kFloat16;
-    case at::kBFloat16:
-      return ElementType::kBFloat16;
-    default:
-      return std::nullopt;
-  }
+  return find_element_type(c10::isComplexType(type) ? c10::toRealValueType(type) : type);
 }
 
 // A dtype that has every value of another one, or the nearest of a 64-bit integer.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import paraminit_ext
 from paraminit_ext import _C
@@ -89,3 +91,11 @@ def cpu_capability(request: pytest.FixtureRequest) -> Iterator[str]:
     paraminit_ext.set_cpu_capability(request.param)
     yield str(request.param)
     paraminit_ext.set_cpu_capability(before)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of processes of which this one is all."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from paraminit_ext.models.plan import Entry
 from paraminit_ext.models.saved import Saved, contents_of_module
 from paraminit_ext.models.steps import Draw, Step, View
 from paraminit_ext.models.write import make, parts, parts_of_range
+from test_models import needs
 from whole import bits, tensors
 from zoo import TORCH, TRANSFORMERS, Build
 
@@ -37,11 +37,6 @@ KEY = Key(2026)
 DIGEST = "paraminit_ext.save_initialized"
 # Of transformers' own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def needs(package: str) -> pytest.MarkDecorator:
-    missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f"needs {package} (make models)")
 
 
 def _joined() -> nn.Module:

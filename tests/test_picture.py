@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from scipy import stats
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -422,13 +421,6 @@ def test_a_state_before_may_be_tied_otherwise() -> None:
     assert "head.weight" not in {panel.pattern for panel in counted(tied, tied).panels}
     # The other way round there is nothing to compare the head before with.
     assert "head.weight" not in {panel.pattern for panel in counted(tied, apart).panels}
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

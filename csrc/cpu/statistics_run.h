@@ -118,6 +118,20 @@ PARAMINIT_FN void spread(const F64 (&from)[n], double (&to)[2][kLanes]) {
   }
 }
 
+template <int doubles, class V, class Count, int vectors>
+PARAMINIT_FN Totals totals(const F64 (&sums)[doubles], const F64 (&squares)[doubles],
+                           const V (&least)[vectors], const V (&greatest)[vectors],
+                           const Count (&zeros)[vectors], const Count (&tiny)[vectors]) {
+  Totals t;
+  spread(sums, t.sums);
+  spread(squares, t.squares);
+  t.least = least_of(least);
+  t.greatest = greatest_of(greatest);
+  t.zeros = total(zeros);
+  t.tiny = total(tiny);
+  return t;
+}
+
 // The numbers k, which alternate, in a vector.
 PARAMINIT_FN F64 alternating(const double (&k)[2]) {
   F64 v{};
@@ -160,12 +174,7 @@ static bool read_block(const float* x, int64_t count, const double (&k)[2], Tota
       squares[i] += apart * apart;
     }
   }
-  spread(sums, t.sums);
-  spread(squares, t.squares);
-  t.least = least_of(least);
-  t.greatest = greatest_of(greatest);
-  t.zeros = total(zeros);
-  t.tiny = total(tiny);
+  t = totals(sums, squares, least, greatest, zeros, tiny);
   return true;
 }
 
@@ -191,12 +200,7 @@ static bool read_block(const double* x, int64_t count, const double (&k)[2], Tot
       squares[i] += apart * apart;
     }
   }
-  spread(sums, t.sums);
-  spread(squares, t.squares);
-  t.least = least_of(least);
-  t.greatest = greatest_of(greatest);
-  t.zeros = total(zeros);
-  t.tiny = total(tiny);
+  t = totals(sums, squares, least, greatest, zeros, tiny);
   return true;
 }
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -19,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from paraminit_ext import _C, Key, cpu_capability
-from paraminit_ext.cli.facts import cpu_name
+from paraminit_ext.cli.facts import cpu_name, host_memory
 from paraminit_ext.cli.llama import PRESETS, Llama, Recipe, fill_calls, recipes
 from paraminit_ext.cli.output import console, dtype_of, working
-from paraminit_ext.models.look import _count
+from paraminit_ext.models.look import told_count
 
 # Chance that a right initialisation fails the check, all its comparisons together.
 FALSE_ALARM = 1e-9
@@ -45,19 +42,10 @@ def best_device() -> torch.device:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device; on the CPU no more than the control group allows."""
+    """Bytes that can still be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        free = int(found.group(1)) * 1024 if found else free
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass  # no /proc or no control groups: what the system says of its pages stands
-    return free
+    return host_memory()
 
 
 def choose_preset(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Llama, str]:
@@ -214,7 +202,7 @@ def _table(rows: Sequence[Mapping[str, Any]], rounds: int) -> Table:
         table.add_row(
             row["kind"],
             str(row["tensors"]),
-            _count(row["elements"]),
+            told_count(row["elements"]),
             _written(taken["stock"]),
             _written(taken["ours"]),
             f"{taken['stock'] / taken['ours']:.1f}",

@@ -19,8 +19,9 @@ from paraminit_ext.key import Key
 from paraminit_ext.models import planfile
 from paraminit_ext.models import target as targets
 from paraminit_ext.models.compare import compare
-from paraminit_ext.models.law import Law, law_of
-from paraminit_ext.models.look import _bytes, _count, pattern_of
+from paraminit_ext.models.law import Law, law_of_fill
+from paraminit_ext.models.layout import dtype_name
+from paraminit_ext.models.look import pattern_of, plain_table, told_bytes, told_count
 from paraminit_ext.models.plan import Entry, InitPlan
 
 PlanSeed = Annotated[int, typer.Option(help="The seed of the model.", metavar="N")]
@@ -55,7 +56,7 @@ def plan(
     if as_json:
         print_json({"plan": str(out), **_sizes(made), "seconds": seconds})
     else:
-        size = _bytes(out.stat().st_size)
+        size = told_bytes(out.stat().st_size)
         print(f"{out}: {_foot(made)} of values; a plan of {size}, made in {seconds:.1f} s")
 
 
@@ -82,7 +83,8 @@ def _sizes(of: InitPlan) -> dict[str, int]:
 
 def _foot(of: InitPlan) -> str:
     sizes = _sizes(of)
-    return f"{sizes['tensors']} tensors, {_count(sizes['parameters'])} parameters, {_bytes(sizes['nbytes'])}"
+    parameters, nbytes = told_count(sizes["parameters"]), told_bytes(sizes["nbytes"])
+    return f"{sizes['tensors']} tensors, {parameters} parameters, {nbytes}"
 
 
 # ----------------------------------------------------------------------------------------
@@ -110,14 +112,12 @@ def show(
 
 def _law(entry: Entry) -> Law | None:
     """The law of the elements, where one fill is all that there is."""
-    step = entry.fill
-    if step is None or len(entry.steps) > 1:
+    if len(entry.steps) != 1:
         return None
-    arguments = {name: value for name, value in step.arguments if name != "tensor"}
     with warnings.catch_warnings():
         # What a fill warns of, it warns of when it is done.
         warnings.simplefilter("ignore")
-        return law_of(step.do, arguments, entry.shape, entry.dtype)
+        return law_of_fill(entry)
 
 
 def _to_dict(entry: Entry) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _to_dict(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": entry.kind,
-        "dtype": str(entry.dtype).removeprefix("torch."),
+        "dtype": dtype_name(entry.dtype),
         "shape": list(entry.shape),
         "tie": entry.tie,
         "storage": entry.storage,
@@ -157,10 +157,7 @@ class _Shown:
         self._foot = f"{_foot(of)}; {source}"
 
     def __str__(self) -> str:
-        rows = [_HEAD, *self._rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, self._foot])
+        return "\n".join([*plain_table([_HEAD, *self._rows]), self._foot])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         rows = [_HEAD, *self._rows]
@@ -203,7 +200,7 @@ def _row(pattern: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     return (
         name,
         shape,
-        str(first.dtype).removeprefix("torch."),
+        dtype_name(first.dtype),
         _filled_by(first),
         *(f"{number:.3g}" if math.isfinite(number) else "-" for number in numbers),
     )
@@ -257,7 +254,7 @@ def checkpoint(
     if as_json:
         print_json({"files": [str(file) for file in files], "nbytes": nbytes, "seconds": seconds})
     else:
-        print(f"{out}: {len(files)} file{'s' * (len(files) > 1)}, {_bytes(nbytes)} in {seconds:.1f} s")
+        print(f"{out}: {len(files)} file{'s' * (len(files) > 1)}, {told_bytes(nbytes)} in {seconds:.1f} s")
 
 
 def _initialised(target: targets.Target, seed: int | None) -> tuple[InitPlan | nn.Module, Key | None]:

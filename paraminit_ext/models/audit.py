@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from paraminit_ext.key import Key
 from paraminit_ext.models import checks, seen
-from paraminit_ext.models.checks import bits, flat_elements
+from paraminit_ext.models.checks import flat_elements
 from paraminit_ext.models.finding import Audit, Finding, Looked
+from paraminit_ext.models.layout import bits, index_at
 from paraminit_ext.models.look import is_readable, read_all, read_stored
 from paraminit_ext.models.names import Named, local_tensor, named_tensors, refuse_key
 from paraminit_ext.models.plan import Entry, InitPlan, recorded
@@ -183,23 +184,15 @@ def _first_difference(one: Looked, plan: InitPlan, entry: Entry, key: Key | None
     for piece in pieces:
         here = got(begin, begin + piece.numel())
         different = bits(piece) != bits(here)
-        if piece.is_complex():
+        if different.dim() > 1:
             different = different.any(-1)
         wrong = int(different.sum())
         if wrong and not count:
             place = int(different.to(torch.uint8).argmax())
-            index = _index(begin + place, one.shape) if not where else (begin + place,)
+            index = index_at(begin + place, one.shape) if not where else (begin + place,)
             said = (
                 f"first {where}at {list(index)}: {piece[place].item()} expected, {here[place].item()} there"
             )
         count += wrong
         begin += piece.numel()
     return f"{count} of {begin} elements differ, {said}" if count else None
-
-
-def _index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        index.append(place % size)
-        place //= size
-    return tuple(reversed(index))

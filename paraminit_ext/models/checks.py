@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from paraminit_ext.geometry import loaded
 from paraminit_ext.models import seen
 from paraminit_ext.models.finding import Finding, Looked
-from paraminit_ext.models.law import Law, law_of
+from paraminit_ext.models.law import Law, law_of, law_of_fill
+from paraminit_ext.models.layout import bits
 from paraminit_ext.models.look import Statistics, is_readable
 from paraminit_ext.models.names import local_tensor, named_modules
 from paraminit_ext.models.replicas import differing_replicas
@@ -32,11 +33,7 @@ def law_asked(one: Looked) -> Law | None:
         return None
     if one.entry is not None and one.plan is not None:
         entry = one.plan.resolved(one.entry)
-        step = entry.fill
-        if step is None or len(entry.steps) > 1 or entry.shape != one.shape:
-            return None
-        arguments = {name: value for name, value in step.arguments if name != "tensor"}
-        return law_of(step.do, arguments, entry.shape, entry.dtype)
+        return law_of_fill(entry) if len(entry.steps) == 1 and entry.shape == one.shape else None
     fill = _last_fill(one)
     return fill and law_of(fill.name, fill.arguments, one.shape)
 
@@ -353,14 +350,6 @@ def _holds_the_same(one: Looked, other: Looked) -> bool:
 
 def _held(one: Looked) -> int:
     return local_tensor(one.tensor).numel() if one.tensor is not None else math.prod(one.shape)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The bits of a tensor as integers, which are equal where they are."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(kinds[tensor.element_size()])
 
 
 def replicas(module: nn.Module) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext.key import Key
-from paraminit_ext.models.look import _bytes, pattern_of
+from paraminit_ext.models.layout import bits, dtype_name, index_at
+from paraminit_ext.models.look import pattern_of, told_bytes
 from paraminit_ext.models.names import refuse_key
 from paraminit_ext.models.plan import Entry, InitPlan
 from paraminit_ext.models.saved import Saved, contents_of_module
@@ -140,7 +141,7 @@ class Comparison:
         of = f"{self.tensors:,} tensors"
         said = f"equal: {of}" if self.equal else f"{names:,} of {of} differ"
         if self.nbytes:
-            said += f"; {_bytes(self.nbytes)} compared"
+            said += f"; {told_bytes(self.nbytes)} compared"
         if self.rounded:
             said += f", {self.rounded:,} rounded to the checkpoint's dtype"
         return said
@@ -315,7 +316,7 @@ def _of_entries(
 ) -> Iterator[Difference]:
     for what, one, other in (
         ("kind", a.kind, b.kind),
-        ("dtype", _name(a.dtype), _name(b.dtype)),
+        ("dtype", dtype_name(a.dtype), dtype_name(b.dtype)),
         ("shape", _sizes(a.shape), _sizes(b.shape)),
         ("tie", a.tie or "none", b.tie or "none"),
         ("device", a.device or "default", b.device or "default"),
@@ -392,10 +393,6 @@ def _whose(draw: Draw) -> str:
     return f"those of {draw.name}" + ("" if draw.place is None else f" at {draw.place}")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _sizes(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
@@ -434,13 +431,15 @@ def _tensors(one: _Side, other: _Side, key: Key | None) -> dict[str, _Tensor]:
 
 
 def _of_saved(saved: Saved, key: Key | None) -> _Tensor:
-    return _Tensor(_name(saved.dtype), saved.shape, saved.nbytes, lambda: saved.parts(key))
+    return _Tensor(dtype_name(saved.dtype), saved.shape, saved.nbytes, lambda: saved.parts(key))
 
 
 def _of_file(one: Stored) -> _Tensor:
     # Of a dtype that torch does not have, the bytes are compared.
     readable = one if one.dtype is not None else replace(one, dtype=torch.uint8, shape=(one.nbytes,))
-    return _Tensor(one.kind if one.dtype is None else _name(one.dtype), one.shape, one.nbytes, readable.parts)
+    return _Tensor(
+        one.kind if one.dtype is None else dtype_name(one.dtype), one.shape, one.nbytes, readable.parts
+    )
 
 
 def _of_plan(plan: InitPlan, beside: Mapping[str, Stored], key: Key | None) -> dict[str, _Tensor]:
@@ -466,7 +465,7 @@ def _of_entry(plan: InitPlan, entry: Entry, beside: Stored | None, key: Key | No
     numel = math.prod(entry.shape)
     # What was left as it was allocated has no values of its own.
     give = (lambda: parts(plan, source, dtype, key)) if source.steps or not numel else None
-    return _Tensor(_name(dtype), entry.shape, numel * dtype.itemsize, give, rounded=dtype != entry.dtype)
+    return _Tensor(dtype_name(dtype), entry.shape, numel * dtype.itemsize, give, rounded=dtype != entry.dtype)
 
 
 def _of_values(a: Mapping[str, _Tensor], b: Mapping[str, _Tensor], advance: Advance) -> Comparison:
@@ -511,7 +510,7 @@ def _differing(name: str, a: _Tensor, b: _Tensor, found: list[Difference]) -> It
     first: int | None = None
     largest = 0.0
     for left, right in _side_by_side(a.parts(), b.parts()):
-        apart = _bits(left) != _bits(right)
+        apart = bits(left) != bits(right)
         if apart.any():
             where = apart.nonzero().flatten()
             differing += len(where)
@@ -523,7 +522,7 @@ def _differing(name: str, a: _Tensor, b: _Tensor, found: list[Difference]) -> It
     if first is not None:
         # Bytes are counted of a dtype that torch does not have.
         shape = a.shape if math.prod(a.shape) == place else (place,)
-        values = Values(differing, place, _index(first, shape), largest)
+        values = Values(differing, place, index_at(first, shape), largest)
         found.append(Difference(name, "values", values=values))
 
 
@@ -542,22 +541,5 @@ def _side_by_side(a: Iterator[Tensor], b: Iterator[Tensor]) -> Iterator[tuple[Te
         left, right = left[length:], right[length:]
 
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The bits of each element: equality tells -0 from +0, and a NaN equals itself."""
-    return tensor.view(_INTEGERS[tensor.itemsize])
-
-
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def _index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """The index of the element at that place in row-major order."""
-    found: list[int] = []
-    for size in reversed(shape):
-        place, index = divmod(place, size)
-        found.insert(0, index)
-    return tuple(found)

@@ -96,7 +96,7 @@ def deferred_init(
     named = [one for one in _tensors_of(module) if _is_recorded(one, recorder)]
     plan = _plan(named, recorder)
     for one in named:
-        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name, _state(one.tensor)))
+        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name, state_of(one.tensor)))
     for path, inner in named_modules(module):
         remember(inner, plan, path)
         # nn.Module's methods look it up on the instance: `.to()`, `.cuda()`, `.half()` come by here.
@@ -202,7 +202,7 @@ def _is_proper_view(at: At, of: At) -> bool:
 # ----------------------------------------------------------------------------------------
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
+def state_of(tensor: Tensor) -> tuple[int, int]:
     """What changes when a tensor on meta is written, or given another storage."""
     return (0 if tensor.is_inference() else tensor._version), tensor.untyped_storage()._cdata
 
@@ -240,7 +240,7 @@ class _Apply:
         for place, tensor in self.own_tensors():
             mark: _Waiting | None = vars(tensor).get(_MARK) or before.get(place)
             if mark is not None and tensor.is_meta and local_tensor(tensor) is tensor:
-                mark.state = _state(tensor)
+                mark.state = state_of(tensor)
                 vars(tensor)[_MARK] = mark
         return module
 
@@ -257,7 +257,7 @@ class _Apply:
                 # torch copies no attributes of parameters.
                 twin: Tensor = copy.deepcopy(tensor, memo)
                 twin_mark = replace(
-                    mark, state=_state(twin), dtypes=list(mark.dtypes), copied=(mark.copied, group)
+                    mark, state=state_of(twin), dtypes=list(mark.dtypes), copied=(mark.copied, group)
                 )
                 vars(twin)[_MARK] = twin_mark
         return copied
@@ -284,7 +284,7 @@ class _Carried:
             if made.dtype != (waiting.dtypes[-1] if waiting.dtypes else tensor.dtype):
                 waiting.dtypes.append(made.dtype)
             if made is not tensor:
-                waiting.state = _state(made)
+                waiting.state = state_of(made)
                 vars(made)[_MARK] = waiting
         return made
 
@@ -348,7 +348,7 @@ def materialize_module(
             continue
         if nn.parameter.is_lazy(tensor):
             continue
-        mark = _mark_of(one)
+        mark = mark_of(one)
         if mark is None:
             if one.kind == "attribute" or _MARK in vars(tensor):
                 continue
@@ -373,7 +373,7 @@ def materialize_module(
     return module
 
 
-def _mark_of(one: Named) -> _Waiting | None:
+def mark_of(one: Named) -> _Waiting | None:
     """What the tensor waits for: by itself, or, for a DTensor made of one that waited, by its place."""
     mark: _Waiting | None = vars(one.tensor).get(_MARK)
     if mark is None and local_tensor(one.tensor) is not one.tensor:
@@ -382,7 +382,7 @@ def _mark_of(one: Named) -> _Waiting | None:
             plan, path = found
             name = f"{path}.{one.attribute}" if path else one.attribute
             if name in plan.entries:
-                return _Waiting(plan, name, _state(local_tensor(one.tensor)))
+                return _Waiting(plan, name, state_of(local_tensor(one.tensor)))
     return mark
 
 
@@ -437,7 +437,7 @@ def _materialize(
     later: list[tuple[int, torch.dtype]] = []
     for tensor, mark in waiting:
         entry = mark.plan.entries[mark.name]
-        if mark.state != _state(local_tensor(tensor)):
+        if mark.state != state_of(local_tensor(tensor)):
             raise ValueError(
                 f"paraminit_ext.materialize_module: expected {mark.name} as it was recorded, got it written "
                 "or given other memory since, which is lost. Do that inside deferred_init, or afterwards."

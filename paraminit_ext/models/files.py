@@ -32,6 +32,7 @@ from paraminit_ext.models import saved
 from paraminit_ext.models.names import refuse_key, unwrapped
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.saved import Contents, Saved
+from paraminit_ext.models.stored import DTYPES
 
 # What a shard's metadata have beside transformers' own: the digest of what its values hang on.
 _METADATA = "paraminit_ext.save_initialized"
@@ -47,31 +48,7 @@ _WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 _Advance: TypeAlias = Callable[[int], None]
 
-# safetensors' names of dtypes, in the order in which it puts tensors into a file.
-_DTYPES = {
-    getattr(torch, dtype): name
-    for dtype, name in (
-        ("uint64", "U64"),
-        ("int64", "I64"),
-        ("float64", "F64"),
-        ("complex64", "C64"),
-        ("float32", "F32"),
-        ("uint32", "U32"),
-        ("int32", "I32"),
-        ("bfloat16", "BF16"),
-        ("float16", "F16"),
-        ("uint16", "U16"),
-        ("int16", "I16"),
-        ("float8_e5m2fnuz", "F8_E5M2FNUZ"),
-        ("float8_e4m3fnuz", "F8_E4M3FNUZ"),
-        ("float8_e8m0fnu", "F8_E8M0"),
-        ("float8_e4m3fn", "F8_E4M3"),
-        ("float8_e5m2", "F8_E5M2"),
-        ("int8", "I8"),
-        ("uint8", "U8"),
-        ("bool", "BOOL"),
-    )
-}
+_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 _ORDER = {dtype: place for place, dtype in enumerate(_DTYPES)}
 
 

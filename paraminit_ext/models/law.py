@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from paraminit_ext.many import DRAWING, resolve_fill
+
+if TYPE_CHECKING:
+    from paraminit_ext.models.plan import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ def law_of(
         rows, columns = shape[0], math.prod(shape[1:])
         return Law(name, fill, 0.0, abs(gain) / math.sqrt(max(rows, columns)), -abs(gain), abs(gain), numbers)
     return None
+
+
+def law_of_fill(entry: Entry) -> Law | None:
+    """The law of the fill that an entry of a plan begins with, whatever follows it."""
+    step = entry.fill
+    return None if step is None else law_of(step.do, step.options, entry.shape, entry.dtype)
 
 
 def _truncated(name: str, numbers: tuple[float, ...]) -> Law | None:

@@ -1,4 +1,4 @@
-"""How a tensor lies in its storage."""
+"""How a tensor lies in its storage; its elements by their bits and places."""
 
 from __future__ import annotations
 
@@ -63,6 +63,33 @@ class Geometry:
     def empty(self, device: torch.device | str | None) -> Tensor:
         """A new tensor that lies like this from its storage's beginning."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bits of each element as an integer: equality tells -0 from +0, and a NaN equals itself.
+
+    Of complex128, which no integer is wide enough for, they are two along a last dimension.
+    """
+    if tensor.element_size() > 8:
+        tensor = torch.view_as_real(tensor)
+    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
+
+
+def index_at(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The index of the element at that place in row-major order."""
+    found: list[int] = []
+    for size in reversed(shape):
+        place, index = divmod(place, size)
+        found.insert(0, index)
+    return tuple(found)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def contiguous_stride(size: Sequence[int]) -> tuple[int, ...]:

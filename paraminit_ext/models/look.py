@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from paraminit_ext import _C
 from paraminit_ext.geometry import PLAIN_TYPES
+from paraminit_ext.models.layout import dtype_name
 from paraminit_ext.models.names import local_tensor, named_tensors
 from paraminit_ext.models.stored import Stored, stored
 
@@ -75,6 +77,11 @@ class Statistics(NamedTuple):
         )
 
 
+def merged(parts: Iterable[Statistics]) -> Statistics:
+    """Of all parts together, one after the other."""
+    return functools.reduce(Statistics.merged, parts, Statistics())
+
+
 @torch.no_grad()
 def read(tensor: Tensor) -> Statistics:
     """The statistics of a plain tensor: one pass over its memory."""
@@ -85,10 +92,7 @@ def read_stored(one: Stored) -> Statistics | None:
     """The same of a tensor in a file; None for a dtype that torch does not have."""
     if one.dtype is None:
         return None
-    whole = Statistics()
-    for part in one.parts():
-        whole = whole.merged(read(part))
-    return whole
+    return merged(map(read, one.parts()))
 
 
 @torch.no_grad()
@@ -280,13 +284,10 @@ class Summary:
         return rows + [_row(pattern, members) for (pattern, *_), members in groups.items()]
 
     def _foot(self) -> str:
-        return f"{_count(self.parameters)} parameters, {_bytes(self.nbytes)}"
+        return f"{told_count(self.parameters)} parameters, {told_bytes(self.nbytes)}"
 
     def __str__(self) -> str:
-        rows = self._rows()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, self._foot()])
+        return "\n".join([*plain_table(self._rows()), self._foot()])
 
     def __repr__(self) -> str:
         return f"Summary({len(self)} tensors, {self._foot()})"
@@ -344,6 +345,12 @@ def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], li
     return shown, said, spared
 
 
+def plain_table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The lines of a table that fits nothing: columns side by side, to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def pattern_of(name: str) -> str:
     """The name that repeated layers have in common: numbers between dots are stars."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
@@ -361,9 +368,7 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
     places = {one.device for one, _ in members}
     place = first.device if len(places) == 1 else f"{len(places)} files"
     start = (name, shape, first.dtype, place, "" if first.kind == "stored" else state)
-    whole = Statistics()
-    for found in read:
-        whole = whole.merged(found)
+    whole = merged(read)
     if not whole.numel:
         return (*start, *("-",) * 6)
     if not whole.finite:
@@ -387,7 +392,7 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
 def _odd(whole: Statistics) -> str:
     """NaN and inf are seen; nothing where there are none."""
     said = [
-        f"{_count(int(count))} {what}"
+        f"{told_count(int(count))} {what}"
         for count, what in ((whole.nans, "NaN"), (whole.infinities, "inf"))
         if count
     ]
@@ -402,14 +407,14 @@ def _number(value: float | complex | None) -> str:
     return f"{value:.3g}"
 
 
-def _count(number: int) -> str:
+def told_count(number: int) -> str:
     for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return f"{number:,}"
 
 
-def _bytes(number: float) -> str:
+def told_bytes(number: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -481,7 +486,7 @@ def summary(module_or_path: nn.Module | str | os.PathLike[str]) -> Summary:
         )
     found = []
     for one in stored(module_or_path).values():
-        dtype = one.kind if one.dtype is None else _name(one.dtype)
+        dtype = one.kind if one.dtype is None else dtype_name(one.dtype)
         base = TensorSummary(one.name, "stored", one.shape, dtype, one.file.name, numel=math.prod(one.shape))
         statistics = read_stored(one)
         found.append((_told(base, statistics), statistics))
@@ -502,7 +507,7 @@ def _summary_of_module(module: nn.Module) -> Summary:
                 one.name,
                 one.kind,
                 shape,
-                _name(tensor.dtype),
+                dtype_name(tensor.dtype),
                 str(tensor.device),
                 tensor.requires_grad,
                 tensor.is_leaf and tensor.grad is not None,
@@ -515,7 +520,3 @@ def _summary_of_module(module: nn.Module) -> Summary:
     read = read_all(tensors)
     places = [first[id(one.tensor)][0] for one in named_tensors(module)]
     return Summary((_told(base, read[place]), read[place]) for base, place in zip(bases, places, strict=True))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

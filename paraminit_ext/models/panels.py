@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from paraminit_ext.models.law import Law, law_of
-from paraminit_ext.models.look import Statistics, TensorSummary, pattern_of, sharded_dims, summary
+from paraminit_ext.models.law import Law, law_of_fill
+from paraminit_ext.models.look import Statistics, TensorSummary, merged, pattern_of, sharded_dims, summary
 from paraminit_ext.models.names import local_tensor, named_tensors, unwrapped
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.stored import Stored, stored
@@ -261,7 +261,7 @@ def _histogram(state: State, names: Sequence[str], bins: Bins, zeros_apart: bool
             own += _counted(part, bins, found.finite == found.numel, zeros_apart)
         counts += _summed(own, tensor).cpu()
     read = [state.read(name) for name in names]
-    together = _merged(read)
+    together = merged(read)
     zeros = int(together.zeros) if zeros_apart else None
     return Histogram(together, tuple(counts.tolist()), zeros, tuple(one.std for one in read))
 
@@ -275,13 +275,6 @@ def _summed(own: Tensor, tensor: Tensor | Stored) -> Tensor:
         for dim in sharded_dims(tensor):
             dist.all_reduce(own, group=mesh.get_group(dim))
     return own
-
-
-def _merged(read: Iterable[Statistics]) -> Statistics:
-    whole = Statistics()
-    for one in read:
-        whole = whole.merged(one)
-    return whole
 
 
 # ----------------------------------------------------------------------------------------
@@ -382,10 +375,9 @@ def _asked(plan: InitPlan, one: TensorSummary) -> Asked | None:
     if one.name not in plan.entries:
         return None
     entry = plan.resolved(plan.entries[one.name])
-    if entry.fill is None or entry.shape != one.shape:
+    if entry.shape != one.shape:
         return None
-    arguments = {name: value for name, value in entry.fill.arguments if name != "tensor"}
-    law = law_of(entry.fill.do, arguments, entry.shape, entry.dtype)
+    law = law_of_fill(entry)
     ranges = [overwritten(entry, step) for step in entry.steps[1:]]
     known = [reach for reach in ranges if reach is not None]
     if law is None or len(known) < len(ranges):
@@ -418,7 +410,7 @@ def _panel(
     before: State | None,
     asked: Mapping[str, Asked | None],
 ) -> Panel:
-    read = [_merged(state.read(name) for name in names) for state in (now, before) if state is not None]
+    read = [merged(state.read(name) for name in names) for state in (now, before) if state is not None]
     bins = _bins(read)
     apart = any(one.zeros > _MANY_ZEROS * one.finite for one in read)
     return Panel(

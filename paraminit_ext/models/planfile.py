@@ -25,7 +25,7 @@ from paraminit_ext.models.steps import Draw, Step, View, make, operator_of
 
 VERSION = 1
 # The one entry of the file's metadata.
-_METADATA = "paraminit_ext.InitPlan"
+METADATA = "paraminit_ext.InitPlan"
 _KINDS = ("parameter", "buffer", "non-persistent buffer", "attribute")
 _MAX_BYTES = (1 << 63) - 1
 _DTYPES = {
@@ -64,7 +64,7 @@ def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
     os.close(handle)
     try:
         try:
-            safetensors.torch.save_file(values, temporary, metadata={_METADATA: text})
+            safetensors.torch.save_file(values, temporary, metadata={METADATA: text})
         except KeyError as error:
             raise TypeError(
                 f"paraminit_ext.InitPlan.save: expected recorded values of a dtype that safetensors has, got "
@@ -190,10 +190,10 @@ def load(path: str | os.PathLike[str]) -> InitPlan:
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise _WrongError(f"a file that is no safetensors file or is cut short ({error})") from None
-        if _METADATA not in metadata:
+        if METADATA not in metadata:
             raise _WrongError("a safetensors file without a plan")
         try:
-            listed = json.loads(metadata[_METADATA])
+            listed = json.loads(metadata[METADATA])
         except (ValueError, RecursionError):
             raise _WrongError("a plan that is not JSON") from None
         return _plan_from_json(listed, values)

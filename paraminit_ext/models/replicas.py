@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext.geometry import loaded
+from paraminit_ext.models.layout import bits
 from paraminit_ext.models.look import is_readable
 from paraminit_ext.models.names import local_tensor, named_tensors
 
@@ -27,10 +28,7 @@ def fingerprint(tensor: Tensor) -> int:
     have the same in one of 2^64 cases.
     """
     flat = tensor.detach().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    words = flat.view(kinds[flat.element_size()])
+    words = bits(flat).reshape(-1)
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for begin in range(0, words.numel(), _PIECE):
         part = words[begin : begin + _PIECE].to(torch.int64)

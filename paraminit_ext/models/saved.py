@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from paraminit_ext.geometry import loaded
 from paraminit_ext.key import Key
-from paraminit_ext.models.deferred import _mark_of, _state
+from paraminit_ext.models.deferred import mark_of, state_of
 from paraminit_ext.models.layout import Geometry, contiguous_stride
 from paraminit_ext.models.names import Kind, Named, local_tensor, named_tensors, unwrapped
 from paraminit_ext.models.plan import Entry, InitPlan, recorded
@@ -197,11 +197,11 @@ def _refuse(what: str, remedy: str) -> NoReturn:
 
 def _source(one: Named, dtype: torch.dtype | None) -> Source:
     """Where the values of a module's tensor come from."""
-    mark = _mark_of(one)
+    mark = mark_of(one)
     found = recorded(one.owner)
     if mark is not None:
         plan, name, dtypes = mark.plan, mark.name, mark.dtypes
-        if mark.state != _state(local_tensor(one.tensor)):
+        if mark.state != state_of(local_tensor(one.tensor)):
             _refuse(
                 f"{one.name} as it was recorded, got it written or given other memory since, which is lost",
                 "Do that inside deferred_init.",

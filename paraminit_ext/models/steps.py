@@ -76,6 +76,11 @@ class Step:
     def is_fill(self) -> bool:
         return self.do in NAMES
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a fill, the arguments but for the tensor."""
+        return {name: value for name, value in self.arguments if name != "tensor"}
+
     def __str__(self) -> str:
         shown = (
             _shown(value) if name in ("tensor", "self") else f"{name}={_shown(value)}"

@@ -17,29 +17,30 @@ from torch import Tensor
 PIECE = 1 << 24
 # The format's own limit on the size of a header.
 _MAX_HEADER = 100_000_000
-# By safetensors' names; those that the running torch lacks are left out.
-_DTYPES: dict[str, torch.dtype] = {
+# By safetensors' names, in the order in which it puts tensors into a file; those that the running torch lacks
+# are left out.
+DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, dtype)
     for name, dtype in {
-        "BOOL": "bool",
-        "U8": "uint8",
-        "U16": "uint16",
-        "U32": "uint32",
         "U64": "uint64",
-        "I8": "int8",
-        "I16": "int16",
-        "I32": "int32",
         "I64": "int64",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "F32": "float32",
         "F64": "float64",
         "C64": "complex64",
+        "F32": "float32",
+        "U32": "uint32",
+        "I32": "int32",
+        "BF16": "bfloat16",
+        "F16": "float16",
+        "U16": "uint16",
+        "I16": "int16",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E8M0": "float8_e8m0fnu",
         "F8_E4M3": "float8_e4m3fn",
         "F8_E5M2": "float8_e5m2",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz",
-        "F8_E5M2FNUZ": "float8_e5m2fnuz",
-        "F8_E8M0": "float8_e8m0fnu",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
     }.items()
     if hasattr(torch, dtype)
 }
@@ -138,7 +139,13 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _header(file: Path) -> list[Stored]:
+def header_of(file: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of itself and its tensors, and where their bytes begin.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or a damaged one.
+    """
     size = file.stat().st_size
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -147,13 +154,22 @@ def _header(file: Path) -> list[Stored]:
         text = opened.read(length)
     try:
         listed = json.loads(text)
+    except ValueError:
+        listed = None
+    if not isinstance(listed, dict):
+        _wrong("a safetensors file", f"one with a damaged header, {file}")
+    return listed, 8 + length
+
+
+def _header(file: Path) -> list[Stored]:
+    listed, data = header_of(file)
+    try:
         found = [
-            _entry(name, fields, file, 8 + length)
-            for name, fields in listed.items()
-            if name != "__metadata__"
+            _entry(name, fields, file, data) for name, fields in listed.items() if name != "__metadata__"
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         _wrong("a safetensors file", f"one with a damaged header, {file}")
+    size = file.stat().st_size
     if any(one.begin + one.nbytes > size for one in found):
         _wrong(f"{max(one.begin + one.nbytes for one in found)} bytes", f"a file of {size}, {file}")
     return sorted(found, key=lambda one: one.begin)
@@ -163,7 +179,7 @@ def _entry(name: str, fields: dict[str, Any], file: Path, data: int) -> Stored:
     begin, end = map(int, fields["data_offsets"])
     shape = tuple(map(int, fields["shape"]))
     kind = str(fields["dtype"])
-    dtype = _DTYPES.get(kind)
+    dtype = DTYPES.get(kind)
     if not 0 <= begin <= end or (dtype and math.prod(shape) * dtype.itemsize != end - begin):
         raise ValueError(name)
     return Stored(name, shape, dtype, kind, file, data + begin, end - begin)

@@ -28,8 +28,8 @@ from torch import nn
 from paraminit_ext.key import Key
 from paraminit_ext.models.deferred import deferred_init, materialize_module
 from paraminit_ext.models.plan import InitPlan
-from paraminit_ext.models.planfile import _METADATA
-from paraminit_ext.models.stored import _MAX_HEADER
+from paraminit_ext.models.planfile import METADATA
+from paraminit_ext.models.stored import header_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _of_file(path: Path) -> Target:
             f"paraminit_ext: expected a configuration with a model_type, or an index with a weight_map, got "
             f"neither in {path}. Name a config.json of transformers."
         )
-    return PlanFile(path) if _METADATA in _metadata(path) else Checkpoint(path)
+    return PlanFile(path) if METADATA in _metadata(path) else Checkpoint(path)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -169,12 +169,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """What a safetensors file says of itself; nothing for a damaged one, of which its reader tells."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= _MAX_HEADER else b""
     try:
-        found = json.loads(text)["__metadata__"]
-    except (ValueError, KeyError, TypeError):
+        found = header_of(path)[0].get("__metadata__")
+    except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
 

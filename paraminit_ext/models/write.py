@@ -82,8 +82,7 @@ def _call(entry: Entry, tensor: Tensor, key: Key | None) -> tuple[Tensor, str, d
     """The first step of the entry, as an entry of :func:`fill_many`."""
     step = entry.fill
     assert step is not None
-    arguments = {name: value for name, value in step.arguments if name != "tensor"}
-    return tensor, step.do, arguments, None if step.draw is None else entry.draws[step.draw].resolve(key)
+    return tensor, step.do, step.options, None if step.draw is None else entry.draws[step.draw].resolve(key)
 
 
 def _is_done_in_place(entry: Entry, tensor: Tensor) -> bool:
