@@ -23,10 +23,11 @@ from paraminit_ext.geometry import (
     Part,
     Shard,
     centre_tap,
+    copy_part,
     mark_written,
     refuse_unfillable,
 )
-from paraminit_ext.key import FillKey, Key, TracedKey, refuse_generator, take_key
+from paraminit_ext.key import FillKey, Key, TracedKey, generator_of, refuse_generator, take_key
 
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
@@ -156,6 +157,7 @@ def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> Fil
     if not plain:
         refuse_transformed(name, part.local, random=not isinstance(generator, Key | TracedKey))
     if part.draws:
+        refuse_other_draws(name, part, generator)
         if not plain and generator is None and torch._C._is_tracing():
             drawn: Tensor = _draw_key_like(part.local)
             return drawn
@@ -164,8 +166,27 @@ def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> Fil
     return 0, 0
 
 
+def refuse_other_draws(name: str, part: Part, generator: torch.Generator | Key | TracedKey | None) -> None:
+    """Raise where the ranks of a DTensor's mesh would draw different numbers for it.
+
+    Raises:
+        RuntimeError: on every rank of the mesh.
+    """
+    if part.given is part.local or isinstance(generator, Key | TracedKey) or torch.compiler.is_compiling():
+        return
+    refuse_generator(name, generator, part.local.device)
+    source = generator_of(generator, part.local.device)
+    if source is not None:
+        from paraminit_ext import mesh
+
+        mesh.refuse_other_draws(name, part.given, source)
+
+
 def _apply(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
     """Fill, also a tensor whose class knows no operators but torch's: by way of a plain one."""
+    if part.several:
+        _apply_to_several(fill, part, key, parameters)
+        return
     if type(part.local) in PLAIN_TYPES or torch.compiler.is_compiling():
         _call_op(fill, part, key, parameters)
         return
@@ -179,6 +200,18 @@ def _apply(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ..
             plain = torch.empty(part.local.shape, dtype=part.local.dtype, device=part.local.device)
             _call_op(fill, part._replace(local=plain), key, parameters)
             part.local.copy_(plain)
+
+
+def _apply_to_several(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
+    if fill not in ("orthogonal_", "delta_orthogonal_"):
+        for box in part.several:
+            _apply(fill, box, key, parameters)
+        return
+    # An orthogonal matrix is made whole for each part, so once for all.
+    with torch.no_grad():
+        whole = torch.empty(part.whole_shape, dtype=part.local.dtype, device=part.local.device)
+        _call_op(fill, Part(whole, whole, (), ()), key, parameters)
+        copy_part(whole, part)
 
 
 def _call_op(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:

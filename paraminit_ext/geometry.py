@@ -96,12 +96,22 @@ def shard(local: Tensor, global_shape: Sequence[int], shard_offset: Sequence[int
 
 
 class Part(NamedTuple):
-    """A tensor's place; empty tuples for ``global_shape`` and ``shard_offset`` say that it is the whole."""
+    """A tensor's place; empty tuples for ``global_shape`` and ``shard_offset`` say that it is the whole.
+
+    A local tensor whose elements are no one box of the whole has ``several``, each of them a view of it; its
+    own ``shard_offset`` is then empty.
+    """
 
     local: Tensor
     given: Tensor
     global_shape: tuple[int, ...]
     shard_offset: tuple[int, ...]
+    several: tuple[Part, ...] = ()
+
+    @property
+    def boxes(self) -> tuple[Part, ...]:
+        """Parts that are one box each, and together are this one."""
+        return self.several or (self,)
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -125,7 +135,8 @@ def locate(name: str, tensor: Tensor | Shard) -> Part:
     Raises:
         TypeError: not a tensor.
         RuntimeError: a parameter that another library has partitioned away.
-        NotImplementedError: a DTensor whose local tensor is not one box of the whole, element for element.
+        RuntimeError: a DTensor on a rank outside its mesh.
+        NotImplementedError: a DTensor of partial sums, or of placements that are not known.
     """
     if type(tensor) is Shard:
         _refuse_partitioned(name, tensor.local)
@@ -136,7 +147,9 @@ def locate(name: str, tensor: Tensor | Shard) -> Part:
             f"{type(tensor).__name__}. Pass the tensor that is to be filled."
         )
     if type(tensor) not in PLAIN_TYPES and _is_dtensor(tensor):
-        return _locate_dtensor(name, tensor)
+        from paraminit_ext import mesh
+
+        return mesh.locate(name, tensor)
     _refuse_partitioned(name, tensor)
     return Part(tensor, tensor, (), ())
 
@@ -274,31 +287,11 @@ def _is_dtensor(tensor: object) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
-def _locate_dtensor(name: str, tensor: Any) -> Part:
-    from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor import Shard as ShardPlacement
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    for placement in tensor.placements:
-        # By exact type: a strided shard may be a subclass, and is several boxes.
-        if type(placement) not in (Replicate, ShardPlacement):
-            raise NotImplementedError(
-                f"paraminit_ext.{name}: expected a DTensor of Shard and Replicate placements, got "
-                f"{placement}. Redistribute it first, or fill its parts through paraminit_ext.shard."
-            )
-    with torch.no_grad():
-        local: Tensor = tensor.to_local()
-    whole = tuple(tensor.shape)
-    if tensor.device_mesh.get_coordinate() is None:
-        # A rank outside the mesh holds nothing, but draws as its peers do.
-        return Part(local.new_empty((0,) * len(whole)), tensor, whole, (0,) * len(whole))
-    shape, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    if tuple(shape) != tuple(local.shape):
-        raise NotImplementedError(
-            f"paraminit_ext.{name}: expected a DTensor sharded as torch.chunk would, with a local tensor of "
-            f"shape {tuple(shape)}, got {tuple(local.shape)}. Fill its parts through paraminit_ext.shard."
-        )
-    return Part(local, tensor, whole, tuple(start))
+def copy_part(whole: Tensor, part: Part) -> None:
+    """Copy from a tensor of the whole's shape what the part holds of it."""
+    for box in part.boxes:
+        ends = (begin + size for begin, size in zip(box.start, box.local.shape, strict=True))
+        box.local.copy_(whole[tuple(map(slice, box.start, ends))])
 
 
 def centre_tap(part: Part) -> Tensor | None:

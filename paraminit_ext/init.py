@@ -308,10 +308,11 @@ def eye_(tensor: Tensor | Shard) -> Tensor:
                 [0., 1., 0.]])
     """
     part = _check_eye(tensor)
-    row, column = part.start
     with torch.no_grad():
-        # Element (i, j) held here is (i + row, j + column) of the whole.
-        part.local.zero_().diagonal(row - column).fill_(1)
+        for box in part.boxes:
+            # Element (i, j) held here is (i + row, j + column) of the whole.
+            row, column = box.start
+            box.local.zero_().diagonal(row - column).fill_(1)
     mark_written(part.given, part.local)
     return part.given
 
@@ -362,7 +363,8 @@ def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
     with torch.no_grad():
         part.local.zero_()
         if not part.local.is_meta:
-            _write_dirac(part, groups)
+            for box in part.boxes:
+                _write_dirac(box, groups)
     mark_written(part.given, part.local)
     return part.given
 

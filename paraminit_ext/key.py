@@ -277,6 +277,17 @@ def refuse_generator(name: str, generator: object, device: torch.device) -> None
         )
 
 
+def generator_of(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+    """The generator from which a fill on ``device`` draws; None where its state is the device's alone."""
+    if generator is not None:
+        return generator
+    if device.type != "cuda" or not _HAS_CUDA:
+        return torch.default_generator
+    if _C.is_capturing(device.index):
+        return None
+    return torch.cuda.default_generators[device.index]
+
+
 def take_key(
     name: str, generator: torch.Generator | Key | TracedKey | None, device: torch.device, plain: bool
 ) -> FillKey:

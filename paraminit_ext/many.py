@@ -226,7 +226,9 @@ class _Calls:
             return None
         part = held.part
         refuse_generator(name, source, part.local.device)
-        if held.fill not in _ELEMENTWISE or not _C.is_plain(part.local):
+        if part.draws:
+            calls.refuse_other_draws(name, part, source)
+        if held.fill not in _ELEMENTWISE or part.several or not _C.is_plain(part.local):
             self._then(partial(calls.finish, name, held.fill, part, source, held.parameters))
             return None
         draws: Source | Literal[False] = source if part.draws else False

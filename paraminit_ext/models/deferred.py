@@ -27,7 +27,7 @@ from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
 from paraminit_ext.models.record import At, Drawn, Program
 from paraminit_ext.models.recorder import Recorder
 from paraminit_ext.models.steps import Draw
-from paraminit_ext.models.write import make, write
+from paraminit_ext.models.write import make, refuse_other_draws, write
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -307,7 +307,9 @@ def materialize_module(
 
     Args:
         module: the module, or a part of it, sharded or not
-        device: where the tensors are made (default: where the model's code, or a later ``.to``, asked for)
+        device: where the tensors are made (default: where the model's code, or a later ``.to``, asked for;
+            else that of its mesh for a DTensor, torch's default one for others). FSDP's ``CPUOffloadPolicy``
+            wants ``"cpu"``.
         dtype: what floating-point parameters and persistent buffers are converted to; non-persistent ones
             keep their own dtype, as in transformers
         filter: which tensors: called with the name of each in ``module`` (default: all)
@@ -315,6 +317,7 @@ def materialize_module(
     Raises:
         TypeError: an argument of another type.
         ValueError: a tensor on meta that no plan is known for, or that has another shape than its plan.
+        RuntimeError: without a key, ranks of a mesh that recorded other draws.
 
     Returns:
         ``module``.
@@ -453,9 +456,7 @@ def _materialize(
             dtypes.append(dtype)
         dtypes = [one for one, _ in itertools.groupby(dtypes)]
         where = (
-            device
-            or mark.device
-            or (torch.device(entry.device) if entry.device else torch.get_default_device())
+            device or mark.device or (torch.device(entry.device) if entry.device else _default_device(tensor))
         )
         # What lies in one memory where the module is built directly, and is converted to nothing.
         is_local = local_tensor(tensor) is tensor
@@ -488,6 +489,9 @@ def _materialize(
         later += [(len(made), one) for one in dtypes[2:]]
         made.append(new)
     for plan, pairs in targets.values():
+        if plan.key is None:
+            refuse_other_draws("materialize_module", pairs)
+    for plan, pairs in targets.values():
         write(plan, pairs, None)
     for place, one in later:
         made[place] = made[place].to(one)
@@ -499,6 +503,11 @@ def _materialize(
         else:
             distributed[id(tensor)] = new
     return distributed
+
+
+def _default_device(tensor: Tensor) -> torch.device:
+    mesh = getattr(tensor, "device_mesh", None)
+    return torch.get_default_device() if mesh is None else torch.device(mesh.device_type)
 
 
 def _empty(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -33,6 +33,7 @@ from paraminit_ext.models.names import refuse_key, unwrapped
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.saved import Contents, Saved
 from paraminit_ext.models.stored import DTYPES
+from paraminit_ext.models.writers import Writers
 
 # What a shard's metadata have beside transformers' own: the digest of what its values hang on.
 _METADATA = "paraminit_ext.save_initialized"
@@ -76,6 +77,10 @@ def save_initialized(
     where the last one was: a shard whose header, with the digest of steps, keys, dtypes and shapes in its
     metadata, and whose size are what they are to be is not written again. Files of another model, of
     another plan or of another ``max_shard_size`` are never overwritten.
+
+    Of a module that is sharded over a mesh, all ranks of the mesh call together, with a directory that all of
+    them see: each writes some of the shards, and no byte is written twice. The stages of a pipeline are
+    several modules; save their plan.
 
     Args:
         module_or_plan: what :func:`deferred_init` returned, wrapped or not, or a part of it, or a plan. Of a
@@ -128,18 +133,21 @@ def save_initialized(
     # The index comes last: who finds it finds all.
     files.sort(key=lambda file: file.name == _INDEX)
     directory = Path(directory)
-    try:
-        _missing(directory, files)
-        os.makedirs(directory, exist_ok=True)
-        with _alone_in(directory):
-            missing = _missing(directory, files)
-            size = sum(file.size for file in missing)
-            _refuse_full(directory, size)
-            with _progress(size, shown) as advance, _one_thread() as ahead:
-                for file in missing:
-                    _write(directory, file, key, ahead, advance)
-    except OSError as error:
-        raise _told(error, directory) from None
+    writers = Writers(() if isinstance(module_or_plan, InitPlan) else module_or_plan.parameters())
+    writers.refuse_others(b"".join(file.head for file in files))
+    shards = [file for file in files if file.tensors]
+    with contextlib.ExitStack() as locked:
+        with writers.step(), _telling(directory):
+            if writers.is_first:
+                _missing(directory, files)
+                os.makedirs(directory, exist_ok=True)
+                locked.enter_context(_alone_in(directory))
+                _refuse_full(directory, sum(file.size for file in _missing(directory, files)))
+        with writers.step(), _telling(directory):
+            _write_all(directory, writers.own(shards), key, shown and writers.is_first)
+        with writers.step(), _telling(directory):
+            if writers.is_first:
+                _write_all(directory, [file for file in files if not file.tensors], key, shown=False)
     return [directory / file.name for file in files]
 
 
@@ -452,6 +460,14 @@ def _remove_partial(directory: Path) -> None:
         path.unlink()
 
 
+def _write_all(directory: Path, files: Iterable[_File], key: Key | None, shown: bool) -> None:
+    """Write those that are not there, in order; what is there has been looked at."""
+    missing = [file for file in files if not (directory / file.name).exists()]
+    with _progress(sum(file.size for file in missing), shown) as advance, _one_thread() as ahead:
+        for file in missing:
+            _write(directory, file, key, ahead, advance)
+
+
 def _write(directory: Path, file: _File, key: Key | None, ahead: Executor, advance: _Advance) -> None:
     """Write a file under a temporary name, and give it its own when it is on the disk."""
     temporary = directory / f".{file.name}{_PARTIAL}"
@@ -524,13 +540,17 @@ def _made_ahead(parts: Iterator[Tensor], ahead: Executor) -> Iterator[Tensor]:
         yield part
 
 
-def _told(error: OSError, directory: Path) -> OSError:
-    """The error as one line of this function, of the type that its number has."""
-    if "paraminit_ext.save_initialized" in str(error):
-        return error
-    remedy = "Call again when that is mended: finished files stay, and are not written again."
-    where = error.filename or directory
-    return OSError(error.errno, _wrong(f"to write to {where}", str(error.strerror), remedy))
+@contextlib.contextmanager
+def _telling(directory: Path) -> Iterator[None]:
+    """Raise what the system says as one line of this function, of the type that its number has."""
+    try:
+        yield
+    except OSError as error:
+        if "paraminit_ext.save_initialized" in str(error):
+            raise
+        remedy = "Call again when that is mended: finished files stay, and are not written again."
+        where = error.filename or directory
+        raise OSError(error.errno, _wrong(f"to write to {where}", str(error.strerror), remedy)) from None
 
 
 @contextlib.contextmanager

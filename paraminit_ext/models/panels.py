@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from paraminit_ext.models.law import Law, law_of_fill
 from paraminit_ext.models.look import Statistics, TensorSummary, merged, pattern_of, sharded_dims, summary
 from paraminit_ext.models.names import local_tensor, named_tensors, unwrapped
+from paraminit_ext.models.pieces import overwritten
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.stored import Stored, stored
-from paraminit_ext.models.write import overwritten
 
 # Elements that are counted at once, in a core's cache and by one thread: several would wait for each other at
 # each operator. Other devices take more.

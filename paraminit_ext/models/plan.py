@@ -16,7 +16,7 @@ from paraminit_ext.key import Key
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import Kind, named_tensors, refuse_key, unwrapped
 from paraminit_ext.models.steps import Draw, Step, View, is_allocated_first
-from paraminit_ext.models.write import write
+from paraminit_ext.models.write import refuse_other_draws, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +221,7 @@ class InitPlan:
             TypeError: an argument of another type.
             ValueError: a parameter or persistent buffer that the plan does not know or knows with another
                 shape or another kind of dtype, or that is on meta. Nothing has then been written.
+            RuntimeError: a plan without a key that ranks of a mesh recorded with other draws.
 
         Returns:
             ``module``.
@@ -253,6 +254,8 @@ class InitPlan:
                 )
             _refuse_misfit(entry, tensor)
             targets.setdefault(id(tensor), (self.resolved(entry), tensor))
+        if (key or self._key) is None:
+            refuse_other_draws("InitPlan.apply", targets.values())
         write(self, list(targets.values()), key)
         return module
 

@@ -26,8 +26,9 @@ from paraminit_ext.key import Key
 from paraminit_ext.models.deferred import mark_of, state_of
 from paraminit_ext.models.layout import Geometry, contiguous_stride
 from paraminit_ext.models.names import Kind, Named, local_tensor, named_tensors, unwrapped
+from paraminit_ext.models.pieces import is_in_pieces
 from paraminit_ext.models.plan import Entry, InitPlan, recorded
-from paraminit_ext.models.write import is_in_parts, parts_of_range
+from paraminit_ext.models.write import parts_of_range
 
 # Elements of a part, which one thread makes while another writes the last one: 0.9 of the time of parts of
 # half that size, and two of them stay in a cache.
@@ -109,7 +110,7 @@ class Saved:
     @property
     def is_in_parts(self) -> bool:
         """Whether no more than parts of it are ever there."""
-        return self.reversal is None and all(is_in_parts(one.entry) for one in self.sources.values())
+        return self.reversal is None and all(is_in_pieces(one.entry) for one in self.sources.values())
 
     def parts(self, key: Key | None) -> Iterator[Tensor]:
         """The values, flat, part by part."""

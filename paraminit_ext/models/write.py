@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from paraminit_ext import init
-from paraminit_ext.geometry import locate, shard
+from paraminit_ext.geometry import PLAIN_TYPES, Part, copy_part, locate, mark_written
 from paraminit_ext.key import Key
 from paraminit_ext.many import fill_many
 from paraminit_ext.models import steps
-from paraminit_ext.models.layout import Geometry, contiguous_stride
+from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import local_tensor
+from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces
 from paraminit_ext.models.steps import Step, View
 
 if TYPE_CHECKING:
     from paraminit_ext.models.plan import Entry, InitPlan
 
-# Fills of which a part costs no more than its elements.
-_IN_PARTS = frozenset(
-    {
-        "kaiming_normal_",
-        "kaiming_uniform_",
-        "lecun_normal_",
-        "lecun_uniform_",
-        "normal_",
-        "trunc_normal_",
-        "uniform_",
-        "variance_scaling_",
-        "xavier_normal_",
-        "xavier_uniform_",
-    }
-)
-# Steps that write one number, whatever was there.
-_CONSTANTS = frozenset({"aten.fill_.Scalar", "aten.zero_.default", "constant_", "ones_", "zeros_"})
 # Elements of the parts in which a tensor is filled and rounded: they stay in a core's cache.
 _PART = 1 << 18
+
+
+def refuse_other_draws(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> None:
+    """Raise on every rank unless the ranks of each mesh drew the same keys when they recorded.
+
+    A plan with a key of its own needs no such question: its names decide.
+
+    Raises:
+        RuntimeError: they did not.
+    """
+    drawn: dict[Any, list[Any]] = {}
+    for entry, tensor in targets:
+        mesh = getattr(tensor, "device_mesh", None)
+        if mesh is not None:
+            drawn.setdefault(mesh, []).append((entry.name, entry.draws))
+    if drawn:
+        from paraminit_ext.mesh import refuse_others
+
+        for mesh, draws in drawn.items():
+            refuse_others(
+                name,
+                mesh,
+                repr(draws).encode(),
+                "the same recorded draws",
+                "Seed every rank alike before deferred_init (torch.manual_seed), or pass it a key.",
+            )
 
 
 @torch.no_grad()
@@ -56,7 +64,17 @@ def write(plan: InitPlan, targets: Sequence[tuple[Entry, Tensor]], key: Key | No
         steps.run(rest, {0: tensor}, _drawer(entry, key), plan.values, tensor.device)
     done = {id(tensor) for _, tensor in in_place}
     for entry, tensor in targets:
-        if id(tensor) not in done and entry.steps and not _fill_rounded(entry, tensor, key):
+        if id(tensor) in done or not entry.steps:
+            continue
+        if is_in_pieces(entry) and not _is_expanded(tensor):
+            _write_pieces(entry, tensor, key)
+        elif _is_done_in_place(entry, tensor, converted=True):
+            # Distributed as the tensor is, so that this is a shard too.
+            made = torch.empty_like(tensor, dtype=entry.dtype, requires_grad=False)
+            steps.run(entry.steps, {0: made}, _drawer(entry, key), plan.values, tensor.device)
+            local_tensor(tensor).copy_(local_tensor(made))
+            mark_written(tensor, local_tensor(tensor))
+        else:
             _copy(make(plan, entry, local_tensor(tensor).device, key), tensor)
 
 
@@ -85,9 +103,11 @@ def _call(entry: Entry, tensor: Tensor, key: Key | None) -> tuple[Tensor, str, d
     return tensor, step.do, step.options, None if step.draw is None else entry.draws[step.draw].resolve(key)
 
 
-def _is_done_in_place(entry: Entry, tensor: Tensor) -> bool:
-    """Whether the steps can be done on the tensor itself."""
-    if not entry.is_allocated_first or tensor.dtype != entry.dtype:
+def _is_done_in_place(entry: Entry, tensor: Tensor, converted: bool = False) -> bool:
+    """Whether the steps can be done on the tensor itself, or on a distributed one of the entry's dtype."""
+    if not entry.is_allocated_first or (tensor.dtype != entry.dtype and not converted):
+        return False
+    if converted and local_tensor(tensor) is tensor:
         return False
     views = [view for step in entry.steps for view in _views(step)]
     if all(view == View(0) for view in views):
@@ -108,14 +128,31 @@ def _views(step: Step) -> list[View]:
     return found
 
 
-def _fill_rounded(entry: Entry, tensor: Tensor, key: Key | None) -> bool:
-    """Fill a tensor of another dtype part by part, where the steps can be done so."""
-    if not is_in_parts(entry) or local_tensor(tensor) is not tensor:
-        return False
-    for start, part in _filled(entry, key, tensor.device, 0, math.prod(entry.shape), _PART):
-        here = tuple(slice(begin, begin + size) for begin, size in zip(start, part.shape, strict=True))
-        tensor[here].copy_(part)
-    return True
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share memory, in which case they are written once."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _write_pieces(entry: Entry, tensor: Tensor, key: Key | None) -> None:
+    """Do the steps on what of the tensor is held here, and nothing else."""
+    pieces = Pieces(entry, key)
+    part = locate("InitPlan.apply", tensor)
+    for box in part.boxes:
+        if box.local.dtype == entry.dtype and type(box.local) in PLAIN_TYPES:
+            pieces.fill(box.local, box.start)
+        else:
+            _write_converted(entry, box, pieces)
+    mark_written(tensor, part.local)
+
+
+def _write_converted(entry: Entry, box: Part, pieces: Pieces) -> None:
+    """The same to another dtype, by way of a buffer that stays in a core's cache."""
+    buffer = torch.empty(min(_PART, box.local.numel()), dtype=entry.dtype, device=box.local.device)
+    for start, sizes in cuts(tuple(box.local.shape), 0, box.local.numel(), _PART):
+        piece = buffer[: math.prod(sizes)].view(sizes)
+        pieces.fill(piece, tuple(map(sum, zip(box.start, start, strict=True))))
+        here = tuple(slice(begin, begin + size) for begin, size in zip(start, sizes, strict=True))
+        box.local[here].copy_(piece)
 
 
 # ----------------------------------------------------------------------------------------
@@ -153,8 +190,8 @@ def parts_of_range(
 ) -> Iterator[Tensor]:
     """The same of the elements from ``begin`` to ``end``, as they are counted in row-major order."""
     entry = plan.resolved(entry)
-    if is_in_parts(entry):
-        flat = (part.flatten() for _, part in _filled(entry, key or plan.key, device, begin, end, elements))
+    if is_in_pieces(entry):
+        flat = _filled(entry, key or plan.key, device, begin, end, elements)
     else:
         flat = iter(make(plan, entry, device, key).flatten()[begin:end].split(elements))
     if dtype == entry.dtype:
@@ -169,73 +206,16 @@ def _two_in_turn(elements: int, dtype: torch.dtype, device: torch.device | str) 
     return itertools.cycle([torch.empty(elements, dtype=dtype, device=device) for _ in range(2)])
 
 
-def is_in_parts(entry: Entry) -> bool:
-    """Whether the steps are a fill that can be done in parts, and constants in places."""
-    return (
-        entry.fill is not None
-        and entry.fill.do in _IN_PARTS
-        and all(overwritten(entry, step) is not None for step in entry.steps[1:])
-    )
-
-
-def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:
-    """The range in row-major order to which the step writes a constant; None if it does anything else."""
-    if step.do not in _CONSTANTS:
-        return None
-    view = step.arguments[0][1]
-    geometry = view.geometry or Geometry(entry.dtype, entry.shape, contiguous_stride(entry.shape))
-    if view.slot or geometry.dtype != entry.dtype or geometry.stride != contiguous_stride(geometry.size):
-        return None
-    return geometry.offset, geometry.offset + math.prod(geometry.size)
-
-
 def _filled(
     entry: Entry, key: Key | None, device: torch.device | str, begin: int, end: int, elements: int
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Fill the parts of a range in row-major order: where each begins, its values."""
+) -> Iterator[Tensor]:
+    """The parts of a range in row-major order, flat."""
     buffers = _two_in_turn(min(elements, end - begin), entry.dtype, device)
-    _, name, arguments, source = _call(entry, next(buffers), key)
-    for buffer, (start, sizes) in zip(buffers, _cuts(entry.shape, begin, end, elements), strict=False):
+    pieces = Pieces(entry, key)
+    for buffer, (start, sizes) in zip(buffers, cuts(entry.shape, begin, end, elements), strict=False):
         flat = buffer[: math.prod(sizes)]
-        part = flat.view(sizes)
-        getattr(init, name)(shard(part, entry.shape, start), **arguments, generator=source)
-        for step in entry.steps[1:]:
-            _overwrite(entry, step, flat, begin)
-        yield start, part
-        begin += flat.numel()
-
-
-def _overwrite(entry: Entry, step: Step, flat: Tensor, begin: int) -> None:
-    """Write a step's constant to those of its elements that ``flat`` has, which begins at ``begin``."""
-    reach = overwritten(entry, step)
-    assert reach is not None
-    low, high = max(reach[0] - begin, 0), min(reach[1] - begin, flat.numel())
-    if low < high:
-        (name, _), *rest = step.arguments
-        here = replace(step, arguments=((name, View(0)), *rest))
-        steps.run([here], {0: flat[low:high]}, _no_draw, {}, flat.device)
-
-
-def _no_draw(index: int) -> Key:
-    raise AssertionError(index)
-
-
-def _cuts(
-    shape: tuple[int, ...], begin: int, end: int, elements: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes (start, sizes) of at most ``elements`` that are the range from ``begin`` to ``end``, in order."""
-    # A scalar is cut as a row of one.
-    sizes = shape or (1,)
-    lengths = contiguous_stride(sizes)
-    while begin < end:
-        most = min(elements, end - begin)
-        start = tuple(begin // length % size for length, size in zip(lengths, sizes, strict=True))
-        # The first dimension of which the next indices are whole.
-        dim = next(d for d, length in enumerate(lengths) if length <= most and begin % length == 0)
-        count = min(most // lengths[dim], sizes[dim] - start[dim])
-        box = (1,) * dim + (count,) + sizes[dim + 1 :]
-        yield start[: len(shape)], box[: len(shape)]
-        begin += count * lengths[dim]
+        pieces.fill(flat.view(sizes), start)
+        yield flat
 
 
 def _copy(made: Tensor, tensor: Tensor) -> None:
@@ -247,9 +227,5 @@ def _copy(made: Tensor, tensor: Tensor) -> None:
                 tensor, made = tensor.narrow(dim, 0, 1), made.narrow(dim, 0, 1)
         tensor.copy_(made)
         return
-    part = locate("InitPlan.apply", tensor)
-    here = tuple(
-        slice(begin, begin + length) for begin, length in zip(part.start, part.local.shape, strict=True)
-    )
-    part.local.copy_(made[here])
+    copy_part(made, locate("InitPlan.apply", tensor))
     torch.autograd.graph.increment_version(tensor)

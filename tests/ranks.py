@@ -1,0 +1,50 @@
+"""Checks that run in several processes at once, over gloo: one start of them serves all checks of a file."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+Check: TypeAlias = Callable[[int], Any]
+
+
+def run(checks: Mapping[str, Check], ranks: int, folder: Path) -> Callable[[str], None]:
+    """Run the checks on so many ranks, one after the other; gives what raises where one of them failed.
+
+    Args:
+        checks: functions of a test file, called with the rank
+        ranks: how many processes
+        folder: where results are left
+    """
+    mp.spawn(_run, (dict(checks), ranks, str(folder)), nprocs=ranks)  # type: ignore[attr-defined, no-untyped-call]
+
+    def passed(name: str) -> None:
+        results = [(folder / f"{name}-{rank}").read_text() for rank in range(ranks)]
+        if set(results) != {"passed"}:
+            pytest.fail("\n".join(f"rank {rank}: {result}" for rank, result in enumerate(results)))
+
+    return passed
+
+
+def _run(rank: int, checks: Mapping[str, Check], ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=60)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timeout)
+    for name, check in checks.items():
+        result = Path(folder, f"{name}-{rank}")
+        try:
+            check(rank)
+            result.write_text("passed")
+        except BaseException:
+            result.write_text(traceback.format_exc())
+        dist.barrier()
+    dist.destroy_process_group()
