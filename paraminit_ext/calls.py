@@ -166,6 +166,14 @@ def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> Fil
     return 0, 0
 
 
+def key_of_fill(name: str, part: Part, generator: torch.Generator | Key | None) -> Key:
+    """The key of a fill that is done in several calls: one draw for all of them."""
+    if isinstance(generator, Key):
+        return generator
+    key = _take(name, part, generator)
+    return Key.from_tensor(key if isinstance(key, Tensor) else torch.tensor(key, device="cpu"))
+
+
 def refuse_other_draws(name: str, part: Part, generator: torch.Generator | Key | TracedKey | None) -> None:
     """Raise where the ranks of a DTensor's mesh would draw different numbers for it.
 

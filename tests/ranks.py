@@ -15,6 +15,9 @@ import torch.multiprocessing as mp
 
 Check: TypeAlias = Callable[[int], Any]
 
+# In one of the processes: a folder that all of them see.
+SHARED = Path()
+
 
 def run(checks: Mapping[str, Check], ranks: int, folder: Path) -> Callable[[str], None]:
     """Run the checks on so many ranks, one after the other; gives what raises where one of them failed.
@@ -35,6 +38,8 @@ def run(checks: Mapping[str, Check], ranks: int, folder: Path) -> Callable[[str]
 
 
 def _run(rank: int, checks: Mapping[str, Check], ranks: int, folder: str) -> None:
+    global SHARED
+    SHARED = Path(folder)
     torch.set_num_threads(1)
     timeout = timedelta(seconds=60)
     store = f"file://{folder}/store"

@@ -667,6 +667,8 @@ def test_an_interruption_leaves_no_file_under_its_name_and_is_one_line(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell has its background jobs ignore the signal, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (here / "started").exists():

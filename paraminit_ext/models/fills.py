@@ -22,7 +22,7 @@ from paraminit_ext import init
 from paraminit_ext.geometry import FLOATING_DTYPES, PLAIN_TYPES, REAL_DTYPES, Shard, loaded, locate
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING, NAMES
-from paraminit_ext.models import seen
+from paraminit_ext.models import seen, views
 
 Source: TypeAlias = torch.Generator | Key | None
 
@@ -50,10 +50,15 @@ class Fill(NamedTuple):
     def run(self, source: Source) -> Tensor:
         """Make the call, with numbers from ``source``."""
         function: Callable[..., Tensor] = getattr(init, self.name)
+        given = self.tensor.local if type(self.tensor) is Shard else self.tensor
+        view = views.view_of(given)
+        if view is not None:
+            source = view.fill(self.name, self.arguments, source)
         arguments = {**self.arguments, "generator": source} if self.name in DRAWING else self.arguments
         filled = function(self.tensor, **arguments)
-        given = self.tensor.local if type(self.tensor) is Shard else self.tensor
-        if isinstance(given, Tensor):
+        if view is not None:
+            seen.written(view.whole)
+        elif isinstance(given, Tensor):
             seen.fill(self.name, self.arguments, self.tensor.shape, given)
         return filled if self.then is None else self.then(filled)
 
@@ -307,7 +312,9 @@ class FillMode(TorchFunctionMode):
             if fill is not None:
                 return self._fill(fill, functools.partial(func, *args, **(kwargs or {})))
         made = func(*args, **kwargs) if kwargs else func(*args)
-        watcher = seen.WATCHED.get(func)
-        if watcher is not None and not self.records:
-            watcher(made, args)
+        if not self.records:
+            watcher = seen.WATCHED.get(func)
+            if watcher is not None:
+                watcher(made, args)
+            views.note(func, args, kwargs or {}, made)
         return made

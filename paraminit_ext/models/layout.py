@@ -65,6 +65,65 @@ class Geometry:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
 
 
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A view that has a range of indices of each dimension of the whole.
+
+    Args:
+        begin: the first index of each dimension of the whole
+        end: the one after the last
+        dims: for each dimension of the view the one of the whole, or None for a size of one that is its own
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    dims: tuple[int | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The view's sizes."""
+        return tuple(1 if dim is None else self.end[dim] - self.begin[dim] for dim in self.dims)
+
+    def within(self, piece: Tensor, start: Sequence[int]) -> tuple[Tensor, tuple[int, ...]] | None:
+        """What a piece of the whole has of the view: a view of the piece, and where in this one it begins."""
+        low = [max(begin, at) for begin, at in zip(self.begin, start, strict=True)]
+        high = [min(end, at + size) for end, at, size in zip(self.end, start, piece.shape, strict=True)]
+        if any(first >= last for first, last in zip(low, high, strict=True)):
+            return None
+        part = piece[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start, strict=True))]
+        kept = [dim for dim in self.dims if dim is not None]
+        part = part.permute([*kept, *(dim for dim in range(part.dim()) if dim not in kept)])
+        # Of the others the view has one index.
+        while part.dim() > len(kept):
+            part = part.select(-1, 0)
+        for place, dim in enumerate(self.dims):
+            if dim is None:
+                part = part.unsqueeze(place)
+        return part, tuple(0 if dim is None else low[dim] - self.begin[dim] for dim in self.dims)
+
+
+def box_of(shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry | None) -> Box | None:
+    """A view as a box of the whole, which lies as a new tensor does; None if it is none."""
+    if geometry is None:
+        return Box((0,) * len(shape), shape, tuple(range(len(shape))))
+    if geometry.dtype != dtype or 0 in shape:
+        return None
+    strides = contiguous_stride(shape)
+    begin = [geometry.offset // stride % size for stride, size in zip(strides, shape, strict=True)]
+    end = [place + 1 for place in begin]
+    dims: list[int | None] = []
+    for size, stride in zip(geometry.size, geometry.stride, strict=True):
+        if size == 1:
+            dims.append(None)
+            continue
+        found = [d for d in range(len(shape)) if strides[d] == stride and shape[d] > 1 and d not in dims]
+        if not found or begin[found[0]] + size > shape[found[0]]:
+            return None
+        end[found[0]] = begin[found[0]] + size
+        dims.append(found[0])
+    return Box(tuple(begin), tuple(end), tuple(dims))
+
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

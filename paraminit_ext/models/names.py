@@ -18,6 +18,7 @@ from paraminit_ext.many import DRAWING
 from paraminit_ext.models import seen, stock
 from paraminit_ext.models.fills import Fill, FillMode
 from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.views import view_of
 
 Kind: TypeAlias = Literal["parameter", "buffer", "non-persistent buffer", "attribute"]
 
@@ -218,6 +219,11 @@ class Names:
         Raises:
             NotImplementedError: a proper view of a DTensor, whose place in the whole is not known.
         """
+        view = view_of(tensor)
+        if view is not None:
+            # Of the whole as it would lie in one process.
+            whole = self.find(view.whole)
+            return whole and (whole[0], (whole[1] or 0) + int(view.shadow.storage_offset()))
         local = local_tensor(tensor)
         found = self._held.get(local.untyped_storage()._cdata)
         if found is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from paraminit_ext import init
 from paraminit_ext.geometry import shard
 from paraminit_ext.key import Key
 from paraminit_ext.models import steps
-from paraminit_ext.models.layout import Geometry, contiguous_stride
+from paraminit_ext.models.layout import Box, Geometry, box_of, contiguous_stride
 from paraminit_ext.models.steps import Step, View
 
 if TYPE_CHECKING:
@@ -41,43 +41,6 @@ _FILLS = frozenset(
 )
 # Steps that write one number, whatever was there.
 _CONSTANTS = frozenset({"aten.fill_.Scalar", "aten.zero_.default", "constant_", "ones_", "zeros_"})
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A view that has a range of indices of each dimension of the whole.
-
-    Args:
-        begin: the first index of each dimension of the whole
-        end: the one after the last
-        dims: for each dimension of the view the one of the whole, or None for a size of one that is its own
-    """
-
-    begin: tuple[int, ...]
-    end: tuple[int, ...]
-    dims: tuple[int | None, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The view's sizes."""
-        return tuple(1 if dim is None else self.end[dim] - self.begin[dim] for dim in self.dims)
-
-    def within(self, piece: Tensor, start: Sequence[int]) -> tuple[Tensor, tuple[int, ...]] | None:
-        """What a piece of the whole has of the view: a view of the piece, and where in this one it begins."""
-        low = [max(begin, at) for begin, at in zip(self.begin, start, strict=True)]
-        high = [min(end, at + size) for end, at, size in zip(self.end, start, piece.shape, strict=True)]
-        if any(first >= last for first, last in zip(low, high, strict=True)):
-            return None
-        part = piece[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start, strict=True))]
-        kept = [dim for dim in self.dims if dim is not None]
-        part = part.permute([*kept, *(dim for dim in range(part.dim()) if dim not in kept)])
-        # Of the others the view has one index.
-        while part.dim() > len(kept):
-            part = part.select(-1, 0)
-        for place, dim in enumerate(self.dims):
-            if dim is None:
-                part = part.unsqueeze(place)
-        return part, tuple(0 if dim is None else low[dim] - self.begin[dim] for dim in self.dims)
 
 
 class Pieces:
@@ -143,7 +106,7 @@ def _boxes(entry: Entry, step: Step) -> list[Box] | None:
     (_, view), *rest = step.arguments
     if not isinstance(view, View) or view.slot or any(isinstance(value, View) for _, value in rest):
         return None
-    box = _box(entry, view.geometry)
+    box = box_of(entry.shape, entry.dtype, view.geometry)
     if box is not None:
         return [box]
     reach = overwritten(entry, step)
@@ -153,29 +116,6 @@ def _boxes(entry: Entry, step: Step) -> list[Box] | None:
     every = tuple(range(len(entry.shape)))
     cut = cuts(entry.shape, *reach, math.prod(entry.shape))
     return [Box(start, tuple(map(sum, zip(start, sizes, strict=True))), every) for start, sizes in cut]
-
-
-def _box(entry: Entry, geometry: Geometry | None) -> Box | None:
-    """The view as a box of the whole, which lies as a new tensor does; None if it is none."""
-    shape = entry.shape
-    if geometry is None:
-        return Box((0,) * len(shape), shape, tuple(range(len(shape))))
-    if geometry.dtype != entry.dtype or 0 in shape:
-        return None
-    strides = contiguous_stride(shape)
-    begin = [geometry.offset // stride % size for stride, size in zip(strides, shape, strict=True)]
-    end = [place + 1 for place in begin]
-    dims: list[int | None] = []
-    for size, stride in zip(geometry.size, geometry.stride, strict=True):
-        if size == 1:
-            dims.append(None)
-            continue
-        found = [d for d in range(len(shape)) if strides[d] == stride and shape[d] > 1 and d not in dims]
-        if not found or begin[found[0]] + size > shape[found[0]]:
-            return None
-        end[found[0]] = begin[found[0]] + size
-        dims.append(found[0])
-    return Box(tuple(begin), tuple(end), tuple(dims))
 
 
 def cuts(

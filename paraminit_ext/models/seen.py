@@ -215,7 +215,13 @@ def allocated(made: object, _: tuple[Any, ...] = ()) -> None:
 
 def _write(_: object, args: tuple[Any, ...]) -> None:
     """Something that is no fill of ours was written to the first argument."""
-    memory = memory_of(args[0]) if args else None
+    if args:
+        written(args[0])
+
+
+def written(tensor: object) -> None:
+    """Something that is no fill of the whole was written to the tensor."""
+    memory = memory_of(tensor)
     if memory is not None:
         memory.changed_at = next(_count)
         memory.is_empty = memory.is_left = False

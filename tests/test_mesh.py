@@ -1,0 +1,257 @@
+"""Which elements of the whole a rank holds: fake process groups of any size, of which this process is one."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fresh
+from fills import same
+from paraminit_ext import Key, init
+from paraminit_ext.geometry import copy_part
+from test_shards import FILLS, Fill
+
+dist = pytest.importorskip("torch.distributed", reason="torch was built without distributed")
+fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh  # noqa: E402
+from torch.distributed.tensor import DTensor, Placement, Replicate  # noqa: E402
+from torch.distributed.tensor import Shard as Placed  # noqa: E402
+from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
+
+from paraminit_ext import mesh as meshes  # noqa: E402
+
+KEY = Key(2024, 2**64 - 100)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_group() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def become(rank: int, world: int) -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group("fake", store=fake.FakeStore(), rank=rank, world_size=world)
+
+
+def held_by_torch(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Any]) -> Tensor:
+    """What torch's own placements give this rank of a tensor, applied from left to right."""
+    for dim, placement in enumerate(placements):
+        if not placement.is_replicate():
+            parts, _ = placement._split_tensor(whole, mesh.size(dim), with_padding=False, contiguous=True)
+            whole = parts[mesh.get_local_rank(dim)]
+    return whole
+
+
+def of_local(
+    local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], whole: tuple[int, ...]
+) -> DTensor:
+    strides = torch.empty(whole, device="meta").stride()
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=torch.Size(whole), stride=strides
+    )
+
+
+def as_after_a_view(tensor: DTensor) -> DTensor:
+    """Have the strides mean what they do after a view: each of so many pieces is sharded."""
+    tensor._spec.use_strided_shard_as_shard_order = False
+    return tensor
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_rank_holds_what_torch_gives_it(seed: int) -> None:
+    chosen = random.Random(seed)
+    several = 0
+    for _ in range(60):
+        shape = tuple(chosen.randint(1, 13) for _ in range(chosen.randint(1, 3)))
+        rank = chosen.randrange(8)
+        become(rank, 8)
+        mesh = init_device_mesh("cpu", chosen.choice([(8,), (2, 4), (4, 2), (2, 2, 2)]))
+        placements: list[Any] = [
+            chosen.choice(
+                [
+                    Replicate(),
+                    Placed(chosen.randrange(len(shape))),
+                    _StridedShard(chosen.randrange(len(shape)), split_factor=chosen.choice([2, 3, 4])),
+                ]
+            )
+            for _ in range(mesh.ndim)
+        ]
+        whole = torch.arange(math.prod(shape)).view(shape)
+        expected = held_by_torch(whole, mesh, placements)
+        tensor = as_after_a_view(of_local(torch.full_like(expected, -1), mesh, placements, shape))
+        part = meshes.locate("normal_", tensor)
+        several += len(part.boxes) > 1
+        copy_part(whole, part)
+        assert torch.equal(tensor.to_local(), expected), (shape, mesh, placements, rank)
+    assert several >= 5
+
+
+@pytest.mark.parametrize("rows", [8, 9, 5, 3, 41])
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 4)])
+def test_fsdp_after_tensor_parallelism_shards_the_shard(rows: int, sizes: tuple[int, int]) -> None:
+    # What both of them do, in their order; torch's own arithmetic is another of 9 rows on (4, 2).
+    whole = init.normal_(torch.empty(rows, 3), generator=KEY)
+    for rank in range(8):
+        become(rank, 8)
+        mesh = init_device_mesh("cpu", sizes)
+        local = whole
+        for dim in (1, 0):
+            pieces = list(local.chunk(sizes[dim]))
+            at = mesh.get_local_rank(dim)
+            local = pieces[at] if at < len(pieces) else local[:0]
+        placements = [_StridedShard(0, split_factor=sizes[1]), Placed(0)]
+        tensor = of_local(torch.full_like(local, -1), mesh, placements, (rows, 3))
+        init.normal_(tensor, generator=KEY)
+        assert same(tensor.to_local(), local)
+
+
+@pytest.mark.parametrize(("shape", "fill"), FILLS.values(), ids=FILLS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_every_function_fills_all_runs_of_a_strided_shard(
+    shape: tuple[int, ...], fill: Fill, dtype: torch.dtype
+) -> None:
+    whole = fill(torch.empty(shape, dtype=dtype))
+    for rank in range(4):
+        become(rank, 4)
+        mesh = init_device_mesh("cpu", (2, 2))
+        placements = [_StridedShard(0, split_factor=3), _StridedShard(1, split_factor=2)]
+        expected = held_by_torch(whole, mesh, placements)
+        local = torch.full_like(expected, float("nan"))
+        tensor = as_after_a_view(of_local(local, mesh, placements, shape))
+        assert len(meshes.locate("fill", tensor).boxes) == 6
+        assert fill(tensor) is tensor
+        assert same(tensor.to_local(), expected)
+        assert tensor.to_local().data_ptr() == local.data_ptr()
+
+
+def test_delta_orthogonal_fills_all_runs_of_a_strided_shard() -> None:
+    whole = init.delta_orthogonal_(torch.empty(12, 6, 3), generator=KEY)
+    become(1, 2)
+    mesh = init_device_mesh("cpu", (2,))
+    placements = [_StridedShard(0, split_factor=3)]
+    expected = held_by_torch(whole, mesh, placements)
+    tensor = of_local(torch.full_like(expected, float("nan")), mesh, placements, (12, 6, 3))
+    init.delta_orthogonal_(tensor, generator=KEY)
+    assert same(tensor.to_local(), expected)
+
+
+def test_a_dimension_may_be_sharded_by_mesh_dimensions_in_any_order() -> None:
+    spec = pytest.importorskip("torch.distributed.tensor._dtensor_spec")
+    if not hasattr(spec, "ShardOrderEntry"):
+        pytest.skip("this torch shards from left to right alone")
+    whole = init.normal_(torch.empty(13, 3), generator=KEY)
+    for rank in range(6):
+        become(rank, 6)
+        mesh = init_device_mesh("cpu", (2, 3))
+        thirds = whole.chunk(3)[mesh.get_local_rank(1)]
+        local = thirds.chunk(2)[mesh.get_local_rank(0)]
+        made = of_local(torch.full_like(local, -1), mesh, [Placed(0), Placed(0)], (13, 3))
+        ordered = spec.DTensorSpec(
+            mesh,
+            made._spec.placements,
+            tensor_meta=made._spec.tensor_meta,
+            shard_order=(spec.ShardOrderEntry(tensor_dim=0, mesh_dims=(1, 0)),),
+        )
+        tensor: Any = DTensor(made._local_tensor, ordered, requires_grad=False)
+        init.normal_(tensor, generator=KEY)
+        assert same(tensor.to_local(), local)
+
+
+def test_a_local_tensor_that_is_no_part_is_refused() -> None:
+    become(0, 4)
+    mesh = init_device_mesh("cpu", (4,))
+    tensor = of_local(torch.zeros(5, 3), mesh, [Placed(0)], (16, 3))
+    with pytest.raises(NotImplementedError, match=r"of shape \(4, 3\), got \(5, 3\)"):
+        init.normal_(tensor, generator=KEY)
+    assert not tensor.to_local().any()
+
+
+def test_a_rank_outside_the_mesh_is_told_so() -> None:
+    become(3, 4)
+    tensor = of_local(torch.empty(0), DeviceMesh("cpu", [0, 1]), [Placed(0)], (8,))
+    for call in (init.normal_, init.zeros_):
+        with pytest.raises(RuntimeError, match=r"^paraminit_ext\.\w+: expected a rank of the DTensor's mesh"):
+            call(tensor)
+
+
+# Sizes of a layer of Llama 405B, but for the width; the shards of one rank, by FSDP2 and tensor parallelism.
+LAYER = """
+import logging, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from paraminit_ext import Key, deferred_init, init, materialize_module, shard
+
+logging.disable(logging.WARNING)
+rank, data, tensor = DATA
+SIZES = {"up": (53248, 1024), "down": (1024, 53248), "out": (1024, 1024), "head": (128256, 1024)}
+key = Key(2024)
+
+def build():
+    return nn.ModuleDict({name: nn.Linear(*reversed(size), bias=False) for name, size in SIZES.items()})
+
+dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=data * tensor)
+mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
+model = deferred_init(build, key=key)
+by_rows, by_columns = ColwiseParallel(), RowwiseParallel()
+styles = {"up": by_rows, "down": by_columns, "out": by_columns, "head": by_rows}
+parallelize_module(model, mesh["tensor"], styles)
+for layer in model.values():
+    fully_shard(layer, mesh=mesh["data"])
+materialize_module(model)
+
+def part(size, count, place):
+    step = -(-size // count)
+    return min(step * place, size), min(step * (place + 1), size)
+
+at_data, at_tensor = divmod(rank, tensor)
+held = 0
+for name, size in SIZES.items():
+    local = model[name].weight.to_local()
+    first, last = (0, size[0]), (0, size[1])
+    if name in ("up", "head"):
+        first = part(size[0], tensor, at_tensor)
+    else:
+        last = part(size[1], tensor, at_tensor)
+    low, high = part(first[1] - first[0], data, at_data)
+    rows = (first[0] + low, first[0] + high)
+    expected = torch.empty(rows[1] - rows[0], last[1] - last[0])
+    init.kaiming_uniform_(
+        shard(expected, size, (rows[0] if len(expected) else 0, last[0])),
+        a=5**0.5, generator=key.fold_in(f"{name}.weight"),
+    )
+    assert torch.equal(local, expected), name
+    held += local.numel()
+print(held)
+"""
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(8, 8), (128, 8), (2048, 8)])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_the_shards_of_a_rank_of_thousands_are_the_parts_of_the_whole(
+    data: int, tensor: int, where: str
+) -> None:
+    world = data * tensor
+    rank = {"first": 0, "middle": world // 2 + 3, "last": world - 1}[where]
+    (held,) = fresh.lines(LAYER.replace("DATA", f"({rank}, {data}, {tensor})"))
+    whole = 2 * 53248 * 1024 + 1024 * 1024 + 128256 * 1024
+    # The first ranks have what is rounded up of uneven dimensions, for which the last ones have nothing.
+    assert int(held) <= 1.3 * whole / world
+    assert int(held) >= whole / world or where != "first"

@@ -1,0 +1,595 @@
+"""Several processes over gloo: models on meshes get the whole's values, and ranks that differ are told so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint.state_dict_loader as loader
+import torch.distributed.checkpoint.state_dict_saver as saver
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import fresh
+import ranks
+from fills import same
+from paraminit_ext import (
+    InitPlan,
+    Key,
+    audit,
+    deferred_init,
+    fill_many,
+    init,
+    keyed,
+    materialize_module,
+    patch,
+    save_initialized,
+)
+from test_shards import FILLS
+from zoo import TRANSFORMERS
+
+KEY = Key(2024)
+ORTHOGONAL = 1e-6  # of values up to 1 in float32: sums in another order
+
+
+def llama() -> Any:
+    return TRANSFORMERS["Llama"]()
+
+
+def shard_model(model: Any, mesh: DeviceMesh, data: DeviceMesh) -> Any:
+    """Tensor parallelism, where the mesh has a dimension for it, then FSDP2: as torchtitan does both."""
+    if "tensor" in (mesh.mesh_dim_names or ()):
+        styles: dict[str, Any] = {
+            "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+            "lm_head": ColwiseParallel(output_layouts=Replicate()),
+        }
+        for index in range(len(model.model.layers)):
+            layer = f"model.layers.{index}"
+            styles |= {f"{layer}.self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}
+            styles |= {f"{layer}.mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")}
+            styles |= {f"{layer}.{name}": RowwiseParallel() for name in ("self_attn.o_proj", "mlp.down_proj")}
+        parallelize_module(model, mesh["tensor"], styles)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=data)
+    fully_shard(model, mesh=data)
+    return model
+
+
+def on_fsdp_and_tp(model: Any) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return shard_model(model, mesh, mesh["data"])
+
+
+def on_hsdp_and_tp(model: Any) -> Any:
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("replicate", "shard", "tensor"))
+    return shard_model(model, mesh, mesh["replicate", "shard"])
+
+
+def on_hsdp(model: Any) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    return shard_model(model, mesh, mesh)
+
+
+def on_fsdp(model: Any) -> Any:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("data",))
+    return shard_model(model, mesh, mesh)
+
+
+LAYOUTS = {"FSDP2 x TP": on_fsdp_and_tp, "HSDP x TP": on_hsdp_and_tp, "HSDP": on_hsdp, "FSDP2": on_fsdp}
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
+def assert_same(module: nn.Module, whole: nn.Module) -> None:
+    """Names and values of all parameters and buffers, gathered, are those of the one process's module."""
+    for kind in ("named_parameters", "named_buffers"):
+        here, there = dict(getattr(module, kind)()), dict(getattr(whole, kind)())
+        assert here.keys() == there.keys()
+        for name, tensor in here.items():
+            assert same(whole_of(tensor), whole_of(there[name])), name
+
+
+def reference() -> Any:
+    return materialize_module(deferred_init(llama, key=KEY))
+
+
+def train_a_step(model: Any) -> None:
+    tokens = torch.arange(20).view(1, 20)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert all(torch.isfinite(whole_of(p.grad)).all() for p in model.parameters() if p.grad is not None)
+
+
+def raised(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
+
+
+# ----------------------------------------------------------------------------------------
+# Functions
+# ----------------------------------------------------------------------------------------
+
+
+def meshes_and_placements() -> Iterator[tuple[DeviceMesh, list[Placement]]]:
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+    for placement in (Shard(0), Shard(1), Replicate()):
+        yield line, [placement]
+    if dist.get_world_size() == 4:
+        square = init_device_mesh("cpu", (2, 2))
+        for one in (Shard(0), Shard(1), Replicate()):
+            for other in (Shard(0), Shard(1), Replicate()):
+                yield square, [one, other]
+
+
+def every_function_fills_its_shard(rank: int) -> None:
+    for name, (shape, fill) in FILLS.items():
+        whole = fill(torch.empty(shape))
+        for mesh, placements in meshes_and_placements():
+            tensor = distribute_tensor(torch.full(shape, float("nan")), mesh, placements)
+            held = tensor.to_local().data_ptr()
+            with CommDebugMode() as seen:
+                assert fill(tensor) is tensor
+            assert seen.get_total_counts() == 0
+            assert tensor.to_local().data_ptr() == held
+            gathered = tensor.full_tensor()
+            if name.startswith("orthogonal_"):
+                assert (gathered - whole).abs().max() <= 2 * ORTHOGONAL
+            else:
+                assert same(gathered, whole), (name, mesh, placements)
+
+
+# ----------------------------------------------------------------------------------------
+# Models
+# ----------------------------------------------------------------------------------------
+
+
+def a_deferred_llama_is_materialised_into_shards(rank: int) -> None:
+    for layout in LAYOUTS.values():
+        model = layout(deferred_init(llama, key=KEY))
+        parameters = list(model.parameters())
+        with CommDebugMode() as seen:
+            materialize_module(model)
+        assert seen.get_total_counts() == 0
+        assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+        assert_same(model, reference())
+        assert list(audit(model)) == []
+        train_a_step(model)
+
+
+def in_bfloat16_the_values_are_rounded(rank: int) -> None:
+    model = on_fsdp_and_tp(deferred_init(llama, key=KEY).bfloat16())
+    assert_same(materialize_module(model), reference().bfloat16())
+
+
+def a_plan_is_applied_to_shards(rank: int) -> None:
+    plan = InitPlan.of(deferred_init(llama, key=KEY))
+    for layout in LAYOUTS.values():
+        with torch.device("meta"):
+            model = llama()
+        layout(model).to_empty(device="cpu")
+        with CommDebugMode() as seen:
+            plan.apply(model)
+        assert seen.get_total_counts() == 0
+        assert_same(model, reference())
+
+
+def a_models_own_code_fills_shards(rank: int) -> None:
+    for layout in LAYOUTS.values():
+        with torch.device("meta"):
+            model = llama()
+        layout(model).to_empty(device="cpu")
+        # The padding token's row of zeros, of which DTensor's indexing makes a copy, is among them.
+        with patch(), keyed(model, KEY):
+            model.init_weights()
+        assert not whole_of(model.model.embed_tokens.weight)[3].any()
+        assert_same(model, reference())
+
+
+class Experts(nn.Module):
+    """Matrices of experts side by side, each filled by itself; columns of some are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up: nn.Parameter = nn.Parameter(torch.empty(6, 16, 8))
+        self.down: nn.Parameter = nn.Parameter(torch.empty(6, 8, 16))
+        for expert in range(6):
+            nn.init.kaiming_uniform_(self.up[expert], a=5**0.5)
+            nn.init.normal_(self.down[expert], std=0.1 + expert)
+        with torch.no_grad():
+            self.down[:, 2:4].zero_()
+
+
+def experts_are_filled_where_they_are(rank: int) -> None:
+    whole = materialize_module(deferred_init(Experts, key=KEY))
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    layouts: list[tuple[DeviceMesh, list[Placement]]] = [
+        (line, [Shard(0)]),
+        (square, [Shard(0), Shard(1)]),
+        (square, [Shard(2), Shard(0)]),
+    ]
+    for mesh, placements in layouts:
+        for dtype in (torch.float32, torch.bfloat16):
+            model = deferred_init(Experts, key=KEY).to(dtype)
+            for name, parameter in list(model.named_parameters()):
+                sharded = distribute_tensor(parameter.detach(), mesh, placements)
+                model.register_parameter(name, nn.Parameter(sharded))
+            materialize_module(model)
+            for name, parameter in model.named_parameters():
+                expected = whole.get_parameter(name).to(dtype)
+                assert same(whole_of(parameter), expected), (name, placements, dtype)
+
+
+def shards_on_the_host_are_filled_there(rank: int) -> None:
+    model = deferred_init(nn.Linear, 8, 9, key=KEY)
+    fully_shard(model, mesh=init_device_mesh("cpu", (4,)), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    materialize_module(model, device="cpu")
+    model(torch.ones(2, 8)).sum().backward()
+    assert same(whole_of(model.weight), materialize_module(deferred_init(nn.Linear, 8, 9, key=KEY)).weight)
+
+
+def a_module_under_ddp_is_filled_by_name(rank: int) -> None:
+    model = nn.Linear(8, 9)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    with patch(), keyed(wrapped, KEY):
+        model.reset_parameters()
+    assert same(model.weight, materialize_module(deferred_init(nn.Linear, 8, 9, key=KEY)).weight)
+
+
+# ----------------------------------------------------------------------------------------
+# A pipeline
+# ----------------------------------------------------------------------------------------
+
+
+def cut(model: Any, stage: int) -> Any:
+    """What of a Llama of two layers is on one of three stages, under the whole's names."""
+    inner = model.model
+    if stage != 0:
+        inner.embed_tokens = None
+    if stage != 2:
+        inner.norm = model.lm_head = None
+    inner.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(inner.layers) if i == stage - 1})
+    return model
+
+
+def stages_of_a_pipeline_have_the_wholes_weights(rank: int) -> None:
+    whole = reference()
+    plan = InitPlan.of(deferred_init(llama, key=KEY))
+    deferred = materialize_module(cut(deferred_init(llama, key=KEY), rank))
+    applied = plan.apply(cut(llama(), rank))
+    with torch.device("meta"):
+        filled = cut(llama(), rank)
+    filled.to_empty(device="cpu")
+    with patch(), keyed(filled, KEY):
+        filled.init_weights()
+    for model in (deferred, applied, filled):
+        found = dict(model.named_parameters())
+        assert len(found) == (1, 9, 11)[rank]
+        for name, tensor in found.items():
+            assert same(tensor, whole.get_parameter(name)), name
+
+
+def a_stage_may_number_its_layers_itself(rank: int) -> None:
+    def build(layers: int) -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(5, 5) for _ in range(layers)))
+
+    whole, stage = build(6), build(2)
+    with patch(), keyed(whole, KEY):
+        for layer in whole:
+            layer.reset_parameters()  # type: ignore[operator]
+    with patch(), keyed(stage, KEY, aliases={str(i): str(2 * rank + i) for i in range(2)}):
+        for layer in stage:
+            layer.reset_parameters()  # type: ignore[operator]
+    assert_same(stage, nn.Sequential(*list(whole)[2 * rank : 2 * rank + 2]))
+
+
+# ----------------------------------------------------------------------------------------
+# Draws
+# ----------------------------------------------------------------------------------------
+
+
+def ranks_that_draw_alike_are_compared_once(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("one", "other"))
+    tensor = distribute_tensor(torch.zeros(8, 8), mesh, [Shard(0), Replicate()])
+    torch.manual_seed(3)
+    counts = []
+    for fill in (
+        lambda: init.normal_(tensor),
+        lambda: init.uniform_(tensor),
+        lambda: fill_many([(tensor, "normal_")]),
+        lambda: init.normal_(tensor, generator=KEY),
+        lambda: init.zeros_(tensor),
+    ):
+        with CommDebugMode() as seen:
+            fill()
+        counts.append(seen.get_total_counts())
+    assert counts == [1, 0, 0, 0, 0]
+    torch.manual_seed(3)
+    init.normal_(tensor)
+    torch.manual_seed(3)
+    assert same(tensor.full_tensor(), init.normal_(torch.empty(8, 8)))
+
+
+def ranks_that_draw_apart_are_named(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    seeds = {"rank 3 differs from rank 0": (0, 0, 0, 1), "ranks 1, 3 differ from rank 0": (0, 1, 0, 1)}
+    for told, seeded in seeds.items():
+        generator = torch.Generator().manual_seed(seeded[rank])
+        state = generator.get_state()
+        tensor = distribute_tensor(torch.zeros(8, 8), mesh, [Shard(0), Replicate()])
+        for call in (
+            lambda: init.normal_(tensor, generator=generator),  # noqa: B023
+            lambda: init.orthogonal_(tensor, generator=generator),  # noqa: B023
+            lambda: fill_many([(tensor, "normal_", {}, generator)]),  # noqa: B023
+        ):
+            message = raised(call)
+            assert told in message
+            assert "torch.manual_seed" in message
+            assert "\n" not in message
+        # Nothing is drawn or written, and a key needs no agreement.
+        assert torch.equal(generator.get_state(), state)
+        assert not tensor.to_local().any()
+        init.normal_(tensor, generator=KEY)
+
+
+def a_part_of_the_world_is_compared_by_itself(rank: int) -> None:
+    for members in ([0, 1], [2, 3]):
+        mesh = DeviceMesh("cpu", members)
+        tensor = distribute_tensor(torch.zeros(8), mesh, [Shard(0)])
+        if rank in members:
+            # Halves that are each alike, and differ from each other.
+            init.normal_(tensor, generator=torch.Generator().manual_seed(members[0]))
+            other = torch.Generator().manual_seed(rank)
+            message = raised(lambda: init.normal_(tensor, generator=other))  # noqa: B023
+            assert f"rank {members[1]} differs from rank {members[0]}" in message
+        else:
+            assert "outside of it" in raised(lambda: init.normal_(tensor, generator=KEY))  # noqa: B023
+
+
+def recorded_draws_that_differ_are_named(rank: int) -> None:
+    torch.manual_seed(rank // 2)
+    mesh = init_device_mesh("cpu", (4,))
+    model = deferred_init(nn.Linear, 8, 8)
+    plan = InitPlan.of(model)
+    fully_shard(model, mesh=mesh)
+    assert "ranks 2, 3 differ from rank 0" in raised(lambda: materialize_module(model))
+    assert model.weight.is_meta
+    built = nn.Linear(8, 8)
+    fully_shard(built, mesh=mesh)
+    before = local_of(built.weight).clone()
+    assert "ranks 2, 3 differ from rank 0" in raised(lambda: plan.apply(built))
+    assert same(local_of(built.weight), before)
+    plan.apply(built, KEY)
+
+
+# ----------------------------------------------------------------------------------------
+# Checkpoints
+# ----------------------------------------------------------------------------------------
+
+
+def a_checkpoint_of_one_mesh_is_loaded_into_another(rank: int) -> None:
+    folder = ranks.SHARED / "dcp"
+    saved = materialize_module(on_fsdp_and_tp(deferred_init(llama, key=KEY)))
+    saver.save(saved.state_dict(), checkpoint_id=folder)
+    for layout in (on_fsdp, on_hsdp_and_tp):
+        with torch.device("meta"):
+            model = llama()
+        layout(model).to_empty(device="cpu")
+        # Buffers are in no checkpoint: the plan has them.
+        InitPlan.of(deferred_init(llama, key=KEY)).apply(model, Key(1))
+        state = model.state_dict()
+        loader.load(state, checkpoint_id=folder)
+        model.load_state_dict(state)
+        assert_same(model, materialize_module(layout(deferred_init(llama, key=KEY))))
+
+
+def a_mesh_writes_each_byte_of_a_checkpoint_once(rank: int) -> None:
+    together, alone = ranks.SHARED / "together", ranks.SHARED / "alone"
+    model = on_fsdp_and_tp(deferred_init(llama, key=KEY))
+    files = save_initialized(model, together, "40KB")
+    if rank == 0:
+        save_initialized(deferred_init(llama, key=KEY), alone, "40KB")
+        assert len(files) > 8
+        assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in files)
+        for path in files:
+            assert path.read_bytes() == (alone / path.name).read_bytes(), path.name
+        written = {path: path.stat().st_ino for path in files}
+        files[3].unlink()
+    dist.barrier()
+    # What is missing is written again, and nothing else.
+    save_initialized(model, together, "40KB")
+    if rank == 0:
+        same_files = [path for path in files if path.stat().st_ino == written[path]]
+        assert set(files) - set(same_files) <= {files[3]}
+        assert files[3].read_bytes() == (alone / files[3].name).read_bytes()
+
+
+def an_error_of_one_writer_is_raised_on_all(rank: int) -> None:
+    folder = ranks.SHARED / "error"
+    model = on_fsdp(deferred_init(llama, key=KEY))
+    if rank == 0:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"another model's")
+    dist.barrier()
+    message = raised(lambda: save_initialized(model, folder))
+    assert ("which is of another model" in message) == (rank == 0)
+    assert ("an error on the one at place 0" in message) == (rank != 0)
+    assert "the same checkpoint on all 4 ranks" in raised(
+        lambda: save_initialized(model, folder, key=Key(rank))
+    )
+
+
+# ----------------------------------------------------------------------------------------
+# Faults
+# ----------------------------------------------------------------------------------------
+
+
+def what_is_refused_is_refused_on_every_rank_in_one_line(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    whole = distribute_tensor(torch.zeros(8, 8, dtype=torch.int64), mesh, [Shard(0), Replicate()])
+    module = nn.Linear(8, 8)
+    for name, parameter in list(module.named_parameters()):
+        sharded = distribute_tensor(torch.zeros_like(parameter), mesh, [Shard(0), Replicate()])
+        module.register_parameter(name, nn.Parameter(sharded))
+    for call, told in (
+        (lambda: init.normal_(whole), "expected a floating-point tensor, got torch.int64"),
+        (lambda: init.orthogonal_(whole, generator=KEY), "expected a real floating-point tensor"),
+        (lambda: init.normal_(module.weight, std=-1.0), "expected a finite std >= 0"),
+        (
+            lambda: InitPlan.of(deferred_init(nn.Linear, 8, 9, key=KEY)).apply(module),
+            "expected shape (9, 8) for weight, got (8, 8)",
+        ),
+    ):
+        message = raised(call)
+        assert told in message, message
+        assert "\n" not in message
+    assert not any(whole_of(tensor).any() for tensor in (whole, *module.parameters()))
+
+
+DEATH = """
+import os, sys, torch, torch.distributed as dist
+from datetime import timedelta
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from paraminit_ext import init
+import torch.multiprocessing as mp
+
+def run(rank, folder):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=20))
+    tensor = distribute_tensor(torch.zeros(8), init_device_mesh("cpu", (2,)), [Shard(0)])
+    dist.barrier()
+    if rank == 1:
+        os._exit(3)
+    try:
+        init.normal_(tensor)
+    except RuntimeError as error:
+        assert not str(error).startswith("paraminit_ext"), error
+        assert not tensor.to_local().any()
+        open(folder + "/raised", "w").close()
+    os._exit(0)
+
+if __name__ == "__main__":
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        spawned = mp.spawn(run, (folder,), nprocs=2, join=False)
+        for process in spawned.processes:
+            process.join(60)
+        print([process.exitcode for process in spawned.processes], os.path.exists(folder + "/raised"))
+"""
+
+
+def test_a_rank_that_dies_leaves_the_others_with_torchs_own_error(tmp_path: Path) -> None:
+    script = tmp_path / "death.py"
+    script.write_text(DEATH)
+    done = fresh.run(str(script))
+    assert done.stdout.splitlines() == ["[0, 3] True"], done.stderr[-2000:]
+
+
+# ----------------------------------------------------------------------------------------
+# Memory
+# ----------------------------------------------------------------------------------------
+
+
+def a_rank_holds_no_more_than_its_shards(rank: int) -> None:
+    def build() -> nn.Sequential:
+        # 64 MiB, with a row of zeros; 64 MiB of experts, filled one by one.
+        return nn.Sequential(nn.Embedding(1 << 14, 1 << 10, padding_idx=5), ManyExperts())
+
+    for dtype in (torch.float32, torch.bfloat16):
+        model = deferred_init(build, key=KEY).to(dtype)
+        for layer in model:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (4,)))
+        before = peak()
+        materialize_module(model)
+        held = sum(local_of(p).nbytes for p in model.parameters())
+        assert held == 2 * (64 << 20) * dtype.itemsize // 4 // 4
+        # Beside them the buffers of a fill: parts of 2^18 elements, and what a thread's stack takes.
+        assert peak() - before <= held + (6 << 20), (peak() - before, held)
+
+
+class ManyExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = nn.Parameter(torch.empty(16, 1 << 10, 1 << 10))
+        for expert in self.weight.unbind():
+            nn.init.normal_(expert, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
+
+
+# ----------------------------------------------------------------------------------------
+
+# Memory comes first: a process's peak never falls.
+FOUR = (
+    a_rank_holds_no_more_than_its_shards,
+    every_function_fills_its_shard,
+    a_deferred_llama_is_materialised_into_shards,
+    in_bfloat16_the_values_are_rounded,
+    a_plan_is_applied_to_shards,
+    a_models_own_code_fills_shards,
+    experts_are_filled_where_they_are,
+    shards_on_the_host_are_filled_there,
+    a_module_under_ddp_is_filled_by_name,
+    ranks_that_draw_alike_are_compared_once,
+    ranks_that_draw_apart_are_named,
+    a_part_of_the_world_is_compared_by_itself,
+    recorded_draws_that_differ_are_named,
+    a_checkpoint_of_one_mesh_is_loaded_into_another,
+    a_mesh_writes_each_byte_of_a_checkpoint_once,
+    an_error_of_one_writer_is_raised_on_all,
+    what_is_refused_is_refused_on_every_rank_in_one_line,
+)
+THREE = (
+    every_function_fills_its_shard,
+    stages_of_a_pipeline_have_the_wholes_weights,
+    a_stage_may_number_its_layers_itself,
+)
+TWO = (every_function_fills_its_shard,)
+CHECKS: dict[int, dict[str, ranks.Check]] = {
+    count: {check.__name__: check for check in checks} for count, checks in ((4, FOUR), (3, THREE), (2, TWO))
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, str], None]]:
+    logging.disable(logging.WARNING)  # torch's, of gathering strided shards by two collectives
+    started: dict[int, Callable[[str], None]] = {}
+
+    def passed(count: int, name: str) -> None:
+        if count not in started:
+            started[count] = ranks.run(CHECKS[count], count, tmp_path_factory.mktemp("ranks"))
+        started[count](name)
+
+    yield passed
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("count", "check"), [(count, name) for count, checks in CHECKS.items() for name in checks]
+)
+def test_on_ranks(count: int, check: str, results: Callable[[int, str], None]) -> None:
+    results(count, check)
