@@ -19,6 +19,7 @@ pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
 from typer.testing import CliRunner  # noqa: E402
 
+import fresh  # noqa: E402
 from benchmarks import cases, ceilings, fresh_memory, machine, models, report, rows, timing  # noqa: E402
 from benchmarks import peers as peers_module  # noqa: E402
 from benchmarks.__main__ import app  # noqa: E402
@@ -453,3 +454,15 @@ def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch) ->
         "Recording 0.0 billion",
     ):
         assert what in result.output
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch.distributed, on being imported
+def test_a_rank_of_thousands_is_timed() -> None:
+    pytest.importorskip("transformers", reason="needs transformers (make build)")
+    done = fresh.run("-m", "benchmarks.scale", "--ranks", "1024,16384", "--layers", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["1,024", "16,384"]
+    # No collective, and the bytes of a rank: of 40 MB a rank of 1,024 the embedding has half.
+    assert [row[-2].strip() for row in rows] == ["0", "0"]
+    assert [int(row[2]) for row in rows] == [40, 3]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
+import ranks
 from paraminit_ext import InitPlan, Key, audit, deferred_init, init, patch, summary
 
 RANKS = 4
@@ -23,29 +18,8 @@ RANKS = 4
 ROWS, COLUMNS = 67, 40
 
 
-def run(rank: int, folder: str) -> None:
-    """All checks, one after the other: a rank takes longer to begin than all of them."""
-    torch.set_num_threads(1)
-    timeout = timedelta(seconds=60)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timeout)
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for name, check in CHECKS.items():
-        result = Path(folder, f"{name}-{rank}")
-        try:
-            check(rank, mesh)
-            result.write_text("passed")
-        except BaseException:
-            result.write_text(traceback.format_exc())
-        dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, (str(folder),), nprocs=RANKS)  # type: ignore[attr-defined, no-untyped-call]
-    return folder
+def square() -> DeviceMesh:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
 
 
 class Model(nn.Module):
@@ -62,7 +36,8 @@ def distribute(model: nn.Module, mesh: DeviceMesh, placements: list[Placement]) 
             module.register_parameter(name, nn.Parameter(sharded))
 
 
-def a_dtensor_is_counted_once(rank: int, mesh: DeviceMesh) -> None:
+def a_dtensor_is_counted_once(rank: int) -> None:
+    mesh = square()
     plan = InitPlan.of(deferred_init(Model, key=Key(1)))
     whole = plan.apply(Model())
     listed: list[list[Placement]] = [
@@ -87,7 +62,8 @@ def a_dtensor_is_counted_once(rank: int, mesh: DeviceMesh) -> None:
             assert one.std == pytest.approx(other.std, rel=1e-12)
 
 
-def replicas_that_differ_are_found(rank: int, mesh: DeviceMesh) -> None:
+def replicas_that_differ_are_found(rank: int) -> None:
+    mesh = square()
     model = Model()
     for parameter in model.parameters():
         init.normal_(parameter, std=0.02, generator=Key(1))
@@ -100,7 +76,7 @@ def replicas_that_differ_are_found(rank: int, mesh: DeviceMesh) -> None:
     assert found == ([("linear.weight",)] if rank in (1, 3) else [])
 
 
-def replicas_under_ddp_are_compared(rank: int, mesh: DeviceMesh) -> None:
+def replicas_under_ddp_are_compared(rank: int) -> None:
     model = Model()
     wrapped = nn.parallel.DistributedDataParallel(model)
     assert [one for one in audit(wrapped) if one.kind == "replicas"] == []
@@ -109,7 +85,8 @@ def replicas_under_ddp_are_compared(rank: int, mesh: DeviceMesh) -> None:
     assert [one.names for one in audit(wrapped) if one.kind == "replicas"] == [("linear.bias",)]
 
 
-def a_sharded_module_is_proven(rank: int, mesh: DeviceMesh) -> None:
+def a_sharded_module_is_proven(rank: int) -> None:
+    mesh = square()
     plan = InitPlan.of(deferred_init(Model, key=Key(1)))
     model = Model()
     distribute(model, mesh, [Replicate(), Shard(0)])
@@ -121,7 +98,8 @@ def a_sharded_module_is_proven(rank: int, mesh: DeviceMesh) -> None:
     assert ("differs" in kinds) == (rank in (0, 2))
 
 
-def a_fan_of_a_shard_is_found(rank: int, mesh: DeviceMesh) -> None:
+def a_fan_of_a_shard_is_found(rank: int) -> None:
+    mesh = square()
     model = Model()
     model.linear.register_parameter("bias", None)
     distribute(model, mesh, [Replicate(), Shard(1)])
@@ -135,7 +113,7 @@ def local(tensor: Tensor) -> Tensor:
     return found.detach()
 
 
-CHECKS: dict[str, Callable[[int, DeviceMesh], Any]] = {
+CHECKS: dict[str, ranks.Check] = {
     check.__name__: check
     for check in (
         a_dtensor_is_counted_once,
@@ -147,6 +125,11 @@ CHECKS: dict[str, Callable[[int, DeviceMesh], Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    return ranks.run(CHECKS, RANKS, tmp_path_factory.mktemp("ranks"))
+
+
 @pytest.mark.parametrize("check", CHECKS)
-def test_on_four_ranks(check: str, results: Path) -> None:
-    assert [(results / f"{check}-{rank}").read_text() for rank in range(RANKS)] == ["passed"] * RANKS
+def test_on_four_ranks(check: str, passed: Callable[[str], None]) -> None:
+    passed(check)

@@ -379,3 +379,24 @@ def test_importing_the_package_imports_none_of_its_extras() -> None:
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert "paraminit_ext" in loaded
     assert not loaded & {"safetensors", "transformers", "timm", "accelerate", "rich", "typer", "matplotlib"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(
+    "name", ["normal_", "kaiming_normal_", "xavier_normal_", "uniform_", "xavier_uniform_"]
+)
+def test_a_module_of_16_bits_gets_the_values_of_32_rounded(name: str, dtype: torch.dtype) -> None:
+    # Large enough for a uniform value that rounds to its bound, which a fill in 16 bits keeps below.
+    def build() -> nn.Module:
+        layer = nn.Linear(2048, 1024)
+        getattr(nn.init, name)(layer.weight)
+        nn.init.ones_(layer.bias)
+        return layer
+
+    plan = InitPlan.of(deferred_init(build, key=KEY))
+    whole, half = plan.apply(build()), plan.apply(build().to(dtype))
+    for expected, got in zip(whole.parameters(), half.parameters(), strict=True):
+        assert torch.equal(got, expected.to(dtype))
+    if name == "uniform_":
+        direct = init.uniform_(torch.empty(1024, 2048, dtype=dtype), generator=KEY.fold_in("weight"))
+        assert not torch.equal(direct, half.weight)  # type: ignore[arg-type]

@@ -237,6 +237,56 @@ def experts_are_filled_where_they_are(rank: int) -> None:
                 assert same(whole_of(parameter), expected), (name, placements, dtype)
 
 
+class OfViews(nn.Module):
+    """Parts of tensors filled by themselves, as models' own code does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding: nn.Embedding = nn.Embedding(13, 6, padding_idx=11)
+        self.weight: nn.Parameter = nn.Parameter(torch.zeros(10, 6))
+
+    def reset_parameters(self) -> None:
+        self.embedding.reset_parameters()
+        nn.init.zeros_(self.weight)
+        with torch.no_grad():
+            nn.init.normal_(self.weight[2:5])
+            nn.init.xavier_uniform_(self.weight.data[4:, 1:5])
+            self.weight[7].normal_(std=3.0)
+            nn.init.constant_(self.weight[:, 3], 7.0)
+            self.weight.select(0, 9)[2:4].fill_(5.0)
+            self.weight.t()[0, 6].zero_()
+
+
+def views_of_shards_are_filled_where_they_are(rank: int) -> None:
+    whole, drawn = OfViews(), OfViews()
+    with patch(), keyed(whole, KEY):
+        whole.reset_parameters()
+    torch.manual_seed(3)
+    with patch():
+        drawn.reset_parameters()
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    layouts: list[tuple[DeviceMesh, list[Placement]]] = [
+        (line, [Shard(0)]),
+        (line, [Shard(1)]),
+        (square, [Shard(1), Shard(0)]),
+        (square, [Replicate(), Shard(0)]),
+    ]
+    for mesh, placements in layouts:
+        model = OfViews()
+        for owner in (model, model.embedding):
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                sharded = distribute_tensor(torch.full_like(parameter, 9.0), mesh, placements)
+                owner.register_parameter(name, nn.Parameter(sharded))
+        with patch(), keyed(model, KEY):
+            model.reset_parameters()
+        assert_same(model, whole)
+        torch.manual_seed(3)
+        with patch():
+            model.reset_parameters()
+        assert_same(model, drawn)
+        assert list(audit(model)) == []
+
+
 def shards_on_the_host_are_filled_there(rank: int) -> None:
     model = deferred_init(nn.Linear, 8, 9, key=KEY)
     fully_shard(model, mesh=init_device_mesh("cpu", (4,)), offload_policy=CPUOffloadPolicy(pin_memory=False))
@@ -552,6 +602,7 @@ FOUR = (
     a_plan_is_applied_to_shards,
     a_models_own_code_fills_shards,
     experts_are_filled_where_they_are,
+    views_of_shards_are_filled_where_they_are,
     shards_on_the_host_are_filled_there,
     a_module_under_ddp_is_filled_by_name,
     ranks_that_draw_alike_are_compared_once,

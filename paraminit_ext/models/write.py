@@ -105,7 +105,9 @@ def _call(entry: Entry, tensor: Tensor, key: Key | None) -> tuple[Tensor, str, d
 
 def _is_done_in_place(entry: Entry, tensor: Tensor, converted: bool = False) -> bool:
     """Whether the steps can be done on the tensor itself, or on a distributed one of the entry's dtype."""
-    if not entry.is_allocated_first or (tensor.dtype != entry.dtype and not converted):
+    if not entry.is_allocated_first:
+        return False
+    if tensor.dtype != entry.dtype and not converted and not _rounds_alike(entry, tensor.dtype):
         return False
     if converted and local_tensor(tensor) is tensor:
         return False
@@ -114,6 +116,16 @@ def _is_done_in_place(entry: Entry, tensor: Tensor, converted: bool = False) -> 
         return True
     # Views are of a tensor that lies as a new one does, and temporaries are not distributed.
     return local_tensor(tensor) is tensor and Geometry.of(tensor).is_contiguous
+
+
+# Fills of which a 16-bit value is the float32 value, rounded: a uniform one keeps below its bound besides.
+_ROUNDED = frozenset({"kaiming_normal_", "normal_", "ones_", "xavier_normal_", "zeros_"})
+
+
+def _rounds_alike(entry: Entry, dtype: torch.dtype) -> bool:
+    """Whether steps done in this dtype give what they give in the entry's, rounded."""
+    is_rounding = entry.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)
+    return is_rounding and all(step.do in _ROUNDED for step in entry.steps)
 
 
 def _views(step: Step) -> list[View]:
