@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+import fresh
 from paraminit_ext import Key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,17 @@ def test_the_tour_of_a_whole_model_finds_what_it_says(capsys: pytest.CaptureFixt
     assert not any(line.endswith("False") for line in lines)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_example_of_a_mesh_finds_what_it_says(ranks: int) -> None:
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    done = fresh.run("-W", "ignore", *command, str(ROOT / "examples" / "sharded_model.py"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert sum(line.endswith(": True") for line in lines) == 3
+    assert lines[-1].startswith("save_initialized: 5 files, ")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.distributed, on being imported
 @pytest.mark.parametrize("block", python_blocks("README.md"), ids=lambda block: block.partition("\n")[0][:40])
 def test_a_block_of_the_readme_runs(block: str) -> None:
     exec(block, {})
