@@ -166,10 +166,10 @@ def _chunk(runs: _Runs, count: int, place: int) -> _Runs:
 # Whether ranks draw the same
 # ----------------------------------------------------------------------------------------
 
-# The sources of draws that the ranks of each mesh were found to have alike: generators, and the world that
-# was there. A mesh is kept by its value, not for as long as an object lives: ranks that forget at different
-# times would wait for each other.
-_alike: dict[DeviceMesh, weakref.WeakKeyDictionary[torch.Generator, weakref.ref[dist.ProcessGroup]]] = {}
+# By mesh: the generators that the ranks were found to have alike, and the world that was there. They are
+# torch's default one and the last other one: to keep more would keep them alive. A mesh is kept by its value,
+# not for as long as an object lives: ranks that forget at different times would wait for each other.
+_alike: dict[tuple[DeviceMesh, bool], tuple[torch.Generator, weakref.ref[dist.ProcessGroup]]] = {}
 
 
 def refuse_other_draws(name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -183,9 +183,9 @@ def refuse_other_draws(name: str, tensor: Tensor, generator: torch.Generator) ->
     """
     assert isinstance(tensor, DTensor)
     mesh, world = tensor.device_mesh, dist.group.WORLD
-    known = _alike.setdefault(mesh, weakref.WeakKeyDictionary())
-    before = known.get(generator)
-    if world is None or (before is not None and before() is world):
+    key = mesh, generator is torch.default_generator
+    before = _alike.get(key)
+    if world is None or (before is not None and before[0] is generator and before[1]() is world):
         return
     refuse_others(
         name,
@@ -194,7 +194,7 @@ def refuse_other_draws(name: str, tensor: Tensor, generator: torch.Generator) ->
         "generators in the same state",
         "Call torch.manual_seed with the same seed on every rank, or pass a paraminit_ext.Key.",
     )
-    known[generator] = weakref.ref(world)
+    _alike[key] = generator, weakref.ref(world)
 
 
 def refuse_others(name: str, mesh: DeviceMesh, content: bytes, expected: str, remedy: str) -> None:

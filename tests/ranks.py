@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -44,12 +45,18 @@ def _run(rank: int, checks: Mapping[str, Check], ranks: int, folder: str) -> Non
     timeout = timedelta(seconds=60)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timeout)
-    for name, check in checks.items():
+    waiting = list(checks.items())
+    while waiting:
+        name, check = waiting.pop(0)
         result = Path(folder, f"{name}-{rank}")
         try:
             check(rank)
-            result.write_text("passed")
+            dist.barrier()
         except BaseException:
             result.write_text(traceback.format_exc())
-        dist.barrier()
+            for later, _ in waiting:
+                Path(folder, f"{later}-{rank}").write_text(f"not run, since {name} failed")
+            # The others, which may wait for this one, hear of it by the connection that ends.
+            os._exit(0)
+        result.write_text("passed")
     dist.destroy_process_group()
