@@ -35,6 +35,7 @@ from paraminit_ext import (
     patch,
     save_initialized,
 )
+from paraminit_ext.models import spread, write
 from test_shards import FILLS
 from zoo import TRANSFORMERS
 
@@ -237,6 +238,56 @@ def experts_are_filled_where_they_are(rank: int) -> None:
             for name, parameter in model.named_parameters():
                 expected = whole.get_parameter(name).to(dtype)
                 assert same(whole_of(parameter), expected), (name, placements, dtype)
+
+
+class Orthogonal(nn.Module):
+    """Matrices, and one tensor of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square: nn.Linear = nn.Linear(33, 33)
+        self.tall: nn.Parameter = nn.Parameter(torch.empty(50, 20))
+        self.wide: nn.Parameter = nn.Parameter(torch.empty(20, 10, 5))
+        self.more: nn.ParameterList = nn.ParameterList(torch.empty(40, 40) for _ in range(3))
+        for tensor in (self.square.weight, self.tall, self.wide, *self.more):
+            nn.init.orthogonal_(tensor, gain=2.0)
+
+
+def matrices_are_made_by_one_rank_each(rank: int) -> None:
+    whole = materialize_module(deferred_init(Orthogonal, key=KEY))
+    made: list[tuple[int, ...]] = []
+    make = write.make
+
+    def counted(*arguments: Any) -> Tensor:
+        made.append(arguments[1].shape)
+        return make(*arguments)
+
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    layouts: list[tuple[DeviceMesh, list[Placement]]] = [
+        (line, [Shard(0)]),
+        (line, [Shard(1)]),
+        (square, [Replicate(), Shard(0)]),
+        (square, [Shard(1), Shard(0)]),
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(spread, "_SIZE", 20)
+        patched.setattr(spread, "_PANEL", 300)
+        patched.setattr(write, "make", counted)
+        for mesh, placements in layouts:
+            for dtype in (torch.float32, torch.bfloat16):
+                model = deferred_init(Orthogonal, key=KEY).to(dtype)
+                for owner in model.modules():
+                    for name, parameter in list(owner.named_parameters(recurse=False)):
+                        kept = placements if parameter.dim() > 1 else [Replicate()] * mesh.ndim
+                        sharded = distribute_tensor(parameter.detach(), mesh, kept)
+                        owner.register_parameter(name, nn.Parameter(sharded))
+                made.clear()
+                materialize_module(model)
+                # Of six matrices each rank makes one or two.
+                assert len(made) == (2 if rank < 2 else 1)
+                for name, parameter in model.named_parameters():
+                    expected = whole.get_parameter(name).to(dtype)
+                    assert same(whole_of(parameter), expected), (name, placements, dtype)
 
 
 class OfViews(nn.Module):
@@ -604,6 +655,7 @@ FOUR = (
     a_plan_is_applied_to_shards,
     a_models_own_code_fills_shards,
     experts_are_filled_where_they_are,
+    matrices_are_made_by_one_rank_each,
     views_of_shards_are_filled_where_they_are,
     shards_on_the_host_are_filled_there,
     a_module_under_ddp_is_filled_by_name,

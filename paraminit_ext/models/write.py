@@ -17,6 +17,7 @@ from paraminit_ext.models import steps
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import local_tensor
 from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces
+from paraminit_ext.models.spread import spread, write_spread
 from paraminit_ext.models.steps import Step, View
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def refuse_other_draws(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> No
 def write(plan: InitPlan, targets: Sequence[tuple[Entry, Tensor]], key: Key | None) -> None:
     """Do the steps of each entry on a tensor of its shape, in place."""
     key = key or plan.key
+    for mesh, matrices in spread(targets).items():
+        write_spread(
+            mesh, matrices, lambda entry, tensor: make(plan, entry, local_tensor(tensor).device, key)
+        )
+        spread_out = {id(tensor) for _, tensor in matrices}
+        targets = [(entry, tensor) for entry, tensor in targets if id(tensor) not in spread_out]
     in_place = [(entry, tensor) for entry, tensor in targets if _is_done_in_place(entry, tensor)]
     together = [(entry, tensor) for entry, tensor in in_place if entry.fill is not None]
     fill_many(_call(entry, tensor, key) for entry, tensor in together)
