@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from paraminit_ext import init
@@ -86,6 +87,18 @@ def is_in_pieces(entry: Entry) -> bool:
     if not entry.steps or not entry.is_allocated_first or entry.layout is not None:
         return False
     return all(_boxes(entry, step) is not None for step in entry.steps)
+
+
+# Steps of which a 16-bit value is the float32 value, rounded: a uniform fill keeps below its bound besides.
+_ROUNDED = frozenset(
+    {"aten.zero_.default", "kaiming_normal_", "normal_", "ones_", "xavier_normal_", "zeros_"}
+)
+
+
+def rounds_alike(entry: Entry, dtype: torch.dtype) -> bool:
+    """Whether steps done in this dtype give what they give in the entry's, rounded."""
+    is_rounding = entry.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)
+    return is_rounding and all(step.do in _ROUNDED for step in entry.steps)
 
 
 def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from paraminit_ext.many import fill_many
 from paraminit_ext.models import steps
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import local_tensor
-from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces
+from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces, rounds_alike
 from paraminit_ext.models.spread import spread, write_spread
 from paraminit_ext.models.steps import Step, View
 
@@ -114,25 +114,18 @@ def _is_done_in_place(entry: Entry, tensor: Tensor, converted: bool = False) -> 
     """Whether the steps can be done on the tensor itself, or on a distributed one of the entry's dtype."""
     if not entry.is_allocated_first:
         return False
-    if tensor.dtype != entry.dtype and not converted and not _rounds_alike(entry, tensor.dtype):
+    if tensor.dtype != entry.dtype and not converted and not rounds_alike(entry, tensor.dtype):
         return False
     if converted and local_tensor(tensor) is tensor:
         return False
     views = [view for step in entry.steps for view in _views(step)]
     if all(view == View(0) for view in views):
         return True
+    # Views are told by bytes.
+    if tensor.dtype != entry.dtype:
+        return False
     # Views are of a tensor that lies as a new one does, and temporaries are not distributed.
     return local_tensor(tensor) is tensor and Geometry.of(tensor).is_contiguous
-
-
-# Fills of which a 16-bit value is the float32 value, rounded: a uniform one keeps below its bound besides.
-_ROUNDED = frozenset({"kaiming_normal_", "normal_", "ones_", "xavier_normal_", "zeros_"})
-
-
-def _rounds_alike(entry: Entry, dtype: torch.dtype) -> bool:
-    """Whether steps done in this dtype give what they give in the entry's, rounded."""
-    is_rounding = entry.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)
-    return is_rounding and all(step.do in _ROUNDED for step in entry.steps)
 
 
 def _views(step: Step) -> list[View]:
@@ -157,7 +150,8 @@ def _write_pieces(entry: Entry, tensor: Tensor, key: Key | None) -> None:
     pieces = Pieces(entry, key)
     part = locate("InitPlan.apply", tensor)
     for box in part.boxes:
-        if box.local.dtype == entry.dtype and type(box.local) in PLAIN_TYPES:
+        alike = box.local.dtype == entry.dtype or rounds_alike(entry, box.local.dtype)
+        if alike and type(box.local) in PLAIN_TYPES:
             pieces.fill(box.local, box.start)
         else:
             _write_converted(entry, box, pieces)
