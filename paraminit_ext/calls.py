@@ -24,6 +24,7 @@ from paraminit_ext.geometry import (
     Shard,
     centre_tap,
     copy_part,
+    is_fake,
     mark_written,
     refuse_unfillable,
 )
@@ -171,7 +172,7 @@ def key_of_fill(name: str, part: Part, generator: torch.Generator | Key | None) 
     if isinstance(generator, Key):
         return generator
     key = _take(name, part, generator)
-    return Key.from_tensor(key if isinstance(key, Tensor) else torch.tensor(key, device="cpu"))
+    return Key.from_tensor(key) if isinstance(key, Tensor) else Key(*(word % (1 << 64) for word in key))
 
 
 def refuse_other_draws(name: str, part: Part, generator: torch.Generator | Key | TracedKey | None) -> None:
@@ -184,7 +185,7 @@ def refuse_other_draws(name: str, part: Part, generator: torch.Generator | Key |
         return
     refuse_generator(name, generator, part.local.device)
     source = generator_of(generator, part.local.device)
-    if source is not None:
+    if source is not None and not is_fake(part.local):
         from paraminit_ext import mesh
 
         mesh.refuse_other_draws(name, part.given, source)

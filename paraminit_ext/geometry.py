@@ -282,6 +282,12 @@ def loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
+def is_fake(tensor: object) -> bool:
+    """Whether a tensor has no values, nor anything that is drawn for it, as under a FakeTensorMode."""
+    kind = loaded("torch._subclasses.fake_tensor", "FakeTensor")
+    return kind is not None and isinstance(tensor, kind)
+
+
 def _is_dtensor(tensor: object) -> bool:
     kind = loaded("torch.distributed.tensor", "DTensor")
     return kind is not None and isinstance(tensor, kind)

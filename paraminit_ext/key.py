@@ -279,12 +279,12 @@ def refuse_generator(name: str, generator: object, device: torch.device) -> None
 
 def generator_of(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
     """The generator from which a fill on ``device`` draws; None where its state is the device's alone."""
+    if device.type == "cuda" and _HAS_CUDA and _C.is_capturing(device.index):
+        return None
     if generator is not None:
         return generator
     if device.type != "cuda" or not _HAS_CUDA:
         return torch.default_generator
-    if _C.is_capturing(device.index):
-        return None
     return torch.cuda.default_generators[device.index]
 
 

@@ -204,21 +204,16 @@ def refuse_others(name: str, mesh: DeviceMesh, content: bytes, expected: str, re
         RuntimeError: some differ; the message says which ranks.
     """
     number = int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1
-    # One collective of two numbers, however many ranks there are: of the inverted ones the largest is the
-    # smallest.
+    # Two numbers, however many ranks there are: of the inverted ones the largest is the smallest.
     most, least = largest(mesh, [number, ~number])
     if most == ~least:
         return
-    groups = _groups(mesh)
-    numbers = torch.tensor([number], dtype=torch.int64, device=mesh.device_type)
-    for group in groups:
-        gathered = [torch.empty_like(numbers) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, numbers, group=group)
-        numbers = torch.cat(gathered)
-    ranks = mesh.mesh.permute(*reversed(range(mesh.ndim))).flatten().tolist()
-    if len(groups) == 1:
-        ranks = dist.get_process_group_ranks(groups[0])
-    found = dict(sorted(zip(ranks, numbers.tolist(), strict=True)))
+    pairs = torch.tensor([[dist.get_rank(), number]], dtype=torch.int64, device=mesh.device_type)
+    for group in _groups(mesh):
+        gathered = [torch.empty_like(pairs) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, pairs, group=group)
+        pairs = torch.cat(gathered)
+    found = dict(sorted(pairs.tolist()))
     first = next(iter(found))
     others = [rank for rank, other in found.items() if other != found[first]]
     told = ", ".join(map(str, others[:8])) + (f" and {len(others) - 8} more" if len(others) > 8 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import fresh
 from fills import same
-from paraminit_ext import Key, init
+from paraminit_ext import Key, init, patch
 from paraminit_ext.geometry import copy_part
 from test_shards import FILLS, Fill
 
@@ -255,3 +256,40 @@ def test_the_shards_of_a_rank_of_thousands_are_the_parts_of_the_whole(
     # The first ranks have what is rounded up of uneven dimensions, for which the last ones have nothing.
     assert int(held) <= 1.3 * whole / world
     assert int(held) >= whole / world or where != "first"
+
+
+@pytest.mark.parametrize("placement", [Placed(0), Replicate()], ids=str)
+def test_a_fake_tensor_is_filled_by_torchs_generator(placement: Placement) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    become(0, 2)
+    mesh = init_device_mesh("cpu", (2,))
+    with FakeTensorMode():
+        tensor = of_local(torch.empty(4 if placement.is_shard() else 8, 3), mesh, [placement], (8, 3))
+        assert init.normal_(tensor) is tensor
+        with patch():
+            torch.nn.init.normal_(tensor[1:2])
+
+
+def test_a_compiled_function_takes_views_of_a_dtensor_under_patch() -> None:
+    become(0, 2)
+    mesh = init_device_mesh("cpu", (2,))
+    tensor = of_local(torch.ones(4, 3), mesh, [Replicate()], (4, 3))
+
+    def function(x: Tensor) -> Tensor:
+        return x[1:3].t() * 2
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    with patch():
+        made: Any = compiled(tensor)
+    assert torch.equal(made.to_local(), torch.full((3, 2), 2.0))
+
+
+def test_views_are_saved_and_copied_as_without_patch(tmp_path: Path) -> None:
+    become(0, 2)
+    tensor = of_local(torch.ones(4, 3), init_device_mesh("cpu", (2,)), [Placed(1)], (4, 6))
+    with patch():
+        view: Any = tensor.t()
+    torch.save(view, tmp_path / "view")
+    assert torch.equal(torch.load(tmp_path / "view", weights_only=True).to_local(), view.to_local())
+    assert not vars(view).keys() - {"_local_tensor", "_spec"}

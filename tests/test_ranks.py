@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -308,10 +309,14 @@ class OfViews(nn.Module):
             nn.init.constant_(self.weight[:, 3], 7.0)
             self.weight.select(0, 9)[2:4].fill_(5.0)
             self.weight.t()[0, 6].zero_()
+            self.weight[8:9].data.fill_(6.0)
+            init.uniform_(self.weight[9].detach(), 2.0, 3.0, generator=Key(5))
 
 
 def views_of_shards_are_filled_where_they_are(rank: int) -> None:
-    whole, drawn = OfViews(), OfViews()
+    whole, drawn, alone = OfViews(), OfViews(), OfViews()
+    with keyed(alone, KEY):
+        alone.reset_parameters()
     with patch(), keyed(whole, KEY):
         whole.reset_parameters()
     torch.manual_seed(3)
@@ -333,11 +338,27 @@ def views_of_shards_are_filled_where_they_are(rank: int) -> None:
         with patch(), keyed(model, KEY):
             model.reset_parameters()
         assert_same(model, whole)
+        # In the other order too, and for what is a copy in stock alone under keyed() alone.
+        with keyed(model, KEY), patch():
+            model.reset_parameters()
+        assert_same(model, whole)
+        with keyed(model, KEY):
+            model.reset_parameters()
+        assert_same(model, alone)
         torch.manual_seed(3)
         with patch():
             model.reset_parameters()
         assert_same(model, drawn)
         assert list(audit(model)) == []
+        state = torch.get_rng_state()
+        with patch():
+            nn.init.normal_(model.weight[10:])
+            for refused in (
+                lambda w: nn.init.normal_(w[2:5], std=-1.0),
+                lambda w: nn.init.sparse_(w[2], 0.1),
+            ):
+                assert "expected" in raised(functools.partial(refused, model.weight))
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def shards_on_the_host_are_filled_there(rank: int) -> None:
@@ -452,6 +473,16 @@ def ranks_that_draw_apart_are_named(rank: int) -> None:
         init.normal_(tensor, generator=KEY)
 
 
+def ranks_are_named_by_their_numbers(rank: int) -> None:
+    # The groups of a mesh sort their ranks, which a mesh need not.
+    mesh = DeviceMesh("cpu", [[3, 1], [0, 2]])
+    for other in range(1, 4):
+        tensor = distribute_tensor(torch.zeros(8, 8), mesh, [Shard(0), Replicate()])
+        generator = torch.Generator().manual_seed(int(rank == other))
+        message = raised(lambda: init.normal_(tensor, generator=generator))  # noqa: B023
+        assert f"rank {other} differs from rank 0" in message
+
+
 def a_part_of_the_world_is_compared_by_itself(rank: int) -> None:
     for members in ([0, 1], [2, 3]):
         mesh = DeviceMesh("cpu", members)
@@ -534,6 +565,13 @@ def an_error_of_one_writer_is_raised_on_all(rank: int) -> None:
     message = raised(lambda: save_initialized(model, folder))
     assert ("which is of another model" in message) == (rank == 0)
     assert ("an error on the one at place 0" in message) == (rank != 0)
+    message = raised(lambda: save_initialized(model, folder, "1TB" if rank == 2 else "a size"))
+    assert ("an error on the one at place 3" in message) == (rank == 2)
+    own = ranks.SHARED / f"own of rank {rank}"
+    own.mkdir()
+    message = raised(lambda: save_initialized(model, own, "40KB"))
+    assert ("which another rank wrote" in message) == (rank == 0)
+    assert not list(own.glob("*.index.json"))
     assert "the same checkpoint on all 4 ranks" in raised(
         lambda: save_initialized(model, folder, key=Key(rank))
     )
@@ -661,6 +699,7 @@ FOUR = (
     a_module_under_ddp_is_filled_by_name,
     ranks_that_draw_alike_are_compared_once,
     ranks_that_draw_apart_are_named,
+    ranks_are_named_by_their_numbers,
     a_part_of_the_world_is_compared_by_itself,
     recorded_draws_that_differ_are_named,
     a_checkpoint_of_one_mesh_is_loaded_into_another,

@@ -308,8 +308,8 @@ def materialize_module(
     Args:
         module: the module, or a part of it, sharded or not
         device: where the tensors are made (default: where the model's code, or a later ``.to``, asked for;
-            else that of its mesh for a DTensor, torch's default one for others). FSDP's ``CPUOffloadPolicy``
-            wants ``"cpu"``.
+            else the device of the mesh, of a module that is on one, or torch's default one). FSDP's
+            ``CPUOffloadPolicy`` wants ``"cpu"``.
         dtype: what floating-point parameters and persistent buffers are converted to; non-persistent ones
             keep their own dtype, as in transformers
         filter: which tensors: called with the name of each in ``module`` (default: all)
@@ -360,9 +360,10 @@ def materialize_module(
                 "on meta without a plan. Build the module by deferred_init, or call to_empty and fill it."
             )
         waiting[id(tensor)] = tensor, mark
-    distributed = _materialize(
-        list(waiting.values()), None if device is None else torch.device(device), dtype
-    )
+    meshes = (mesh for tensor, _ in waiting.values() if (mesh := getattr(tensor, "device_mesh", None)))
+    default = next((torch.device(mesh.device_type) for mesh in meshes), torch.get_default_device())
+    asked = None if device is None else torch.device(device)
+    distributed = _materialize(list(waiting.values()), asked, dtype, default)
     if distributed:
         # By the module's own method, which keeps the objects and tells FSDP of their new local tensors.
         apply: Callable[..., nn.Module] = type(module)._apply
@@ -423,15 +424,25 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
                 "paraminit_ext.materialize_tensor: expected a tensor that deferred_init made, got one on "
                 "meta without a plan. Pass the module to materialize_module."
             )
-        _materialize([(tensor, mark)], None, None)
+        _materialize([(tensor, mark)], None, None, torch.get_default_device())
     return tensor
 
 
 @torch.no_grad()
 def _materialize(
-    waiting: list[tuple[Tensor, _Waiting]], device: torch.device | None, dtype: torch.dtype | None
+    waiting: list[tuple[Tensor, _Waiting]],
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    default: torch.device,
 ) -> dict[int, Tensor]:
-    """Make what the tensors wait for; DTensors are returned by the id of the one that waits."""
+    """Make what the tensors wait for; DTensors are returned by the id of the one that waits.
+
+    Args:
+        waiting: the tensors, and what each waits for
+        device: where they are made; None for where the model's code asked for, or ``default``
+        dtype: what parameters and persistent buffers are converted to
+        default: where they are made if nothing asked for a device
+    """
     made: list[Tensor] = []
     # By plan, copy, device and name: what is made, and in the plan's own dtype.
     shared: dict[tuple[Any, ...], Tensor] = {}
@@ -455,9 +466,7 @@ def _materialize(
         if dtype is not None and tensor.is_floating_point() and kind in ("parameter", "buffer"):
             dtypes.append(dtype)
         dtypes = [one for one, _ in itertools.groupby(dtypes)]
-        where = (
-            device or mark.device or (torch.device(entry.device) if entry.device else _default_device(tensor))
-        )
+        where = device or mark.device or (torch.device(entry.device) if entry.device else default)
         # What lies in one memory where the module is built directly, and is converted to nothing.
         is_local = local_tensor(tensor) is tensor
         together = len(dtypes) == 1 and is_local
@@ -503,11 +512,6 @@ def _materialize(
         else:
             distributed[id(tensor)] = new
     return distributed
-
-
-def _default_device(tensor: Tensor) -> torch.device:
-    mesh = getattr(tensor, "device_mesh", None)
-    return torch.get_default_device() if mesh is None else torch.device(mesh.device_type)
 
 
 def _empty(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

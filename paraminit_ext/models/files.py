@@ -78,9 +78,10 @@ def save_initialized(
     metadata, and whose size are what they are to be is not written again. Files of another model, of
     another plan or of another ``max_shard_size`` are never overwritten.
 
-    Of a module that is sharded over a mesh, all ranks of the mesh call together, with a directory that all of
-    them see: each writes some of the shards, and no byte is written twice. The stages of a pipeline are
-    several modules; save their plan.
+    Of a module that is sharded over a mesh, all ranks of that mesh call together and no others, with a
+    directory that all of them see: each writes some of the shards, and no byte is written twice. The stages
+    of a pipeline are several modules, and replicas on other meshes would write the same again: there save
+    the plan, on one rank.
 
     Args:
         module_or_plan: what :func:`deferred_init` returned, wrapped or not, or a part of it, or a plan. Of a
@@ -123,17 +124,18 @@ def save_initialized(
     """
     _refuse_arguments(module_or_plan, directory, dtype, config)
     refuse_key("save_initialized", key)
-    limit = _size_of(max_shard_size)
-    shown = _is_shown(progress)
-    if isinstance(module_or_plan, InitPlan):
-        contents = saved.contents_of_plan(module_or_plan, dtype)
-    else:
-        contents = saved.contents_of_module(module_or_plan, dtype)
-    files = _files(contents, limit, key) + _beside(module_or_plan, dtype, config)
-    # The index comes last: who finds it finds all.
-    files.sort(key=lambda file: file.name == _INDEX)
     directory = Path(directory)
     writers = Writers(() if isinstance(module_or_plan, InitPlan) else module_or_plan.parameters())
+    with writers.step():
+        limit = _size_of(max_shard_size)
+        shown = _is_shown(progress)
+        if isinstance(module_or_plan, InitPlan):
+            contents = saved.contents_of_plan(module_or_plan, dtype)
+        else:
+            contents = saved.contents_of_module(module_or_plan, dtype)
+        files = _files(contents, limit, key) + _beside(module_or_plan, dtype, config)
+    # The index comes last: who finds it finds all.
+    files.sort(key=lambda file: file.name == _INDEX)
     writers.refuse_others(b"".join(file.head for file in files))
     shards = [file for file in files if file.tensors]
     with contextlib.ExitStack() as locked:
@@ -147,6 +149,7 @@ def save_initialized(
             _write_all(directory, writers.own(shards), key, shown and writers.is_first)
         with writers.step(), _telling(directory):
             if writers.is_first:
+                _refuse_absent(directory, shards)
                 _write_all(directory, [file for file in files if not file.tensors], key, shown=False)
     return [directory / file.name for file in files]
 
@@ -410,6 +413,17 @@ def _missing(directory: Path, files: Iterable[_File]) -> list[_File]:
                 ),
             )
     return [file for file in files if file.name not in there]
+
+
+def _refuse_absent(directory: Path, shards: Iterable[_File]) -> None:
+    absent = [file.name for file in shards if not file.is_at(directory / file.name)]
+    if absent:
+        what = _wrong(
+            f"a directory that all ranks see for {directory}",
+            f"one without {absent[0]}, which another rank wrote",
+            "Pass one on a file system that they share.",
+        )
+        raise FileNotFoundError(errno.ENOENT, what)
 
 
 def _refuse_full(directory: Path, size: int) -> None:

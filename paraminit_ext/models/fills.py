@@ -51,14 +51,13 @@ class Fill(NamedTuple):
         """Make the call, with numbers from ``source``."""
         function: Callable[..., Tensor] = getattr(init, self.name)
         given = self.tensor.local if type(self.tensor) is Shard else self.tensor
-        view = views.view_of(given)
+        view = None if _is_seen_again() else views.view_of(given)
         if view is not None:
-            source = view.fill(self.name, self.arguments, source)
+            assert isinstance(given, Tensor)
+            source = view.fill(given, self.name, self.arguments, source)
         arguments = {**self.arguments, "generator": source} if self.name in DRAWING else self.arguments
         filled = function(self.tensor, **arguments)
-        if view is not None:
-            seen.written(view.whole)
-        elif isinstance(given, Tensor):
+        if view is None and isinstance(given, Tensor):
             seen.fill(self.name, self.arguments, self.tensor.shape, given)
         return filled if self.then is None else self.then(filled)
 
@@ -66,6 +65,11 @@ class Fill(NamedTuple):
 def is_recording() -> bool:
     """Whether the code that runs is recorded."""
     return any(getattr(mode, "records", False) for mode in _get_current_function_mode_stack())
+
+
+def _is_seen_again() -> bool:
+    """Whether a mode further out will see what the code that runs calls."""
+    return any(isinstance(mode, FillMode) for mode in _get_current_function_mode_stack())
 
 
 Reader: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], Fill | None]

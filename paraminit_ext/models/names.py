@@ -315,6 +315,9 @@ class keyed(stock.Entering):  # noqa: N801
                 found = names.find(tensor)
                 if found is not None:
                     return fill.run(key_of(self._key, *found))
+            if view_of(tensor) is not None:
+                # torch's own call would reach a copy.
+                return fill.run(fill.generator)
             made = call()
             if isinstance(tensor, Tensor):
                 seen.fill(fill.name, fill.arguments, fill.tensor.shape, tensor)

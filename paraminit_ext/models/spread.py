@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _RANKS = 4
 _MATRICES = 4
 _SIZE = 2048
+# As what elements are sent: a sum of floating-point numbers and zeros would lose the sign of a zero.
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 # Elements that are sent at once.
 _PANEL = 1 << 24
 
@@ -47,7 +49,7 @@ def _is_large(entry: Entry) -> bool:
     step = entry.fill
     if step is None or step.do != "orthogonal_" or len(entry.steps) != 1 or entry.layout is not None:
         return False
-    return step.arguments[0][1] == View(0) and _smaller_side(entry.shape) >= _SIZE
+    return step.arguments[0][1] == View(0) and _smaller_side(entry.shape) >= _SIZE and entry.dtype in _BITS
 
 
 def _smaller_side(shape: Sequence[int]) -> int:
@@ -73,6 +75,7 @@ def write_spread(
         own = make(*turn[place]) if place < len(turn) else None
         for maker, (entry, tensor) in enumerate(turn):
             _send(mesh, own if maker == place else None, entry, tensor)
+        del own
 
 
 def _send(mesh: Any, whole: Tensor | None, entry: Entry, tensor: Tensor) -> None:
@@ -104,6 +107,7 @@ def _sum_over(mesh: Any, panel: Tensor) -> Tensor:
     """The sum over the ranks, by DTensor's own collectives: of one rank's numbers and zeros."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    partial = DTensor.from_local(panel, mesh, [Partial()] * mesh.ndim, run_check=False)
+    words = panel.contiguous().view(_BITS[panel.dtype])
+    partial = DTensor.from_local(words, mesh, [Partial()] * mesh.ndim, run_check=False)
     summed: Tensor = partial.redistribute(placements=[Replicate()] * mesh.ndim).to_local()
-    return summed
+    return summed.view(panel.dtype)

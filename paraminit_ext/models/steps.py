@@ -183,6 +183,14 @@ def make(
     return slots[0] if layout is None else layout.view(slots[0])
 
 
+def _given(value: Any, slots: Mapping[int, Tensor]) -> Any:
+    """An argument with the tensors that its views name."""
+    if isinstance(value, View):
+        tensor = slots[value.slot]
+        return tensor if value.geometry is None else value.geometry.view(tensor)
+    return [_given(one, slots) for one in value] if isinstance(value, tuple) else value
+
+
 def run(
     steps: Iterable[Step],
     slots: dict[int, Tensor],
@@ -199,17 +207,8 @@ def run(
         values: the recorded values by name
         device: where new slots lie
     """
-
-    def given(value: Any) -> Any:
-        if isinstance(value, View):
-            tensor = slots[value.slot]
-            return tensor if value.geometry is None else value.geometry.view(tensor)
-        if isinstance(value, tuple):
-            return [given(one) for one in value]
-        return value
-
     for step in steps:
-        arguments = {name: given(value) for name, value in step.arguments}
+        arguments = {name: _given(value, slots) for name, value in step.arguments}
         if step.is_fill:
             if step.do in DRAWING:
                 arguments["generator"] = None if step.draw is None else draw(step.draw)

@@ -2,8 +2,10 @@
 
 ``weight[index]`` of a DTensor that is sharded along that dimension is gathered first, so that a fill of it
 changes nothing of the weight: the zeros that transformers and ``nn.Embedding`` write to the row of the
-padding token, for example. Under :class:`paraminit_ext.patch` and :class:`paraminit_ext.keyed` a view
-remembers what it is a view of, by the same view of a tensor on meta that lies as the whole does.
+padding token, for example. Under :class:`paraminit_ext.patch` and :class:`paraminit_ext.keyed` a view is
+remembered with what it is a view of, and with the same view of a tensor on meta that lies as the whole does.
+Of a DTensor whose strides are not those of a new tensor nothing is remembered, and of a view with a step
+(``weight[::2]``), or of a flattened tensor, a ``zero_`` or ``fill_`` reaches what torch has it reach.
 """
 
 from __future__ import annotations
@@ -13,36 +15,46 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from paraminit_ext import calls, init
-from paraminit_ext.geometry import Part, loaded, locate, mark_written, shard
+from paraminit_ext.geometry import Part, is_fake, loaded, locate, mark_written, shard
 from paraminit_ext.key import Key
-from paraminit_ext.many import DRAWING
+from paraminit_ext.many import DRAWING, resolve_fill
+from paraminit_ext.models import seen
 from paraminit_ext.models.layout import Geometry, box_of
 
-# The attribute of a view that says what it is a view of.
-_MARK = "_paraminit_view"
 _NAMES = (
+    "adjoint",
     "chunk",
     "detach",
     "flatten",
+    "hsplit",
+    "moveaxis",
+    "movedim",
     "narrow",
     "permute",
+    "reshape",
     "select",
     "split",
     "squeeze",
+    "swapaxes",
+    "swapdims",
     "t",
+    "tensor_split",
     "transpose",
     "unbind",
     "unflatten",
     "unsqueeze",
+    "vsplit",
 )
 _VIEWS: frozenset[Callable[..., Any]] = frozenset(
     [
         *(getattr(owner, name) for name in _NAMES for owner in (torch, Tensor)),
-        *(getattr(Tensor, name).__get__ for name in ("data", "T", "mT")),
+        *(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH")),
         Tensor.__getitem__,
         Tensor.view,
+        Tensor.view_as,
     ]
 )
 # Methods that write one number.
@@ -55,49 +67,69 @@ class ViewOf(NamedTuple):
     whole: Tensor
     shadow: Tensor
 
-    def parts(self, name: str) -> list[Part]:
-        """What is held here of the view, as parts of it.
-
-        Raises:
-            NotImplementedError: it is no range of indices of each dimension of the whole.
-        """
-        shape = tuple(self.whole.shape)
-        box = box_of(shape, self.whole.dtype, Geometry.of(self.shadow))
+    def parts(self, name: str) -> list[Part] | None:
+        """What is held here of the view, as parts of it; None if it is no range of each dimension."""
+        box = box_of(tuple(self.whole.shape), self.whole.dtype, Geometry.of(self.shadow))
         if box is None:
-            raise NotImplementedError(
-                f"paraminit_ext.{name}: expected a view of a DTensor that is a range of each dimension, got "
-                f"shape {tuple(self.shadow.shape)} of {shape}. Fill the tensor as a whole."
-            )
+            return None
         found = (box.within(one.local, one.start) for one in locate(name, self.whole).boxes)
         return [Part(part, part, box.shape, start) for part, start in filter(None, found)]
 
     def fill(
-        self, name: str, arguments: Mapping[str, Any], source: torch.Generator | Key | None
-    ) -> Key | None:
+        self, view: Tensor, name: str, arguments: Mapping[str, Any], source: torch.Generator | Key | None
+    ) -> torch.Generator | Key | None:
         """Call the function of :mod:`paraminit_ext.init` on what of the view is held here.
 
-        Returns:
-            the key of the fill, for those who fill the view itself as well; None of a constant
+        Args:
+            view: the view itself, which the caller then fills as well, at the key that is returned
+            name: the function
+            arguments: its arguments but for the tensor and the generator
+            source: where the numbers come from
+
+        Raises:
+            NotImplementedError: the view is a copy, and no range of indices of each dimension of the whole.
         """
+        shape = tuple(self.shadow.shape)
+        whole = locate(name, self.whole)
+        if 0 in shape or is_fake(whole.local):
+            return source
         parts = self.parts(name)
-        key = None
+        if parts is None:
+            if _is_of(view, self.whole):
+                return source
+            raise NotImplementedError(
+                f"paraminit_ext.{name}: expected a view of a DTensor that is a range of each dimension, got "
+                f"shape {shape} of {tuple(self.whole.shape)}. Fill the tensor as a whole."
+            )
         if name in DRAWING:
-            key = calls.key_of_fill(name, locate(name, self.whole), source)
-            arguments = {**arguments, "generator": key}
+            # What is refused has drawn nothing.
+            resolve_fill(torch.empty(shape, dtype=self.whole.dtype, device="meta"), name, arguments)
+            source = calls.key_of_fill(name, whole, source)
+            arguments = {**arguments, "generator": source}
         for part in parts:
             getattr(init, name)(shard(part.local, part.global_shape, part.shard_offset), **arguments)
-        mark_written(self.whole, parts[0].local if parts else self.whole)
-        return key
+        self.mark_written()
+        return source
+
+    def mark_written(self) -> None:
+        """Say that something was written to the whole."""
+        with torch.no_grad():
+            mark_written(self.whole, locate("fill", self.whole).local)
+        seen.written(self.whole)
+
+
+# By view. No attribute of it: that would be saved and copied with the tensor.
+_known = WeakIdKeyDictionary()
 
 
 def view_of(tensor: object) -> ViewOf | None:
     """What a DTensor is a proper view of, where that is known."""
-    found: ViewOf | None = getattr(tensor, _MARK, None)
+    found: ViewOf | None = _known.get(tensor) if len(_known) and isinstance(tensor, Tensor) else None
     return found if found is not None and found.shadow.numel() != found.whole.numel() else None
 
 
 def note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], made: Any) -> None:
-    """After a call of torch: a view of a DTensor is marked, and what is written to one is written here.
+    """After a call of torch: a view of a DTensor is remembered, and what is written to one is written here.
 
     Args:
         func: the function that was called
@@ -106,26 +138,28 @@ def note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, A
         made: what it returned
     """
     kind = loaded("torch.distributed.tensor", "DTensor")
-    if kind is None or not args or not isinstance(args[0], kind):
+    if kind is None or not args or not isinstance(args[0], kind) or torch.compiler.is_compiling():
         return
     if func in _WRITES:
         view = view_of(args[0])
-        if view is not None:
+        parts = None if view is None else view.parts(func.__name__)
+        if view is not None and parts is not None:
             with torch.no_grad():
-                for part in view.parts(func.__name__):
+                for part in parts:
                     func(part.local, *args[1:], **kwargs)
-            mark_written(view.whole, args[0])
+            view.mark_written()
     elif func in _VIEWS:
-        _mark(func, args, kwargs, made, kind)
+        _remember(func, args, kwargs, made, kind)
 
 
-def _mark(
+def _remember(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], made: Any, kind: type
 ) -> None:
-    given = args[0]
-    of: ViewOf | None = getattr(given, _MARK, None)
+    of: ViewOf | None = _known.get(args[0])
     if of is None:
-        of = ViewOf(given, torch.empty(given.shape, dtype=given.dtype, device="meta"))
+        if not args[0].is_contiguous():
+            return
+        of = ViewOf(args[0], torch.empty(args[0].shape, dtype=args[0].dtype, device="meta"))
     try:
         shadows = func(of.shadow, *args[1:], **kwargs)
     except (IndexError, TypeError, RuntimeError, NotImplementedError):
@@ -136,5 +170,11 @@ def _mark(
         several, shadows if isinstance(shadows, tuple | list) else (shadows,), strict=True
     ):
         # What shares no memory with the tensor is a copy by the meaning of the call.
-        if isinstance(one, kind) and shadow._is_view() and one is not of.whole:
-            setattr(one, _MARK, ViewOf(of.whole, shadow))
+        if isinstance(one, kind) and one is not of.whole and _is_of(shadow, of.shadow):
+            _known[one] = ViewOf(of.whole, shadow)
+
+
+def _is_of(view: Tensor, whole: Tensor) -> bool:
+    """Whether a view's memory is the whole's."""
+    one, other = (getattr(tensor, "_local_tensor", tensor).untyped_storage() for tensor in (view, whole))
+    return bool(one._cdata == other._cdata)

@@ -38,7 +38,8 @@ def refuse_other_draws(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> No
     drawn: dict[Any, list[Any]] = {}
     for entry, tensor in targets:
         mesh = getattr(tensor, "device_mesh", None)
-        if mesh is not None:
+        # A rank outside of it is told so by the fill.
+        if mesh is not None and entry.draws and mesh.get_coordinate() is not None:
             drawn.setdefault(mesh, []).append((entry.name, entry.draws))
     if drawn:
         from paraminit_ext.mesh import refuse_others
