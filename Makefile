@@ -29,10 +29,10 @@ PIP := -m pip --disable-pip-version-check -qq install
 BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps
 
 # Compiled sources; the Python files of the package are used in place.
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.h csrc/cuda/*.cuh)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*/*.py paraminit_ext/*.pyi paraminit_ext/py.typed paraminit_ext/golden.json)
 REQUIREMENTS := $(wildcard requirements/*.txt)
-# ninja's lines ("[3/9] c++ ... -c csrc/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
+# ninja's lines ("[3/9] c++ ... -c csrc/torch/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
 .PHONY: build demo test lint bench instructions wheel clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help

@@ -172,7 +172,9 @@ def cuda_runtime_link(toolkit: Path) -> list[str]:
 
 def make_extension(toolkit: Path | None, architectures: str) -> Extension:
     """The one extension module, with the CUDA sources where there is a toolkit."""
-    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    of_cuda = set(ROOT.glob("csrc/torch/*cuda.cpp"))
+    folders = ("stream", "cpu", "torch")
+    sources = [path for name in folders for path in ROOT.glob(f"csrc/{name}/*.cpp") if path not in of_cuda]
     libraries = ["c10", "torch", "torch_cpu", "torch_python"]
     link = ["-fopenmp"]
     nvcc: list[str] = []
@@ -180,7 +182,7 @@ def make_extension(toolkit: Path | None, architectures: str) -> Extension:
     if toolkit is not None:
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
-        sources += ROOT.glob("csrc/cuda/*.cu")
+        sources += [*ROOT.glob("csrc/cuda/*.cu"), *of_cuda]
         macros.append(("PARAMINIT_WITH_CUDA", None))
         libraries += ["c10_cuda", "torch_cuda"]
         link += cuda_runtime_link(toolkit)
@@ -195,7 +197,6 @@ def make_extension(toolkit: Path | None, architectures: str) -> Extension:
         depends=sorted(
             str(path.relative_to(ROOT)) for end in ("h", "cuh") for path in ROOT.glob(f"csrc/**/*.{end}")
         ),
-        include_dirs=[str(ROOT / "csrc")],
         library_dirs=cpp_extension.library_paths(),
         libraries=libraries,
         define_macros=macros,

@@ -84,7 +84,7 @@ def error_again(found: Found) -> float:
 # --- claims and tables ------------------------------------------------------------------------
 
 HOW_TO_CHANGE = (
-    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/request.h, "
+    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/stream/request.h, "
     "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run `make prove ARGS=--update`"
 )
 

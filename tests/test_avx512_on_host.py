@@ -25,7 +25,7 @@ pytest.importorskip("typer", reason="needs requirements/bench.txt")
 from tools.driver import SOURCES, checksums, disagreements  # noqa: E402
 
 CXX = os.environ.get("CXX", "c++").split()
-FLAGS = ["-O0", "-ffp-contract=off", "-std=c++20", "-w", "-pthread", "-Itools/driver"]
+FLAGS = ["-O0", "-ffp-contract=off", "-std=c++20", "-w", "-pthread"]
 LANE = "csrc/cpu/fill_avx512.cpp"
 REFERENCE = "csrc/cpu/fill_baseline.cpp"
 BUILT = [source for source in SOURCES if source != "csrc/cpu/fill_avx2.cpp"]

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CXX = os.environ.get("CXX", "c++").split()
 FLAGS = ["-O1", "-ffp-contract=off", "-std=c++20", "-w", "-I."]
-REFERENCE = ["csrc/constants.cpp", "csrc/cpu/fill_baseline.cpp"]
+REFERENCE = ["csrc/stream/constants.cpp", "csrc/cpu/fill_baseline.cpp"]
 FAMILIES = ("uniform", "normal", "trunc_normal")
 # By program, each of its driver's name.
 PROGRAMS = {
@@ -157,11 +157,11 @@ FAULTS = [
         id="the high word of the counter is not carried into",
     ),
     pytest.param(
-        "csrc/constants.cpp",
+        "csrc/stream/constants.cpp",
         "- 0x1p-14;",
         "+ 0x1p-6;",
         "driver",
-        "csrc/constants.cpp",
+        "csrc/stream/constants.cpp",
         "2 std",
         id="values that need a clamp are taken for calm",
     ),

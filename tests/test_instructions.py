@@ -88,7 +88,7 @@ def test_an_eleventh_round_of_philox_is_found(tmp_path: Path) -> None:
         '#include "run_function.h"\nparaminit::RunFunctions paraminit::avx2::run_functions('
         "const FillRequest& request) {\n  return baseline::run_functions(request);\n}\n"
     )
-    request = tmp_path / "csrc/request.h"
+    request = tmp_path / "csrc/stream/request.h"
     planted = request.read_text().replace(
         "constexpr int kPhiloxRounds = 10;", "constexpr int kPhiloxRounds = 11;"
     )

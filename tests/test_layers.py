@@ -14,37 +14,18 @@ FILES = sorted(
     if path.suffix in {".h", ".cpp", ".cu", ".cuh"}
 )
 KERNELS = [name for name in FILES if name.endswith((".cu", ".cuh"))]
-CUDA = [name for name in FILES if name.startswith("cuda/")]
 
-# The only ones that may include torch's headers.
-TORCH_AWARE = {
-    "read.h",
-    "read.cpp",
-    "checks.h",
-    "checks.cpp",
-    "fills.h",
-    "fills.cpp",
-    "forked.h",
-    "forked.cpp",
-    "ops.cpp",
-    "many.h",
-    "many.cpp",
-    "staging.h",
-    "staging.cpp",
-    "python.cpp",
-    "generator.h",
-    "generator.cpp",
-    "overlap.h",
-    "overlap.cpp",
-    "orthogonal.h",
-    "orthogonal.cpp",
-    "cpu/units.h",
-    *CUDA,
+# What each folder may include of csrc/ and of torch.
+MAY_INCLUDE = {
+    "stream": {"stream"},
+    "cpu": {"stream", "cpu"},
+    "cuda": {"stream", "cuda"},
+    "torch": {"stream", "cpu", "cuda", "torch"},
 }
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h)\b")
 INTRINSICS = re.compile(r"^(\w+intrin|x86intrin|arm_neon|arm_sve|cpuid)\.h$")
 # The headers from integers up to values; each may include only what stands before it.
-LAYERS = ["request.h", "philox.h", "transforms.h", "distributions.h"]
+LAYERS = [f"stream/{name}.h" for name in ("request", "philox", "transforms", "distributions")]
 
 
 def includes(name: str) -> list[str]:
@@ -53,14 +34,10 @@ def includes(name: str) -> list[str]:
 
 
 def ours(name: str) -> list[str]:
-    """The files of csrc/ that a file includes, beside it or from the root."""
-    found = []
-    for included in includes(name):
-        for candidate in ((CSRC / name).parent / included, CSRC / included):
-            if candidate.exists() and candidate.resolve().is_relative_to(CSRC):
-                found.append(candidate.resolve().relative_to(CSRC).as_posix())
-                break
-    return found
+    """The files of csrc/ that a file includes, each named from beside it."""
+    beside = ((CSRC / name).parent / included for included in includes(name))
+    resolved = [path.resolve() for path in beside if path.exists()]
+    return [path.relative_to(CSRC).as_posix() for path in resolved if path.is_relative_to(CSRC)]
 
 
 def reachable(name: str) -> set[str]:
@@ -76,20 +53,18 @@ def reachable(name: str) -> set[str]:
 
 
 def test_the_sources_are_found() -> None:
-    assert {"ops.cpp", "philox.h", "transforms.h", "distributions.h", "cpu/fill.cpp"} <= set(FILES)
+    assert {"torch/ops.cpp", "stream/philox.h", "cpu/fill.cpp", "cuda/kernels.cuh"} <= set(FILES)
+    assert {name.partition("/")[0] for name in FILES} == set(MAY_INCLUDE)
     assert KERNELS
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_the_outer_files_include_torch(name: str) -> None:
-    reached = {header for header in includes(name) if TORCH_HEADER.match(header)}
-    assert not reached or name in TORCH_AWARE, f"{name} includes {sorted(reached)}"
-
-
-@pytest.mark.parametrize("name", ["philox.h", "transforms.h", "distributions.h"])
-def test_the_mathematics_reaches_no_torch_header(name: str) -> None:
-    for inner in reachable(name):
-        assert not [header for header in includes(inner) if TORCH_HEADER.match(header)], inner
+def test_a_file_includes_what_its_folder_may(name: str) -> None:
+    folder = name.partition("/")[0]
+    reached = {other.partition("/")[0] for other in ours(name)}
+    assert reached <= MAY_INCLUDE[folder]
+    if folder != "torch":
+        assert not [header for header in includes(name) if TORCH_HEADER.match(header)]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -99,7 +74,7 @@ def test_a_layer_includes_no_layer_above_it(name: str) -> None:
 
 
 def test_philox_knows_no_floats() -> None:
-    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", (CSRC / "philox.h").read_text(), flags=re.DOTALL)
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", (CSRC / "stream/philox.h").read_text(), flags=re.DOTALL)
     assert not re.search(r"\b(float|double|half|bfloat16)\b", code)
 
 
@@ -119,5 +94,8 @@ def test_a_file_opens_with_at_most_five_lines_of_comment(name: str) -> None:
 
 
 def test_an_include_against_the_direction_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "includes", lambda name: ["distributions.h"] if name == "philox.h" else [])
-    assert "distributions.h" in reachable("philox.h")
+    monkeypatch.setitem(globals(), "includes", lambda _: ["../torch/ops.cpp", "ATen/ATen.h"])
+    with pytest.raises(AssertionError):
+        test_a_file_includes_what_its_folder_may("stream/philox.h")
+    monkeypatch.setitem(globals(), "includes", lambda name: ["distributions.h"] if "philox" in name else [])
+    assert "stream/distributions.h" in reachable("stream/philox.h")

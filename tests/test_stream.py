@@ -72,7 +72,7 @@ GOLDEN_KEYS: list[tuple[Key, str, list[int | str]]] = [
 ]
 GOLDEN_GENERATORS = (0, 7, 2**63 - 1)
 HOW_TO_CHANGE = (
-    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/request.h, "
+    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/stream/request.h, "
     "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run "
     "`python tests/test_stream.py` to write the new golden values"
 )

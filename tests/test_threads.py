@@ -143,6 +143,7 @@ SHARES = """
 #include <cstdio>
 #include <vector>
 #include "csrc/cpu/units.h"
+#include "tools/driver/pool.h"
 
 namespace paraminit {
 DefaultFloatMode::DefaultFloatMode() : saved_(0) {}
@@ -151,6 +152,7 @@ int64_t cpu_quota() { return 0; }
 }  // namespace paraminit
 
 int main() {
+  driver::use_threads();
   const int64_t units = 1001;
   std::vector<std::atomic<int>> taken(units);
   std::atomic<int64_t> done{0};
@@ -177,7 +179,8 @@ int main() {
 def test_a_thread_goes_on_with_what_another_one_has_left(tmp_path: Path) -> None:
     (tmp_path / "shares.cpp").write_text(SHARES)
     program = tmp_path / "shares"
-    flags = ["-std=c++20", "-pthread", "-Itools/driver", "-I."]  # the driver's threads stand for torch's
-    subprocess.run([*CXX, *flags, tmp_path / "shares.cpp", "-o", program], cwd=ROOT, check=True)
+    flags = ["-std=c++20", "-pthread", "-I."]
+    sources = [tmp_path / "shares.cpp", "csrc/cpu/threads.cpp"]
+    subprocess.run([*CXX, *flags, *sources, "-o", program], cwd=ROOT, check=True)
     ran = subprocess.run([program], capture_output=True, text=True, check=True)
     assert ran.stdout == "1001 of 1001 once, in time\n"

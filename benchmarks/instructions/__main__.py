@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIGURES = Path(__file__).with_name("figures.json")
 SOURCES = (
     "benchmarks/instructions/driver.cpp",
-    "csrc/constants.cpp",
+    "csrc/stream/constants.cpp",
     "csrc/cpu/fill_baseline.cpp",
     "csrc/cpu/fill_avx2.cpp",
 )

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/constants.h"
+#include "../../csrc/stream/constants.h"
 #include "../../csrc/cpu/run_function.h"
 
 using namespace paraminit;

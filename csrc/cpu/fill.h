@@ -3,8 +3,8 @@
 
 #include <cstddef>
 
-#include "../geometry.h"
-#include "../request.h"
+#include "../stream/geometry.h"
+#include "../stream/request.h"
 #include "run_function.h"
 
 namespace paraminit {

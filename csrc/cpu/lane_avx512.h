@@ -4,7 +4,7 @@
 // No instruction here rounds or flushes otherwise than the scalar lane does.
 #pragma once
 
-#include "../request.h"
+#include "../stream/request.h"
 
 namespace paraminit::PARAMINIT_ISA {
 

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "../constants.h"
+#include "../stream/constants.h"
 #include "fill.h"
 #include "units.h"
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "../many_request.h"
+#include "../stream/many_request.h"
 
 namespace paraminit {
 

@@ -6,8 +6,8 @@
 
 #include <cstring>
 
-#include "../distributions.h"
-#include "../philox.h"
+#include "../stream/distributions.h"
+#include "../stream/philox.h"
 #include "lane_together.h"
 #include "run_function.h"
 

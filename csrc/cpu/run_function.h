@@ -1,7 +1,7 @@
 // How one instruction set's loops over a run are called: all that its translation unit exports.
 #pragma once
 
-#include "../request.h"
+#include "../stream/request.h"
 
 namespace paraminit {
 

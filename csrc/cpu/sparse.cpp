@@ -70,7 +70,7 @@ Panel plan_panel(const SparseRequest& r, const Window& window, int64_t first, in
   }
   const int64_t strips = (r.rows + p.fold - 1) / p.fold;
   // Enough for every thread, and for one that falls behind.
-  const int64_t wanted = 4 * int64_t{at::get_num_threads()};
+  const int64_t wanted = 4 * thread_pool().count();
   p.chunks =
       std::max<int64_t>(1, std::min((wanted + p.blocks() - 1) / p.blocks(), strips / kLeastChunk));
   p.chunk_strips = (strips + p.chunks - 1) / p.chunks;

@@ -1,7 +1,7 @@
 // A sparse fill on the CPU: the normal fill, with so many zeros in each column of the whole matrix.
 #pragma once
 
-#include "../sparse_request.h"
+#include "../stream/sparse_request.h"
 
 namespace paraminit {
 

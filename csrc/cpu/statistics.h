@@ -1,7 +1,7 @@
 // The statistics of consecutive elements in memory, on all threads. Knows no torch.
 #pragma once
 
-#include "../statistics.h"
+#include "../stream/statistics.h"
 
 namespace paraminit {
 

@@ -3,21 +3,17 @@
 // written comes from `Write`, called with (first index, count, consecutive memory).
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "../geometry.h"
+#include "../stream/geometry.h"
 #include "capability.h"
 #include "quota.h"
+#include "threads.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
-#endif
-#if defined(__clang__) && defined(_OPENMP)
-#include <omp.h>
 #endif
 
 namespace paraminit {
@@ -193,12 +189,8 @@ struct alignas(64) Share {
 // that keeps one of two processors busy, fills take 0.7 to 0.8 of the time of equal parts.
 template <class Work>
 void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
-#if defined(__clang__) && defined(_OPENMP)
-  // Clang's OpenMP runtime is not the one that torch's wheels bring: it has its own thread count.
-  omp_set_num_threads(at::get_num_threads());
-#endif
   const int64_t piece = std::max<int64_t>(1, kGrain / unit_elements);
-  int64_t threads = std::min<int64_t>(at::get_num_threads(), (units + piece - 1) / piece);
+  int64_t threads = std::min(thread_pool().count(), (units + piece - 1) / piece);
   // No more threads than the quota pays for: with more, the whole process is stopped again and
   // again. Two on one processor, 2^18 elements: 3 to 6 ms in the mean where one takes 0.33.
   if (const int64_t quota = cpu_quota(); quota > 0) threads = std::min(threads, quota);
@@ -216,7 +208,7 @@ void run_on_threads(int64_t units, int64_t unit_elements, const Work& work) {
     share.end = units / threads * (t + 1) + std::min(t + 1, units % threads);
   }
   // Fewer threads than asked for are no loss: the first one to come takes all that is there.
-  at::parallel_for(0, threads, 1, [&](int64_t own, int64_t) {
+  run_on_pool(threads, [&](int64_t own, int64_t) {
     const DefaultFloatMode mode;
     for (int64_t t = own; t < own + threads; ++t) {
       Share& share = shares[static_cast<size_t>(t % threads)];

@@ -5,7 +5,7 @@
 #define PARAMINIT_ISA cuda
 #define PARAMINIT_FN static __device__ __forceinline__
 #include "lane_cuda.cuh"
-#include "../distributions.h"
+#include "../stream/distributions.h"
 
 namespace paraminit {
 namespace {

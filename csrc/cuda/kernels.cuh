@@ -11,8 +11,8 @@
 #define PARAMINIT_ISA cuda
 #define PARAMINIT_FN static __device__ __forceinline__
 #include "lane_cuda.cuh"
-#include "../distributions.h"
-#include "../philox.h"
+#include "../stream/distributions.h"
+#include "../stream/philox.h"
 
 namespace paraminit::cuda {
 

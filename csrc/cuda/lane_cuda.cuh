@@ -1,12 +1,12 @@
 // The lane of one CUDA thread. Intrinsics with an explicit rounding, so that no flag can fuse or
 // flush; of approximations only the one that a correctly rounded root begins with. Names and
-// meanings as in cpu/lane_scalar.h.
+// meanings as in stream/lane_scalar.h.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "../request.h"
+#include "../stream/request.h"
 #include "instructions.cuh"
 
 namespace paraminit::PARAMINIT_ISA {

@@ -1,13 +1,13 @@
-// The kernels as fill.cu calls them: one function a family, each in a translation unit of its own
-// so that they compile side by side, none of which reads a torch header.
+// The kernels as the outside calls them: one function a family, each in a translation unit of its
+// own so that they compile side by side, none of which reads a torch header.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../geometry.h"
-#include "../request.h"
-#include "../sparse_request.h"
-#include "../statistics.h"
+#include "../stream/geometry.h"
+#include "../stream/request.h"
+#include "../stream/sparse_request.h"
+#include "../stream/statistics.h"
 
 namespace paraminit {
 
@@ -66,6 +66,21 @@ struct SparseLaunch {
 
 int64_t sparse_capacity(const SparseRequest& request);
 cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry);
+
+// What a generator has set apart for one draw: numbers, or where they lie when a captured graph is
+// replayed.
+struct PhiloxState {
+  bool captured;
+  uint64_t seed, offset;
+  const int64_t* seed_there;
+  const int64_t* offset_there;
+  uint64_t offset_in_graph;
+};
+
+// The key of a draw, and one derived of another; all of them on the device.
+cudaError_t launch_draw_key(const PhiloxState& state, uint64_t* key, cudaStream_t stream);
+cudaError_t launch_fold_in(const uint64_t* key, uint64_t data, uint64_t* folded,
+                           cudaStream_t stream);
 
 // The statistics of consecutive elements, one for each unit of them; those of units merged, as
 // kStatistics numbers.

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "../many_request.h"
+#include "../stream/many_request.h"
 #include "many_launch.h"
 
 namespace paraminit {

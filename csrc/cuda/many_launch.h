@@ -3,8 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../geometry.h"
-#include "../request.h"
+#include "../stream/geometry.h"
+#include "../stream/request.h"
 
 namespace paraminit {
 

@@ -1,6 +1,6 @@
 // The statistics of consecutive elements on a GPU: a block reads a unit, one block merges them.
 // Sums are added up in an order that depends on the number of elements alone.
-#include "../statistics.h"
+#include "../stream/statistics.h"
 
 #include "launch.h"
 

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "csrc/constants.h"
+#include "csrc/stream/constants.h"
 #include "csrc/cpu/run_function.h"
-#include "csrc/geometry.h"
+#include "csrc/stream/geometry.h"
 
 namespace paraminit {
 

@@ -5,7 +5,7 @@
 #define PARAMINIT_ISA cuda
 #define PARAMINIT_FN static inline
 #include "csrc/cuda/lane_cuda.cuh"
-#include "csrc/transforms.h"
+#include "csrc/stream/transforms.h"
 
 using namespace paraminit;
 

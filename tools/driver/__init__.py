@@ -12,7 +12,7 @@ from tools.build import compiler
 
 SOURCES = (
     "tools/driver/driver.cpp",
-    "csrc/constants.cpp",
+    "csrc/stream/constants.cpp",
     "csrc/cpu/capability.cpp",
     "csrc/cpu/fill.cpp",
     "csrc/cpu/fill_avx2.cpp",
@@ -25,6 +25,7 @@ SOURCES = (
     "csrc/cpu/statistics_avx2.cpp",
     "csrc/cpu/statistics_avx512.cpp",
     "csrc/cpu/statistics_baseline.cpp",
+    "csrc/cpu/threads.cpp",
 )
 
 
@@ -36,7 +37,7 @@ def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
 
     def compiled(source: str) -> Path:
         out = folder / f"{Path(source).stem}.o"
-        output([adding, *common, "-pthread", "-I", "tools/driver", "-c", source, "-o", out])
+        output([adding, *common, "-pthread", "-c", source, "-o", out])
         return out
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

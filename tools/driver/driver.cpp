@@ -12,13 +12,12 @@
 #include <thread>
 #include <vector>
 
-#include <ATen/Parallel.h>
-
-#include "../../csrc/constants.h"
+#include "../../csrc/stream/constants.h"
 #include "../../csrc/cpu/capability.h"
 #include "../../csrc/cpu/fill.h"
 #include "../../csrc/cpu/sparse.h"
 #include "../../csrc/cpu/statistics.h"
+#include "pool.h"
 
 using namespace paraminit;
 
@@ -383,6 +382,7 @@ int commit(const std::string& fault) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  driver::use_threads();
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
@@ -395,7 +395,7 @@ int main(int argc, char** argv) {
     } else if (option == "--fault" && i + 1 < argc) {
       options.fault = argv[++i];
     } else if (option == "--threads" && i + 1 < argc) {
-      at::num_threads = std::atoi(argv[++i]);
+      driver::num_threads = std::atoi(argv[++i]);
     } else {
       std::fprintf(stderr, "driver: expected an option, got '%s'\n", option.c_str());
       return 2;

@@ -4,7 +4,7 @@
 
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
-#include "cpu/lane_scalar.h"
+#include "lane_scalar.h"
 #include "philox.h"
 #include "transforms.h"
 

@@ -16,23 +16,23 @@
 #include <vector>
 
 #include "checks.h"
-#include "constants.h"
-#include "cpu/capability.h"
-#include "cpu/fill.h"
-#include "cpu/quota.h"
-#include "cpu/sparse.h"
+#include "../stream/constants.h"
+#include "../cpu/capability.h"
+#include "../cpu/fill.h"
+#include "../cpu/quota.h"
+#include "../cpu/sparse.h"
 #include "fills.h"
 #include "generator.h"
 #include "many.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/fill.h"
+#include "cuda.h"
 #endif
 
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
-#include "cpu/lane_scalar.h"
-#include "philox.h"
+#include "../stream/lane_scalar.h"
+#include "../stream/philox.h"
 
 namespace py = pybind11;
 

@@ -12,13 +12,13 @@
 #include <optional>
 
 #include "checks.h"
-#include "cpu/many.h"
+#include "../cpu/many.h"
 #include "fills.h"
 #include "forked.h"
-#include "many_request.h"
+#include "../stream/many_request.h"
 #include "overlap.h"
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/many.h"
+#include "many_cuda.h"
 #endif
 
 namespace paraminit {

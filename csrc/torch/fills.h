@@ -6,8 +6,8 @@
 
 #include <string>
 
-#include "constants.h"
-#include "geometry.h"
+#include "../stream/constants.h"
+#include "../stream/geometry.h"
 
 namespace paraminit {
 

@@ -1,7 +1,7 @@
-// See many.h. What the kernels need to know of the items is written into pinned memory, which
+// See many_cuda.h. What the kernels need to know of the items is written into pinned memory, which
 // torch's allocator keeps until the copy is done, and copied once; the copy in device memory goes
 // back to its allocator in the order of the stream.
-#include "many.h"
+#include "many_cuda.h"
 
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -15,8 +15,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "fill.h"
-#include "many_items.h"
+#include "../cuda/many_items.h"
+#include "cuda.h"
 
 namespace paraminit {
 

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Generator.h>
 
-#include "request.h"
+#include "../stream/request.h"
 
 namespace paraminit {
 

@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "request.h"
+#include "../stream/request.h"
 
 namespace paraminit {
 

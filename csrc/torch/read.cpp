@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/statistics.h"
+#include "../cpu/statistics.h"
 #include "fills.h"
 #include "forked.h"
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/fill.h"
+#include "cuda.h"
 #endif
 
 namespace paraminit {

@@ -1,5 +1,5 @@
-// Where torch's streams and generators meet the kernels. See fill.h.
-#include "fill.h"
+// Where torch's streams and generators meet the kernels. See cuda.h.
+#include "cuda.h"
 
 #include <ATen/Functions.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -11,34 +11,11 @@
 #include <algorithm>
 #include <mutex>
 
-#include "../constants.h"
-#include "launch.h"
-
-#define PARAMINIT_ISA cuda
-#define PARAMINIT_FN static __device__ __forceinline__
-#include "lane_cuda.cuh"
-#include "../philox.h"
+#include "../stream/constants.h"
+#include "../cuda/launch.h"
 
 namespace paraminit {
 namespace {
-
-__device__ __forceinline__ void write_folded(Key key, uint64_t data, uint64_t* folded) {
-  uint64_t x[1][4] = {{key.offset + data}};
-  cuda::philox<cuda::Lane, 1>(cuda::key_schedule(key), x);
-  uint32_t w[4];
-  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
-  folded[0] = w[0] | static_cast<uint64_t>(w[1]) << 32;
-  folded[1] = w[2] | static_cast<uint64_t>(w[3]) << 32;
-}
-
-__global__ void fold_in_kernel(const uint64_t* key, uint64_t data, uint64_t* folded) {
-  write_folded({key[0], key[1]}, data, folded);
-}
-
-__global__ void draw_key_kernel(at::PhiloxCudaState state, uint64_t* key) {
-  const auto [seed, philox_offset] = at::cuda::philox::unpack(state);
-  write_folded({seed, philox_offset / 4}, 0, key);
-}
 
 // What the lists of a panel of columns may take. A panel of fewer than all columns is not one run,
 // and stores element by element.
@@ -131,14 +108,14 @@ void draw_key_cuda(uint64_t* key, c10::Device device,
     const std::lock_guard<std::mutex> lock(cuda_generator->mutex_);
     state = cuda_generator->philox_cuda_state(4);
   }
-  draw_key_kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(state, key);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const PhiloxState set_apart{state.captured_, state.seed_.val,   state.offset_.val,
+                              state.seed_.ptr, state.offset_.ptr, state.offset_intragraph_};
+  C10_CUDA_CHECK(launch_draw_key(set_apart, key, at::cuda::getCurrentCUDAStream()));
 }
 
 void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
-  fold_in_kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(key, data, folded);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  C10_CUDA_CHECK(launch_fold_in(key, data, folded, at::cuda::getCurrentCUDAStream()));
 }
 
 void statistics_cuda(ElementType type, bool is_complex, const void* data, int64_t count,

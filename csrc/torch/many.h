@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "request.h"
+#include "../stream/request.h"
 
 namespace paraminit {
 

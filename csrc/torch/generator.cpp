@@ -6,7 +6,7 @@
 #include <mutex>
 
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/fill.h"
+#include "cuda.h"
 #endif
 
 namespace paraminit {

@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "checks.h"
-#include "cpu/capability.h"
-#include "cpu/fill.h"
-#include "cpu/sparse.h"
+#include "../cpu/capability.h"
+#include "../cpu/fill.h"
+#include "../cpu/sparse.h"
 #include "orthogonal.h"
 #include "staging.h"
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/fill.h"
+#include "cuda.h"
 #endif
 
 namespace paraminit {

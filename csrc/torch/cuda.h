@@ -8,10 +8,10 @@
 #include <optional>
 #include <string>
 
-#include "../geometry.h"
-#include "../request.h"
-#include "../sparse_request.h"
-#include "../statistics.h"
+#include "../stream/geometry.h"
+#include "../stream/request.h"
+#include "../stream/sparse_request.h"
+#include "../stream/statistics.h"
 
 namespace paraminit {
 

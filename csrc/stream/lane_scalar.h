@@ -2,7 +2,7 @@
 // A fused multiply-add is the hardware's where the compiler may assume one, else libm's exact one.
 #pragma once
 
-#include "../request.h"
+#include "request.h"
 
 namespace paraminit::PARAMINIT_ISA {
 

@@ -13,9 +13,9 @@
 #include "forked.h"
 #include "generator.h"
 #include "read.h"
-#include "statistics.h"
+#include "../stream/statistics.h"
 #ifdef PARAMINIT_WITH_CUDA
-#include "cuda/fill.h"
+#include "cuda.h"
 #endif
 
 namespace paraminit {

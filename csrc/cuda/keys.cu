@@ -1,0 +1,47 @@
+// Keys on the device: one derived of another, and one of what a generator has set apart, which
+// under the capture of a graph is known only when the graph is replayed.
+#include "launch.h"
+
+#define PARAMINIT_ISA cuda
+#define PARAMINIT_FN static __device__ __forceinline__
+#include "lane_cuda.cuh"
+#include "../stream/philox.h"
+
+namespace paraminit {
+namespace {
+
+__device__ __forceinline__ void write_folded(Key key, uint64_t data, uint64_t* folded) {
+  uint64_t x[1][4] = {{key.offset + data}};
+  cuda::philox<cuda::Lane, 1>(cuda::key_schedule(key), x);
+  uint32_t w[4];
+  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
+  folded[0] = w[0] | static_cast<uint64_t>(w[1]) << 32;
+  folded[1] = w[2] | static_cast<uint64_t>(w[3]) << 32;
+}
+
+__global__ void fold_in_kernel(const uint64_t* key, uint64_t data, uint64_t* folded) {
+  write_folded({key[0], key[1]}, data, folded);
+}
+
+__global__ void draw_key_kernel(const __grid_constant__ PhiloxState state, uint64_t* key) {
+  const uint64_t seed = state.captured ? static_cast<uint64_t>(*state.seed_there) : state.seed;
+  const uint64_t offset = state.captured
+                              ? static_cast<uint64_t>(*state.offset_there) + state.offset_in_graph
+                              : state.offset;
+  write_folded({seed, offset / 4}, 0, key);
+}
+
+}  // namespace
+
+cudaError_t launch_fold_in(const uint64_t* key, uint64_t data, uint64_t* folded,
+                           cudaStream_t stream) {
+  fold_in_kernel<<<1, 1, 0, stream>>>(key, data, folded);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_draw_key(const PhiloxState& state, uint64_t* key, cudaStream_t stream) {
+  draw_key_kernel<<<1, 1, 0, stream>>>(state, key);
+  return cudaGetLastError();
+}
+
+}  // namespace paraminit
