@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,11 +13,24 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
 Check: TypeAlias = Callable[[int], Any]
 
 # In one of the processes: a folder that all of them see.
 SHARED = Path()
+
+
+def distribute(module: nn.Module, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
+    """Shard each parameter so; one of a dimension is replicated where it has none to be sharded along."""
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            dims = [placement.dim for placement in placements if isinstance(placement, Shard)]
+            kept = placements if parameter.dim() > max(dims, default=0) else [Replicate()] * mesh.ndim
+            sharded = distribute_tensor(parameter.detach(), mesh, kept)
+            owner.register_parameter(name, nn.Parameter(sharded))
 
 
 def run(checks: Mapping[str, Check], ranks: int, folder: Path) -> Callable[[str], None]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Placement, Replicate, Shard
 
 import ranks
 from paraminit_ext import InitPlan, Key, audit, deferred_init, init, patch, summary
@@ -29,13 +29,6 @@ class Model(nn.Module):
         self.register_buffer("steps", torch.arange(10.0))
 
 
-def distribute(model: nn.Module, mesh: DeviceMesh, placements: list[Placement]) -> None:
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            sharded = distribute_tensor(parameter.detach(), mesh, placements)
-            module.register_parameter(name, nn.Parameter(sharded))
-
-
 def a_dtensor_is_counted_once(rank: int) -> None:
     mesh = square()
     plan = InitPlan.of(deferred_init(Model, key=Key(1)))
@@ -51,7 +44,7 @@ def a_dtensor_is_counted_once(rank: int) -> None:
         plan.apply(model)
         if placements[-1] == Shard(1):
             model.linear.register_parameter("bias", None)
-        distribute(model, mesh, placements)
+        ranks.distribute(model, mesh, placements)
         expected = summary(whole)
         for one in summary(model):
             other = expected[one.name]
@@ -67,7 +60,7 @@ def replicas_that_differ_are_found(rank: int) -> None:
     model = Model()
     for parameter in model.parameters():
         init.normal_(parameter, std=0.02, generator=Key(1))
-    distribute(model, mesh, [Replicate(), Shard(0)])
+    ranks.distribute(model, mesh, [Replicate(), Shard(0)])
     assert [one for one in audit(model) if one.kind == "replicas"] == []
     if rank == 3:
         local(model.linear.weight).view(-1)[5] += 1e-3
@@ -89,7 +82,7 @@ def a_sharded_module_is_proven(rank: int) -> None:
     mesh = square()
     plan = InitPlan.of(deferred_init(Model, key=Key(1)))
     model = Model()
-    distribute(model, mesh, [Replicate(), Shard(0)])
+    ranks.distribute(model, mesh, [Replicate(), Shard(0)])
     plan.apply(model)
     assert list(audit(model, plan)) == []
     if rank in (0, 2):
@@ -102,7 +95,7 @@ def a_fan_of_a_shard_is_found(rank: int) -> None:
     mesh = square()
     model = Model()
     model.linear.register_parameter("bias", None)
-    distribute(model, mesh, [Replicate(), Shard(1)])
+    ranks.distribute(model, mesh, [Replicate(), Shard(1)])
     with patch(key=Key(1)):
         init.kaiming_normal_(local(model.linear.weight))
     assert [one.kind for one in audit(model)] == ["shard"]

@@ -232,9 +232,7 @@ def experts_are_filled_where_they_are(rank: int) -> None:
     for mesh, placements in layouts:
         for dtype in (torch.float32, torch.bfloat16):
             model = deferred_init(Experts, key=KEY).to(dtype)
-            for name, parameter in list(model.named_parameters()):
-                sharded = distribute_tensor(parameter.detach(), mesh, placements)
-                model.register_parameter(name, nn.Parameter(sharded))
+            ranks.distribute(model, mesh, placements)
             materialize_module(model)
             for name, parameter in model.named_parameters():
                 expected = whole.get_parameter(name).to(dtype)
@@ -277,11 +275,7 @@ def matrices_are_made_by_one_rank_each(rank: int) -> None:
         for mesh, placements in layouts:
             for dtype in (torch.float32, torch.bfloat16):
                 model = deferred_init(Orthogonal, key=KEY).to(dtype)
-                for owner in model.modules():
-                    for name, parameter in list(owner.named_parameters(recurse=False)):
-                        kept = placements if parameter.dim() > 1 else [Replicate()] * mesh.ndim
-                        sharded = distribute_tensor(parameter.detach(), mesh, kept)
-                        owner.register_parameter(name, nn.Parameter(sharded))
+                ranks.distribute(model, mesh, placements)
                 made.clear()
                 materialize_module(model)
                 # Of six matrices each rank makes one or two.
@@ -331,10 +325,7 @@ def views_of_shards_are_filled_where_they_are(rank: int) -> None:
     ]
     for mesh, placements in layouts:
         model = OfViews()
-        for owner in (model, model.embedding):
-            for name, parameter in list(owner.named_parameters(recurse=False)):
-                sharded = distribute_tensor(torch.full_like(parameter, 9.0), mesh, placements)
-                owner.register_parameter(name, nn.Parameter(sharded))
+        ranks.distribute(model, mesh, placements)
         with patch(), keyed(model, KEY):
             model.reset_parameters()
         assert_same(model, whole)
@@ -586,9 +577,9 @@ def what_is_refused_is_refused_on_every_rank_in_one_line(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     whole = distribute_tensor(torch.zeros(8, 8, dtype=torch.int64), mesh, [Shard(0), Replicate()])
     module = nn.Linear(8, 8)
-    for name, parameter in list(module.named_parameters()):
-        sharded = distribute_tensor(torch.zeros_like(parameter), mesh, [Shard(0), Replicate()])
-        module.register_parameter(name, nn.Parameter(sharded))
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    ranks.distribute(module, mesh, [Shard(0), Replicate()])
     for call, told in (
         (lambda: init.normal_(whole), "expected a floating-point tensor, got torch.int64"),
         (lambda: init.orthogonal_(whole, generator=KEY), "expected a real floating-point tensor"),

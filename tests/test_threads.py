@@ -180,7 +180,7 @@ def test_a_thread_goes_on_with_what_another_one_has_left(tmp_path: Path) -> None
     (tmp_path / "shares.cpp").write_text(SHARES)
     program = tmp_path / "shares"
     flags = ["-std=c++20", "-pthread", "-I."]
-    sources = [tmp_path / "shares.cpp", "csrc/cpu/threads.cpp"]
+    sources: list[str | Path] = [tmp_path / "shares.cpp", "csrc/cpu/threads.cpp"]
     subprocess.run([*CXX, *flags, *sources, "-o", program], cwd=ROOT, check=True)
     ran = subprocess.run([program], capture_output=True, text=True, check=True)
     assert ran.stdout == "1001 of 1001 once, in time\n"
