@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fresh
 from fills import same
-from paraminit_ext import Key, init, patch
+from paraminit_ext import Key, fill_many, init, patch
 from paraminit_ext.geometry import copy_part
 from test_shards import FILLS, Fill
 
@@ -293,3 +293,30 @@ def test_views_are_saved_and_copied_as_without_patch(tmp_path: Path) -> None:
     torch.save(view, tmp_path / "view")
     assert torch.equal(torch.load(tmp_path / "view", weights_only=True).to_local(), view.to_local())
     assert not vars(view).keys() - {"_local_tensor", "_spec"}
+
+
+def test_a_shard_on_the_host_of_a_mesh_of_gpus_is_filled_there() -> None:
+    # As FSDP2's CPUOffloadPolicy has it. No GPU is asked for anything.
+    spec = pytest.importorskip("torch.distributed.tensor._dtensor_spec")
+    become(1, 4)
+    mesh = init_device_mesh("cuda", (4,))
+    meta = spec.TensorMeta(torch.Size((8, 6)), (6, 1), torch.float32)
+    fills: list[Fill] = [
+        init.normal_,
+        init.xavier_uniform_,
+        init.orthogonal_,
+        init.eye_,
+        lambda t: init.sparse_(t, 0.3),
+        lambda t: fill_many([(t, "trunc_normal_")])[0],
+    ]
+    for fill in fills:
+        tensor: Any = DTensor(
+            torch.full((2, 6), float("nan")),
+            spec.DTensorSpec(mesh, (Placed(0),), tensor_meta=meta),
+            requires_grad=False,
+        )
+        torch.manual_seed(0)
+        filled: Any = fill(tensor)
+        assert filled is tensor
+        torch.manual_seed(0)
+        assert same(filled.to_local(), fill(torch.empty(8, 6))[2:4])
