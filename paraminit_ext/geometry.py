@@ -134,8 +134,8 @@ def locate(name: str, tensor: Tensor | Shard) -> Part:
 
     Raises:
         TypeError: not a tensor.
-        RuntimeError: a parameter that another library has partitioned away.
-        RuntimeError: a DTensor on a rank outside its mesh.
+        RuntimeError: a parameter that another library has partitioned away, or a DTensor on a rank outside
+            its mesh.
         NotImplementedError: a DTensor of partial sums, or of placements that are not known.
     """
     if type(tensor) is Shard:
@@ -293,11 +293,15 @@ def _is_dtensor(tensor: object) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
+def slices(start: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """The index of a box of a tensor."""
+    return tuple(slice(begin, begin + size) for begin, size in zip(start, sizes, strict=True))
+
+
 def copy_part(whole: Tensor, part: Part) -> None:
     """Copy from a tensor of the whole's shape what the part holds of it."""
     for box in part.boxes:
-        ends = (begin + size for begin, size in zip(box.start, box.local.shape, strict=True))
-        box.local.copy_(whole[tuple(map(slice, box.start, ends))])
+        box.local.copy_(whole[slices(box.start, box.local.shape)])
 
 
 def centre_tap(part: Part) -> Tensor | None:

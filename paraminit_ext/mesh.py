@@ -106,15 +106,15 @@ def _readings(tensor: DTensor, coordinate: Sequence[int]) -> Iterator[list[_Runs
     if ordered is not None:
         steps = [(entry.tensor_dim, dim, 1) for entry in ordered for dim in entry.mesh_dims]
     else:
-        steps = [(dim, mesh_dim, pieces) for mesh_dim, dim, pieces in _shards(placements)]
+        steps = list(_shards(placements))
     yield _runs(tensor.shape, steps, mesh, coordinate)
 
 
 def _shards(placements: Sequence[Placement]) -> Iterator[tuple[int, int, int]]:
-    """Of each placement that shards: the dimensions of mesh and tensor; the stride of a strided one, or 1."""
+    """Of each placement that shards: the dimensions of tensor and mesh; the stride of a strided one, or 1."""
     for mesh_dim, placement in enumerate(placements):
         if isinstance(placement, Shard | _StridedShard):
-            yield mesh_dim, placement.dim, int(getattr(placement, "split_factor", 1))
+            yield placement.dim, mesh_dim, int(getattr(placement, "split_factor", 1))
 
 
 def _order_of_strides(placements: Sequence[Placement], mesh: DeviceMesh) -> list[tuple[int, int]] | None:
@@ -123,7 +123,7 @@ def _order_of_strides(placements: Sequence[Placement], mesh: DeviceMesh) -> list
     The stride of a placement is then the number of parts that dimensions to its right have made before it.
     """
     orders: dict[int, list[int]] = {}
-    for mesh_dim, dim, stride in reversed(list(_shards(placements))):
+    for dim, mesh_dim, stride in reversed(list(_shards(placements))):
         order = orders.setdefault(dim, [])
         parts = [math.prod(mesh.size(before) for before in order[:place]) for place in range(len(order) + 1)]
         if stride not in parts:

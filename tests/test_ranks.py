@@ -42,7 +42,6 @@ from zoo import TRANSFORMERS
 
 KEY = Key(2024)
 HAS_LLAMA = importlib.util.find_spec("transformers") is not None
-ORTHOGONAL = 1e-6  # of values up to 1 in float32: sums in another order
 
 
 def llama() -> Any:
@@ -153,11 +152,7 @@ def every_function_fills_its_shard(rank: int) -> None:
                 assert fill(tensor) is tensor
             assert seen.get_total_counts() == 0
             assert tensor.to_local().data_ptr() == held
-            gathered = tensor.full_tensor()
-            if name.startswith("orthogonal_"):
-                assert (gathered - whole).abs().max() <= 2 * ORTHOGONAL
-            else:
-                assert same(gathered, whole), (name, mesh, placements)
+            assert same(tensor.full_tensor(), whole), (name, mesh, placements)
 
 
 # ----------------------------------------------------------------------------------------

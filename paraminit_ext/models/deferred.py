@@ -18,6 +18,7 @@ from paraminit_ext.models.layout import Geometry, contiguous_stride, exchange
 from paraminit_ext.models.names import (
     Named,
     local_tensor,
+    mesh_of,
     named_attributes,
     named_modules,
     named_tensors,
@@ -27,7 +28,7 @@ from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
 from paraminit_ext.models.record import At, Drawn, Program
 from paraminit_ext.models.recorder import Recorder
 from paraminit_ext.models.steps import Draw
-from paraminit_ext.models.write import make, refuse_other_draws, write
+from paraminit_ext.models.write import make, refuse_other_recordings, write
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -360,7 +361,7 @@ def materialize_module(
                 "on meta without a plan. Build the module by deferred_init, or call to_empty and fill it."
             )
         waiting[id(tensor)] = tensor, mark
-    meshes = (mesh for tensor, _ in waiting.values() if (mesh := getattr(tensor, "device_mesh", None)))
+    meshes = (mesh for tensor, _ in waiting.values() if (mesh := mesh_of(tensor)))
     default = next((torch.device(mesh.device_type) for mesh in meshes), torch.get_default_device())
     asked = None if device is None else torch.device(device)
     distributed = _materialize(list(waiting.values()), asked, dtype, default)
@@ -499,7 +500,7 @@ def _materialize(
         made.append(new)
     for plan, pairs in targets.values():
         if plan.key is None:
-            refuse_other_draws("materialize_module", pairs)
+            refuse_other_recordings("materialize_module", pairs)
     for plan, pairs in targets.values():
         write(plan, pairs, None)
     for place, one in later:

@@ -51,7 +51,9 @@ class Fill(NamedTuple):
         """Make the call, with numbers from ``source``."""
         function: Callable[..., Tensor] = getattr(init, self.name)
         given = self.tensor.local if type(self.tensor) is Shard else self.tensor
-        view = None if _is_seen_again() else views.view_of(given)
+        view = views.view_of(given)
+        if view is not None and _is_seen_again():
+            view = None
         if view is not None:
             assert isinstance(given, Tensor)
             source = view.fill(given, self.name, self.arguments, source)

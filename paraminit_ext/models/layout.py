@@ -79,6 +79,12 @@ class Box:
     end: tuple[int, ...]
     dims: tuple[int | None, ...]
 
+    @staticmethod
+    def at(start: Sequence[int], sizes: Sequence[int]) -> Box:
+        """A box that has all dimensions of the whole."""
+        end = (begin + size for begin, size in zip(start, sizes, strict=True))
+        return Box(tuple(start), tuple(end), tuple(range(len(start))))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The view's sizes."""
@@ -105,7 +111,7 @@ class Box:
 def box_of(shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry | None) -> Box | None:
     """A view as a box of the whole, which lies as a new tensor does; None if it is none."""
     if geometry is None:
-        return Box((0,) * len(shape), shape, tuple(range(len(shape))))
+        return Box.at((0,) * len(shape), shape)
     if geometry.dtype != dtype or 0 in shape:
         return None
     strides = contiguous_stride(shape)

@@ -168,6 +168,11 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return local
 
 
+def mesh_of(tensor: object) -> Any:
+    """The mesh of a DTensor, or None."""
+    return getattr(tensor, "device_mesh", None)
+
+
 class _Held(NamedTuple):
     """A tensor of the module in its storage."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from paraminit_ext.models.law import Law, law_of_fill
 from paraminit_ext.models.look import Statistics, TensorSummary, merged, pattern_of, sharded_dims, summary
-from paraminit_ext.models.names import local_tensor, named_tensors, unwrapped
+from paraminit_ext.models.names import local_tensor, mesh_of, named_tensors, unwrapped
 from paraminit_ext.models.pieces import overwritten
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.stored import Stored, stored
@@ -270,7 +270,7 @@ def _summed(own: Tensor, tensor: Tensor | Stored) -> Tensor:
     """The counts of all ranks that hold parts of the tensor."""
     import torch.distributed as dist
 
-    mesh = getattr(tensor, "device_mesh", None)
+    mesh = mesh_of(tensor)
     if isinstance(tensor, Tensor) and mesh is not None and mesh.get_coordinate() is not None:
         for dim in sharded_dims(tensor):
             dist.all_reduce(own, group=mesh.get_group(dim))

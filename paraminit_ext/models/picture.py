@@ -13,6 +13,7 @@ from typing import BinaryIO
 from torch import nn
 
 from paraminit_ext.models import page
+from paraminit_ext.models.names import mesh_of
 from paraminit_ext.models.panels import Panels, State, panels_of, refuse
 from paraminit_ext.models.plan import InitPlan, recorded
 
@@ -130,7 +131,7 @@ def _is_first_rank(source: nn.Module | str | os.PathLike[str] | None) -> bool:
     """Whether this process is the one of each mesh that writes."""
     if not isinstance(source, nn.Module):
         return True
-    meshes = {id(mesh): mesh for p in source.parameters() if (mesh := getattr(p, "device_mesh", None))}
+    meshes = {id(mesh): mesh for p in source.parameters() if (mesh := mesh_of(p))}
     coordinates = [mesh.get_coordinate() for mesh in meshes.values()]
     return all(coordinate is not None and not any(coordinate) for coordinate in coordinates)
 

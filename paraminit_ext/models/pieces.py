@@ -72,10 +72,9 @@ class Pieces:
                     (name, _), *rest = step.arguments
                     here = replace(step, arguments=((name, View(0)), *rest))
                     steps.run([here], {0: part}, _no_draw, {}, part.device)
-                elif key is None:
-                    getattr(init, step.do)(shard(part, box.shape, offset), **step.options)
                 else:
-                    getattr(init, step.do)(shard(part, box.shape, offset), **step.options, generator=key)
+                    source = {} if key is None else {"generator": key}
+                    getattr(init, step.do)(shard(part, box.shape, offset), **step.options, **source)
 
 
 def _no_draw(index: int) -> Key:
@@ -95,10 +94,10 @@ _ROUNDED = frozenset(
 )
 
 
-def rounds_alike(entry: Entry, dtype: torch.dtype) -> bool:
-    """Whether steps done in this dtype give what they give in the entry's, rounded."""
+def may_be_done_in(dtype: torch.dtype, entry: Entry) -> bool:
+    """Whether steps done in this dtype give what they give in the entry's, converted."""
     is_rounding = entry.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)
-    return is_rounding and all(step.do in _ROUNDED for step in entry.steps)
+    return dtype == entry.dtype or (is_rounding and all(step.do in _ROUNDED for step in entry.steps))
 
 
 def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:
@@ -126,9 +125,7 @@ def _boxes(entry: Entry, step: Step) -> list[Box] | None:
     if reach is None:
         return None
     # One number in a range of rows that begins or ends within one.
-    every = tuple(range(len(entry.shape)))
-    cut = cuts(entry.shape, *reach, math.prod(entry.shape))
-    return [Box(start, tuple(map(sum, zip(start, sizes, strict=True))), every) for start, sizes in cut]
+    return [Box.at(*cut) for cut in cuts(entry.shape, *reach, math.prod(entry.shape))]
 
 
 def cuts(

@@ -16,7 +16,7 @@ from paraminit_ext.key import Key
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import Kind, named_tensors, refuse_key, unwrapped
 from paraminit_ext.models.steps import Draw, Step, View, is_allocated_first
-from paraminit_ext.models.write import refuse_other_draws, write
+from paraminit_ext.models.write import refuse_other_recordings, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ class InitPlan:
             _refuse_misfit(entry, tensor)
             targets.setdefault(id(tensor), (self.resolved(entry), tensor))
         if (key or self._key) is None:
-            refuse_other_draws("InitPlan.apply", targets.values())
+            refuse_other_recordings("InitPlan.apply", targets.values())
         write(self, list(targets.values()), key)
         return module
 

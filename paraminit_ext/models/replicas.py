@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from paraminit_ext.geometry import loaded
 from paraminit_ext.models.layout import bits
 from paraminit_ext.models.look import is_readable
-from paraminit_ext.models.names import local_tensor, named_tensors
+from paraminit_ext.models.names import local_tensor, mesh_of, named_tensors
 
 _PIECE = 1 << 20
 # Odd numbers that spread bits: those of SplitMix64 (Steele, Lea and Flood 2014), as int64.
@@ -67,7 +67,7 @@ def _groups(module: nn.Module, tensor: Tensor) -> list[Any]:
     """The groups of ranks that hold what this one holds of the tensor."""
     if not is_readable(tensor):
         return []
-    mesh = getattr(tensor, "device_mesh", None)
+    mesh = mesh_of(tensor)
     if mesh is not None:
         if mesh.get_coordinate() is None:
             return []

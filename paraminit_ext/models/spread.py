@@ -7,14 +7,16 @@ matter. With several matrices and ranks, each rank makes some, and gives all oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from paraminit_ext.geometry import locate, mark_written
-from paraminit_ext.models.steps import View
+from paraminit_ext.geometry import locate, mark_written, slices
+from paraminit_ext.models.layout import Box
+from paraminit_ext.models.names import mesh_of
+from paraminit_ext.models.pieces import cuts
 
 if TYPE_CHECKING:
     from paraminit_ext.models.plan import Entry
@@ -33,7 +35,7 @@ def spread(targets: Sequence[tuple[Entry, Tensor]]) -> dict[Any, list[tuple[Entr
     """Those that are better made so, by mesh. All ranks of a mesh come to the same answer."""
     found: dict[Any, list[tuple[Entry, Tensor]]] = {}
     for entry, tensor in targets:
-        mesh = getattr(tensor, "device_mesh", None)
+        mesh = mesh_of(tensor)
         if mesh is not None and mesh.size() >= _RANKS and _is_large(entry):
             found.setdefault(mesh, []).append((entry, tensor))
     if not found:
@@ -49,7 +51,7 @@ def _is_large(entry: Entry) -> bool:
     step = entry.fill
     if step is None or step.do != "orthogonal_" or len(entry.steps) != 1 or entry.layout is not None:
         return False
-    return step.arguments[0][1] == View(0) and _smaller_side(entry.shape) >= _SIZE and entry.dtype in _BITS
+    return _smaller_side(entry.shape) >= _SIZE and entry.dtype in _BITS
 
 
 def _smaller_side(shape: Sequence[int]) -> int:
@@ -81,26 +83,18 @@ def write_spread(
 def _send(mesh: Any, whole: Tensor | None, entry: Entry, tensor: Tensor) -> None:
     """Copy to each rank its part of a matrix that one of them has, some rows at a time."""
     part = locate("InitPlan.apply", tensor)
-    for first, last in _panels(entry.shape):
-        shape = (last - first, *entry.shape[1:])
+    for start, sizes in cuts(entry.shape, 0, math.prod(entry.shape), _PANEL):
         if whole is None:
-            panel = torch.zeros(shape, dtype=entry.dtype, device=part.local.device)
+            panel = torch.zeros(sizes, dtype=entry.dtype, device=part.local.device)
         else:
-            panel = whole[first:last]
+            panel = whole[slices(start, sizes)]
         panel = _sum_over(mesh, panel)
         for box in part.boxes:
-            begin, end = max(first, box.start[0]), min(last, box.start[0] + box.local.shape[0])
-            if begin < end:
-                ends = (at + size for at, size in zip(box.start[1:], box.local.shape[1:], strict=True))
-                there = (slice(begin - first, end - first), *map(slice, box.start[1:], ends))
-                box.local[begin - box.start[0] : end - box.start[0]].copy_(panel[there])
+            found = Box.at(start, sizes).within(box.local, box.start)
+            if found is not None:
+                here, there = found
+                here.copy_(panel[slices(there, here.shape)])
     mark_written(tensor, part.local)
-
-
-def _panels(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    rows = max(_PANEL // math.prod(shape[1:]), 1)
-    for first in range(0, shape[0], rows):
-        yield first, min(first + rows, shape[0])
 
 
 def _sum_over(mesh: Any, panel: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from paraminit_ext import calls, init
-from paraminit_ext.geometry import Part, is_fake, loaded, locate, mark_written, shard
+from paraminit_ext.geometry import PLAIN_TYPES, Part, Shard, is_fake, loaded, locate, mark_written, shard
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING, resolve_fill
 from paraminit_ext.models import seen
@@ -67,13 +67,13 @@ class ViewOf(NamedTuple):
     whole: Tensor
     shadow: Tensor
 
-    def parts(self, name: str) -> list[Part] | None:
-        """What is held here of the view, as parts of it; None if it is no range of each dimension."""
+    def parts(self, whole: Part) -> list[Shard] | None:
+        """What ``whole``, located, has of the view; None if that is no range of each dimension."""
         box = box_of(tuple(self.whole.shape), self.whole.dtype, Geometry.of(self.shadow))
         if box is None:
             return None
-        found = (box.within(one.local, one.start) for one in locate(name, self.whole).boxes)
-        return [Part(part, part, box.shape, start) for part, start in filter(None, found)]
+        found = (box.within(one.local, one.start) for one in whole.boxes)
+        return [shard(part, box.shape, start) for part, start in filter(None, found)]
 
     def fill(
         self, view: Tensor, name: str, arguments: Mapping[str, Any], source: torch.Generator | Key | None
@@ -93,7 +93,7 @@ class ViewOf(NamedTuple):
         whole = locate(name, self.whole)
         if 0 in shape or is_fake(whole.local):
             return source
-        parts = self.parts(name)
+        parts = self.parts(whole)
         if parts is None:
             if _is_of(view, self.whole):
                 return source
@@ -107,15 +107,14 @@ class ViewOf(NamedTuple):
             source = calls.key_of_fill(name, whole, source)
             arguments = {**arguments, "generator": source}
         for part in parts:
-            getattr(init, name)(shard(part.local, part.global_shape, part.shard_offset), **arguments)
-        self.mark_written()
+            getattr(init, name)(part, **arguments)
+        _mark_written(whole)
         return source
 
-    def mark_written(self) -> None:
-        """Say that something was written to the whole."""
-        with torch.no_grad():
-            mark_written(self.whole, locate("fill", self.whole).local)
-        seen.written(self.whole)
+
+def _mark_written(whole: Part) -> None:
+    mark_written(whole.given, whole.local)
+    seen.written(whole.given)
 
 
 # By view. No attribute of it: that would be saved and copied with the tensor.
@@ -137,17 +136,21 @@ def note(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, A
         kwargs: its arguments by name
         made: what it returned
     """
+    if not args or type(args[0]) in PLAIN_TYPES or torch.compiler.is_compiling():
+        return
     kind = loaded("torch.distributed.tensor", "DTensor")
-    if kind is None or not args or not isinstance(args[0], kind) or torch.compiler.is_compiling():
+    if kind is None or not isinstance(args[0], kind):
         return
     if func in _WRITES:
         view = view_of(args[0])
-        parts = None if view is None else view.parts(func.__name__)
-        if view is not None and parts is not None:
-            with torch.no_grad():
-                for part in parts:
-                    func(part.local, *args[1:], **kwargs)
-            view.mark_written()
+        if view is not None:
+            whole = locate(func.__name__, view.whole)
+            parts = view.parts(whole)
+            if parts is not None:
+                with torch.no_grad():
+                    for part in parts:
+                        func(part.local, *args[1:], **kwargs)
+                _mark_written(whole)
     elif func in _VIEWS:
         _remember(func, args, kwargs, made, kind)
 

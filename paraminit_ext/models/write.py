@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from paraminit_ext.geometry import PLAIN_TYPES, Part, copy_part, locate, mark_written
+from paraminit_ext.geometry import PLAIN_TYPES, Part, copy_part, locate, mark_written, slices
 from paraminit_ext.key import Key
 from paraminit_ext.many import fill_many
 from paraminit_ext.models import steps
 from paraminit_ext.models.layout import Geometry
-from paraminit_ext.models.names import local_tensor
-from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces, rounds_alike
+from paraminit_ext.models.names import local_tensor, mesh_of
+from paraminit_ext.models.pieces import Pieces, cuts, is_in_pieces, may_be_done_in
 from paraminit_ext.models.spread import spread, write_spread
 from paraminit_ext.models.steps import Step, View
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _PART = 1 << 18
 
 
-def refuse_other_draws(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> None:
+def refuse_other_recordings(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> None:
     """Raise on every rank unless the ranks of each mesh drew the same keys when they recorded.
 
     A plan with a key of its own needs no such question: its names decide.
@@ -37,7 +37,7 @@ def refuse_other_draws(name: str, targets: Iterable[tuple[Entry, Tensor]]) -> No
     """
     drawn: dict[Any, list[Any]] = {}
     for entry, tensor in targets:
-        mesh = getattr(tensor, "device_mesh", None)
+        mesh = mesh_of(tensor)
         # A rank outside of it is told so by the fill.
         if mesh is not None and entry.draws and mesh.get_coordinate() is not None:
             drawn.setdefault(mesh, []).append((entry.name, entry.draws))
@@ -76,7 +76,7 @@ def write(plan: InitPlan, targets: Sequence[tuple[Entry, Tensor]], key: Key | No
             continue
         if is_in_pieces(entry) and not _is_expanded(tensor):
             _write_pieces(entry, tensor, key)
-        elif _is_done_in_place(entry, tensor, converted=True):
+        elif _acts_on_the_whole(entry) and local_tensor(tensor) is not tensor:
             # Distributed as the tensor is, so that this is a shard too.
             made = torch.empty_like(tensor, dtype=entry.dtype, requires_grad=False)
             steps.run(entry.steps, {0: made}, _drawer(entry, key), plan.values, tensor.device)
@@ -111,22 +111,18 @@ def _call(entry: Entry, tensor: Tensor, key: Key | None) -> tuple[Tensor, str, d
     return tensor, step.do, step.options, None if step.draw is None else entry.draws[step.draw].resolve(key)
 
 
-def _is_done_in_place(entry: Entry, tensor: Tensor, converted: bool = False) -> bool:
-    """Whether the steps can be done on the tensor itself, or on a distributed one of the entry's dtype."""
-    if not entry.is_allocated_first:
-        return False
-    if tensor.dtype != entry.dtype and not converted and not rounds_alike(entry, tensor.dtype):
-        return False
-    if converted and local_tensor(tensor) is tensor:
-        return False
-    views = [view for step in entry.steps for view in _views(step)]
-    if all(view == View(0) for view in views):
-        return True
-    # Views are told by bytes.
-    if tensor.dtype != entry.dtype:
-        return False
-    # Views are of a tensor that lies as a new one does, and temporaries are not distributed.
-    return local_tensor(tensor) is tensor and Geometry.of(tensor).is_contiguous
+def _is_done_in_place(entry: Entry, tensor: Tensor) -> bool:
+    """Whether the steps can be done on the tensor itself."""
+    if _acts_on_the_whole(entry):
+        return may_be_done_in(tensor.dtype, entry)
+    # Views are told by bytes, of a tensor that lies as a new one does, and temporaries are not distributed.
+    is_alike = tensor.dtype == entry.dtype and local_tensor(tensor) is tensor
+    return entry.is_allocated_first and is_alike and Geometry.of(tensor).is_contiguous
+
+
+def _acts_on_the_whole(entry: Entry) -> bool:
+    """Whether no step names another tensor than the entry's own, as a whole."""
+    return entry.is_allocated_first and all(view == View(0) for step in entry.steps for view in _views(step))
 
 
 def _views(step: Step) -> list[View]:
@@ -151,8 +147,7 @@ def _write_pieces(entry: Entry, tensor: Tensor, key: Key | None) -> None:
     pieces = Pieces(entry, key)
     part = locate("InitPlan.apply", tensor)
     for box in part.boxes:
-        alike = box.local.dtype == entry.dtype or rounds_alike(entry, box.local.dtype)
-        if alike and type(box.local) in PLAIN_TYPES:
+        if may_be_done_in(box.local.dtype, entry) and type(box.local) in PLAIN_TYPES:
             pieces.fill(box.local, box.start)
         else:
             _write_converted(entry, box, pieces)
@@ -165,8 +160,7 @@ def _write_converted(entry: Entry, box: Part, pieces: Pieces) -> None:
     for start, sizes in cuts(tuple(box.local.shape), 0, box.local.numel(), _PART):
         piece = buffer[: math.prod(sizes)].view(sizes)
         pieces.fill(piece, tuple(map(sum, zip(box.start, start, strict=True))))
-        here = tuple(slice(begin, begin + size) for begin, size in zip(start, sizes, strict=True))
-        box.local[here].copy_(piece)
+        box.local[slices(start, sizes)].copy_(piece)
 
 
 # ----------------------------------------------------------------------------------------
@@ -241,5 +235,6 @@ def _copy(made: Tensor, tensor: Tensor) -> None:
                 tensor, made = tensor.narrow(dim, 0, 1), made.narrow(dim, 0, 1)
         tensor.copy_(made)
         return
-    copy_part(made, locate("InitPlan.apply", tensor))
-    torch.autograd.graph.increment_version(tensor)
+    part = locate("InitPlan.apply", tensor)
+    copy_part(made, part)
+    mark_written(tensor, part.local)

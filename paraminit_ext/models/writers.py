@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
+from paraminit_ext.models.names import mesh_of
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -24,14 +26,14 @@ class Writers:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._mesh: DeviceMesh | None = None
         self.place, self.count = 0, 1
-        meshes = [one.device_mesh for one in tensors if hasattr(one, "device_mesh")]
+        meshes = [found for one in tensors if (found := mesh_of(one)) is not None]
         if meshes:
             from paraminit_ext import mesh
 
-            found: DeviceMesh = max(meshes, key=lambda one: one.size())
-            ranks = mesh.ranks_of(found)
+            widest: DeviceMesh = max(meshes, key=lambda one: one.size())
+            ranks = mesh.ranks_of(widest)
             if ranks is not None:
-                self._mesh, (self.place, self.count) = found, ranks
+                self._mesh, (self.place, self.count) = widest, ranks
 
     @property
     def is_first(self) -> bool:
