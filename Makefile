@@ -35,7 +35,7 @@ REQUIREMENTS := $(wildcard requirements/*.txt)
 # ninja's lines ("[3/9] c++ ... -c csrc/torch/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help
+.PHONY: build demo test lint bench instructions wheel wheel-trials clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
@@ -148,23 +148,19 @@ sanitize: $(TOOLS_STAMP)
 matrix: $(TOOLS_STAMP)
 	@$(PY) -m tools.matrix $(ARGS)
 
-# make wheel      : dist/: a source distribution, a wheel for the CPU built from it, tried in an environment of torch alone
-wheel: $(TOOLS_STAMP)
-	@rm -rf dist build/wheel
-	mkdir -p dist build/wheel
-	$(PY) setup.py -q egg_info -e build/wheel sdist -d dist >build/wheel/log.txt 2>&1 || { tail -n 20 build/wheel/log.txt; exit 1; }
-	echo "building a wheel from $$(echo dist/*.tar.gz) (the whole output is in build/wheel/log.txt)"
-	PARAMINIT_CUDA=0 $(PY) -m pip --disable-pip-version-check -v wheel --no-build-isolation --no-deps -w dist dist/*.tar.gz 2>&1 |
-	    tee -a build/wheel/log.txt | $(SHORTEN) || { tail -n 40 build/wheel/log.txt; exit 1; }
-	echo "installing torch $(TORCH) and $$(echo dist/*.whl) into an environment of their own"
-	$(PYTHON) -m venv build/wheel/venv
-	cd build/wheel  # so that the installed package is imported, not the sources
-	venv/bin/python $(PIP) torch==$(TORCH)
-	venv/bin/python $(PIP) --no-index --no-deps ../../dist/*.whl
-	venv/bin/python -m pip --disable-pip-version-check -q check
-	export PYTHONWARNINGS=ignore::UserWarning  # torch misses NumPy, which is not needed
-	venv/bin/python -m paraminit_ext verify --quick
-	rm -rf venv
+# make wheel      : dist/: a source distribution and, built from it, a wheel for each Python (ARGS="--only 3.11", ARGS=--cuda)
+WHEEL_TOOLS_STAMP := $(VENV)/stamp-wheel-$(TORCH)
+
+$(WHEEL_TOOLS_STAMP): $(TOOLS_STAMP) requirements/wheel.txt
+	@$(PY) $(PIP) -r requirements/wheel.txt
+	touch $@
+
+wheel: $(WHEEL_TOOLS_STAMP)
+	@$(PY) -m tools.wheel build $(ARGS)
+
+# make wheel-trials : those wheels beside torch 2.11 to 2.15 and under each Python, the sdist too (ARGS="--only sdist", --remove)
+wheel-trials: $(WHEEL_TOOLS_STAMP)
+	@$(PY) -m tools.wheel try $(ARGS)
 
 # Does what follows where the machine has no CUDA compiler and headers of its own.
 WITHOUT_TOOLKIT := [ -n "$${CUDA_HOME:-}" ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||

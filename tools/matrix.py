@@ -23,9 +23,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compiler import ROOT, ToolError, output, run
+from benchmarks.compiler import ROOT, ToolError, output
 from tools.build import build_package
 from tools.driver import build, disagreements
+from tools.environments import HERE, MissingError, described, install, new_environment, tested, torch_of
 
 FOLDER = ROOT / "build" / "matrix"
 TESTS = (
@@ -48,7 +49,6 @@ TESTS = (
     "test_look.py",
     "test_audit.py",
 )
-HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,6 @@ ROWS = (
 EMULATED = "aarch64"
 
 
-class MissingError(ToolError):
-    """What a row needs and is not to be had here."""
-
-
 @dataclass(frozen=True)
 class Result:
     row: str
@@ -99,24 +95,6 @@ def need(tool: str, packages: str) -> None:
         raise MissingError(f"{tool} is not here; as root, run: apt-get install {packages}")
 
 
-def interpreter(version: str) -> Path:
-    """A Python of that version: this one, one of the PATH, or one of pyenv's."""
-    if version == HERE:
-        return Path(sys.executable)
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for one in [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
-        if one is not None and run([one, "-c", "import venv, ensurepip"]).returncode == 0:
-            return Path(one)
-    raise MissingError(f"no Python {version} is here")
-
-
-def torch_of(python: Path) -> str:
-    """As in "2.13.0 3.11", or nothing."""
-    code = "import sys, torch; print(torch.__version__.split('+')[0], '%d.%d' % sys.version_info[:2])"
-    done = run([python, "-c", code], cwd=FOLDER)
-    return str(done.stdout).strip() if done.returncode == 0 else ""
-
-
 def environment(row: Row) -> Path:
     """The Python of an environment with the row's torch and what the tests need."""
     made = FOLDER / f"torch{row.torch}-python{row.python}"
@@ -124,16 +102,12 @@ def environment(row: Row) -> Path:
         python = folder / "bin" / "python"
         if python.exists() and torch_of(python) == f"{row.torch} {row.python}":
             return python
-    output([interpreter(row.python), "-m", "venv", "--clear", made])
-    python = made / "bin" / "python"
-    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install"]
-    # torch in a call of its own and first: what is installed later then finds it and brings no other.
-    output([*pip, f"torch=={row.torch}"])
-    output([*pip, "-r", "requirements/test.txt"])
+    python = new_environment(row.python, row.torch, made)
+    install(python, "-r", "requirements/test.txt")
     return python
 
 
-def described(row: Row) -> str:
+def compiled_by(row: Row) -> str:
     """As in "gcc 12.2.0 -O0"."""
     printed = output([row.cxx, "--version"]).partition("\n")[0]
     versions = re.findall(r"\b\d+\.\d+\.\d+", printed) or ["?"]
@@ -141,40 +115,14 @@ def described(row: Row) -> str:
     return f"{name} {row.flags}".strip()
 
 
-def test(python: Path, library: Path, log: Path) -> str:
-    """Runs the tests with the package in `library`; returns pytest's last line."""
-    command: list[str | Path] = [
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "-c",
-        ROOT / "pyproject.toml",
-        "--rootdir",
-        ROOT,
-    ]
-    tests = [ROOT / "tests" / name for name in TESTS]
-    where = {"PYTHONPATH": str(library)}
-    # Not from the root, where the sources' own build would be imported.
-    imported = output([python, "-c", "import paraminit_ext; print(paraminit_ext.__file__)"], where, FOLDER)
-    if not Path(imported.strip()).is_relative_to(library):
-        raise ToolError(f"expected to test {library}, got {imported.strip()}")
-    done = run([*command, "-p", "no:cacheprovider", *tests], where, FOLDER)
-    log.write_text(done.stdout + done.stderr)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    if done.returncode != 0:
-        raise ToolError(f"{last} ({log.relative_to(ROOT)})")
-    return re.sub(r" in .*", "", last)
-
-
 def built_and_tested(row: Row) -> tuple[str, str]:
     if row.packages:
         need(row.cxx, row.packages)
     python = environment(row)
     library = build_package(python, FOLDER / re.sub(r"\W+", "_", row.name), row.cxx, row.flags.split())
-    code = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
-    facts = output([python, "-c", code], cwd=FOLDER).strip()
-    return f"{facts}, {described(row)}", test(python, library, library.parent / "tests.txt")
+    log = library.parent / "tests.txt"
+    ran = tested(python, library, TESTS, log, FOLDER, {"PYTHONPATH": str(library)})
+    return f"{described(python)}, {compiled_by(row)}", ran
 
 
 def emulated() -> tuple[str, str]:
