@@ -5,7 +5,7 @@ is built depends on what can compile and link it (a toolkit, a CUDA build of tor
 
 Environment: FORCE_CUDA=1 makes a missing toolkit an error; PARAMINIT_CUDA=0 leaves CUDA out;
 TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; PARAMINIT_PTXAS_VERBOSE=1 has ptxas print the
-registers and spills of each kernel.
+registers and spills of each kernel; PARAMINIT_CAPTURE=0 leaves out what is for one torch alone, as a wheel does.
 """
 
 from __future__ import annotations
@@ -214,12 +214,29 @@ def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
     )
 
 
+def make_capture(toolkit: Path) -> Extension:
+    """What only a particular torch's own headers have: for that torch alone, and in no wheel."""
+    folders = [*cpp_extension.include_paths(), toolkit / "include", *site_nvidia_folders("include")]
+    includes = [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+    return Extension(
+        "paraminit_ext._capture",
+        sources=sources("capture/*.cpp"),
+        library_dirs=cpp_extension.library_paths(),
+        libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python"],
+        extra_compile_args={"cxx": ["-O2", "-g0", STANDARD, "-fvisibility=hidden", *includes]},
+        language="c++",
+    )
+
+
 TOOLKIT, REASON = choose_cuda()
 ARCHITECTURES = choose_architectures(TOOLKIT) if TOOLKIT is not None else ""
 CUDA_VERSION = toolkit_version(TOOLKIT) if TOOLKIT is not None else ""
 EXTENSIONS = [make_module()]
 if TOOLKIT is not None:
     EXTENSIONS.append(make_cuda_library(TOOLKIT, ARCHITECTURES))
+    # From 2.15 on torch has in Python what this is for.
+    if os.environ.get("PARAMINIT_CAPTURE", "1") != "0" and not hasattr(torch.Generator, "philox_state"):
+        EXTENSIONS.append(make_capture(TOOLKIT))
 # What a binary is built from; one whose facts are these need not be built again.
 FACTS = {
     "TORCH_VERSION": torch.__version__,
