@@ -1,10 +1,11 @@
-"""Builds `paraminit_ext._C`: the CPU kernels always, the CUDA kernels where they can be built.
+"""Builds `paraminit_ext._C`, and where it can be built a library of the CUDA kernels beside it.
 
-Whether CUDA is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
+Both use the stable ABI of torch alone, so what is built here serves torch 2.11 and every later one. Whether CUDA
+is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
 
 Environment: FORCE_CUDA=1 makes a missing toolkit an error; PARAMINIT_CUDA=0 leaves CUDA out;
 TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; PARAMINIT_PTXAS_VERBOSE=1 has ptxas print the
-registers and spills of each kernel.
+registers and spills of each kernel; PARAMINIT_CAPTURE=0 leaves out what is for one torch alone, as a wheel does.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ if int(setuptools.__version__.split(".")[0]) < 77:
         '`pip install "setuptools>=77.0.3,<82"`'
     )
 try:
+    import pybind11
     import torch
     from torch.utils import cpp_extension
-except ImportError:
+except ImportError as error:
     raise SystemExit(
-        "paraminit_ext: torch is not importable here (pip isolates builds); install torch, then run "
-        "`pip install --no-build-isolation .`"
+        f"paraminit_ext: {error.name} is not importable here (pip isolates builds); install torch, ninja and "
+        "pybind11, then run `pip install --no-build-isolation .`"
     ) from None
 
 ROOT = Path(__file__).resolve().parent
 # An environment's own ninja is found also where the environment is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 DEFAULT_ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
-# What torch's own headers need from 2.13 on; those of 2.11 and 2.12 compile under it too.
 STANDARD = "-std=c++20"
+# The oldest torch that is served, 2.11: headers hide what came later, and refuse to be read where they are not stable.
+MACROS: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
 # No contraction and no fast-math anywhere: the bits of each value are part of the contract (docs/stream.md).
 CXX_FLAGS = [
     "-O3",
     "-g0",
-    "-fopenmp",
     "-ffp-contract=off",
     # GCC's keeps so many constants from one block of vectors for the next that the vectors spill: with
     # AVX-512, trunc_normal_ takes 5 % longer. Clang has none.
@@ -147,15 +150,15 @@ def choose_architectures(toolkit: Path) -> str:
     return " ".join(f"{major}.{minor}" for major, minor in chosen) + "+PTX"
 
 
-def system_includes(toolkit: Path | None) -> list[str]:
-    """The headers of torch and CUDA, as system headers, so that warnings are about our own code."""
-    folders = [Path(folder) for folder in cpp_extension.include_paths()]
+def system_includes(toolkit: Path | None = None) -> list[str]:
+    """The headers of torch, pybind11 and CUDA, as system headers, so that warnings are about our own code."""
+    folders = [Path(pybind11.get_include()), *map(Path, cpp_extension.include_paths())]
     if toolkit is not None:
         folders.append(toolkit / "include")
-        # A toolkit from wheels has no cuBLAS or cuSPARSE headers, which torch's own headers include.
-        folders.extend(site_nvidia_folders("include"))
     # GCC finds its C headers no more when /usr/include is named outright.
-    return [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+    flags = [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+    # What torch's headers say of a failure names their own place, which is another one where a wheel goes.
+    return flags + [f"-fmacro-prefix-map={folder}/=" for folder in folders]
 
 
 def cuda_runtime_link(toolkit: Path) -> list[str]:
@@ -170,38 +173,57 @@ def cuda_runtime_link(toolkit: Path) -> list[str]:
     raise SystemExit(f"paraminit_ext: no libcudart.so in {toolkit} nor among the nvidia wheels beside torch")
 
 
-def make_extension(toolkit: Path | None, architectures: str) -> Extension:
-    """The one extension module, with the CUDA sources where there is a toolkit."""
-    of_cuda = set(ROOT.glob("csrc/torch/*cuda.cpp"))
-    folders = ("stream", "cpu", "torch")
-    sources = [path for name in folders for path in ROOT.glob(f"csrc/{name}/*.cpp") if path not in of_cuda]
-    libraries = ["c10", "torch", "torch_cpu", "torch_python"]
-    link = ["-fopenmp"]
-    nvcc: list[str] = []
-    macros: list[tuple[str, str | None]] = []
-    if toolkit is not None:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
-        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
-        sources += [*ROOT.glob("csrc/cuda/*.cu"), *of_cuda]
-        macros.append(("PARAMINIT_WITH_CUDA", None))
-        libraries += ["c10_cuda", "torch_cuda"]
-        link += cuda_runtime_link(toolkit)
-        nvcc = ["-O3", "-fmad=false", STANDARD, "--expt-relaxed-constexpr"]
-        nvcc += ["-Xcompiler", "-fopenmp,-ffp-contract=off,-fvisibility=hidden,-Wall"]
-        nvcc += system_includes(toolkit)
-        if os.environ.get("PARAMINIT_PTXAS_VERBOSE", "0") == "1":
-            nvcc += ["-Xptxas", "-v"]
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
+
+
+def make_module() -> Extension:
+    """The module for Python, with the operators and the kernels for the CPU."""
+    of_cuda = sources("torch/*cuda.cpp")
+    found = sources("stream/*.cpp", "cpu/*.cpp", "torch/*.cpp", "python/*.cpp")
     return Extension(
         "paraminit_ext._C",
-        sources=sorted(str(source.relative_to(ROOT)) for source in sources),
-        depends=sorted(
-            str(path.relative_to(ROOT)) for end in ("h", "cuh") for path in ROOT.glob(f"csrc/**/*.{end}")
-        ),
+        sources=[path for path in found if path not in of_cuda],
+        depends=sources("**/*.h"),
         library_dirs=cpp_extension.library_paths(),
-        libraries=libraries,
-        define_macros=macros,
+        libraries=["torch_cpu"],
+        define_macros=MACROS,
+        extra_compile_args={"cxx": CXX_FLAGS + system_includes()},
+        language="c++",
+    )
+
+
+def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
+    """The kernels for CUDA and what calls them: a library of its own, since it needs that of torch for CUDA."""
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
+    nvcc = ["-O3", "-fmad=false", STANDARD, "--expt-relaxed-constexpr"]
+    nvcc += ["-Xcompiler", "-ffp-contract=off,-fvisibility=hidden,-Wall"]
+    if os.environ.get("PARAMINIT_PTXAS_VERBOSE", "0") == "1":
+        nvcc += ["-Xptxas", "-v"]
+    return Extension(
+        f"paraminit_ext._cuda{toolkit_version(toolkit).split('.')[0]}",
+        sources=sources("stream/*.cpp", "torch/*cuda.cpp", "cuda/*.cu"),
+        depends=sources("**/*.h", "**/*.cuh"),
+        library_dirs=cpp_extension.library_paths(),
+        libraries=["torch_cpu", "torch_cuda"],
+        define_macros=[*MACROS, ("USE_CUDA", None)],
         extra_compile_args={"cxx": CXX_FLAGS + system_includes(toolkit), "nvcc": nvcc},
-        extra_link_args=link,
+        extra_link_args=cuda_runtime_link(toolkit),
+        language="c++",
+    )
+
+
+def make_capture(toolkit: Path) -> Extension:
+    """What only a particular torch's own headers have: for that torch alone, and in no wheel."""
+    folders = [*cpp_extension.include_paths(), toolkit / "include", *site_nvidia_folders("include")]
+    includes = [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+    return Extension(
+        "paraminit_ext._capture",
+        sources=sources("capture/*.cpp"),
+        library_dirs=cpp_extension.library_paths(),
+        libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python"],
+        extra_compile_args={"cxx": ["-O2", "-g0", STANDARD, "-fvisibility=hidden", *includes]},
         language="c++",
     )
 
@@ -209,7 +231,12 @@ def make_extension(toolkit: Path | None, architectures: str) -> Extension:
 TOOLKIT, REASON = choose_cuda()
 ARCHITECTURES = choose_architectures(TOOLKIT) if TOOLKIT is not None else ""
 CUDA_VERSION = toolkit_version(TOOLKIT) if TOOLKIT is not None else ""
-EXTENSION = make_extension(TOOLKIT, ARCHITECTURES)
+EXTENSIONS = [make_module()]
+if TOOLKIT is not None:
+    EXTENSIONS.append(make_cuda_library(TOOLKIT, ARCHITECTURES))
+    # From 2.15 on torch has in Python what this is for.
+    if os.environ.get("PARAMINIT_CAPTURE", "1") != "0" and not hasattr(torch.Generator, "philox_state"):
+        EXTENSIONS.append(make_capture(TOOLKIT))
 # What a binary is built from; one whose facts are these need not be built again.
 FACTS = {
     "TORCH_VERSION": torch.__version__,
@@ -232,10 +259,36 @@ class BuildExtension(cpp_extension.BuildExtension):
             self.build_temp = str(ROOT / "build" / f"{kind}-torch{torch.__version__.split('+')[0]}-{python}")
         super().finalize_options()
 
+    def get_ext_filename(self, name: str) -> str:
+        """The library of the CUDA kernels knows no Python, so its name has none of its tags."""
+        if name.rpartition(".")[2].startswith("_cuda"):
+            return f"{name.replace('.', os.sep)}.so"
+        return str(super().get_ext_filename(name))
+
     def build_extensions(self) -> None:
         what = f"CPU and CUDA kernels for {ARCHITECTURES}" if CUDA_VERSION else "CPU kernels, no CUDA kernels"
         print(f"paraminit_ext: building {what}: {REASON}", flush=True)
+        folder = Path(self.build_temp).resolve()
+        self.write_header(folder / "include" / "paraminit_built.h")
+        for extension in self.extensions:
+            extension.include_dirs.append(str(folder / "include"))
         super().build_extensions()
+
+    def build_extension(self, extension: Extension) -> None:
+        # Sources that both are made of are compiled with other flags for each.
+        folder = self.build_temp
+        self.build_temp = str(Path(folder) / extension.name.rpartition(".")[2])
+        try:
+            super().build_extension(extension)
+        finally:
+            self.build_temp = folder
+
+    def write_header(self, path: Path) -> None:
+        """What tells apart binaries of other sources, for the few files that ask."""
+        text = f'#define PARAMINIT_VERSION "{VERSION}"\n#define PARAMINIT_BUILT "{FACTS["SOURCES"]}"\n'
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
     def run(self) -> None:
         super().run()
@@ -269,4 +322,4 @@ class Facts(setuptools.Command):  # type: ignore[misc]  # setuptools has no type
         print(json.dumps(FACTS))
 
 
-setup(ext_modules=[EXTENSION], cmdclass={"build_ext": BuildExtension, "facts": Facts})
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": BuildExtension, "facts": Facts})

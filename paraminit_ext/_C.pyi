@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Generator, Tensor, dtype
@@ -12,19 +13,39 @@ def available_cpu_capabilities() -> list[str]: ...
 # For tests: the processors that the control groups under this root pay for, or 0.
 def read_cpu_quota(root: str) -> int: ...
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]: ...
-def draw(generator: Generator) -> tuple[int, int]: ...
-def draw_default(device_type: str, device_index: int) -> tuple[int, int]: ...
+
+# Loads the library of the CUDA kernels; returns why it cannot be, or "".
+def load_cuda(path: str) -> str: ...
 def has_cuda() -> bool: ...
 
 # Whether the current stream of that CUDA device, or of any for -1, is being captured.
 def is_capturing(device_index: int) -> bool: ...
 
-# The operators of these names on a whole tensor, under no_grad.
-def uniform_(tensor: Tensor, a: float, b: float, seed: int, offset: int) -> None: ...
-def normal_(tensor: Tensor, mean: float, std: float, seed: int, offset: int) -> None: ...
-def trunc_normal_(
-    tensor: Tensor, mean: float, std: float, a: float, b: float, seed: int, offset: int
+# The key of a draw, made on a CUDA tensor's device: of these numbers, or of what will lie at these addresses.
+def write_drawn_key(
+    key: Tensor,
+    captured: bool,
+    seed: int,
+    offset: int,
+    seed_there: int,
+    offset_there: int,
+    offset_in_graph: int,
 ) -> None: ...
+
+# Fills a plain tensor, or the part of one; False, with nothing drawn or written, where anything else than the
+# kernel may have a say, or refuses something.
+def fill(
+    name: str,
+    tensor: Tensor,
+    parameters: tuple[float, ...],
+    source: Any,
+    whole: tuple[int, ...],
+    start: tuple[int, ...],
+) -> bool: ...
+def set_key_type(key_type: type[Key]) -> None: ...
+
+# The kind of Python error that the last refusal of an operator in this thread is, asked once.
+def take_refusal() -> str: ...
 def overlaps_itself(tensor: Tensor) -> bool: ...
 
 # Whether an operator called now reaches its kernel with nothing in between; whether the tensor is plain
@@ -37,20 +58,22 @@ def is_plain(tensor: Tensor) -> bool: ...
 def is_fillable(tensor: Tensor) -> bool: ...
 def lacks_storage(tensor: Tensor) -> bool: ...
 
-# Raises what the elementwise fill of that name raises for these parameters.
+# Raises what the fill of that name raises for these parameters.
 def check_parameters(name: str, parameters: tuple[float, ...], dtype: dtype) -> None: ...
 
 # For each entry of fill_many the index of the first one that has all that is checked in common with it,
 # itself perhaps; -1 for one that has to be looked at.
-def first_alike(entries: list[Any], key_type: type[Key]) -> list[int]: ...
+def first_alike(entries: list[Any]) -> list[int]: ...
 
 # Calls are (local tensor, _, _, source), where a source of False takes no draw; `which` counts in `fills`;
-# `places` has the shape of the whole and the offset of the calls that are for parts.
+# `places` has the shape of the whole and the offset of the calls that are for parts; `draw(source, tensor, count)`
+# gives the words of that many draws.
 def fill_many(
     fills: list[tuple[str, tuple[float, ...] | Tensor]],
     calls: list[tuple[Any, Any, Any, Generator | Key | Literal[False] | None]],
     which: list[int],
     places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
+    draw: Callable[[Generator | None, Tensor, int], Tensor],
 ) -> None: ...
 
 # For tests: the zeros of a sparse fill of ones, by windows of another width (standard deviations).

@@ -7,6 +7,8 @@ instruction set, the strides or the sharding.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,34 +22,46 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 STREAM_VERSION = 1
 
-_REBUILD = "Rebuild it in this environment: pip install --no-build-isolation -e ."
 
+def _load_binary() -> None:
+    """Import the compiled parts: one for every torch from 2.11 on, and for CUDA what fits the torch that runs.
 
-def _refuse_foreign_binary() -> None:
-    """Raise ImportError unless the binary here was built for the torch that runs."""
-    try:
-        from paraminit_ext._build_info import TORCH_VERSION as built_for
-    except ImportError:
+    Raises:
+        ImportError: an older torch, or compiled parts that are missing or of another version.
+    """
+    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if found < (2, 11):
         raise ImportError(
-            f"paraminit_ext {__version__}: expected a compiled extension for torch {torch.__version__}, "
-            f"got none. {_REBUILD}"
-        ) from None
-    if built_for != torch.__version__:
-        raise ImportError(
-            f"paraminit_ext {__version__}: expected an extension built for torch {torch.__version__}, "
-            f"got one built for torch {built_for}. {_REBUILD}"
+            f"paraminit_ext {__version__}: expected torch 2.11 or later, got torch {torch.__version__}. "
+            "Upgrade it: pip install --upgrade torch"
         )
+    rebuild = "Build it in this environment: pip install --no-build-isolation --force-reinstall --no-deps ."
     try:
-        importlib.import_module("paraminit_ext._C")
+        binary = importlib.import_module("paraminit_ext._C")
     except ModuleNotFoundError:
         raise ImportError(
-            f"paraminit_ext {__version__}: expected a compiled extension for torch {torch.__version__}, "
-            f"got none (one built for torch {built_for} was here). {_REBUILD}"
+            f"paraminit_ext {__version__}: expected a compiled extension for Python "
+            f"{sys.version_info.major}.{sys.version_info.minor}, got none. {rebuild}"
         ) from None
+    version = binary.build_info()["version"]
+    if version != __version__:
+        raise ImportError(
+            f"paraminit_ext {__version__}: expected a compiled extension of the same version, got one of "
+            f"{version}. {rebuild}"
+        )
+    if torch.version.cuda is not None:
+        library = Path(__file__).with_name(f"_cuda{torch.version.cuda.partition('.')[0]}.so")
+        if library.exists():
+            problem = binary.load_cuda(str(library))
+            if problem:
+                raise ImportError(
+                    f"paraminit_ext {__version__}: expected to load its CUDA kernels, got: {problem}. {rebuild}"
+                )
 
 
-_refuse_foreign_binary()
+_load_binary()
 
+import paraminit_ext.ops  # noqa: E402
 from paraminit_ext import init  # noqa: E402
 from paraminit_ext._C import (  # noqa: E402
     available_cpu_capabilities,

@@ -43,13 +43,6 @@ _EAGER = {
     "sparse_": torch.ops.paraminit_ext.sparse_.default,
     "orthogonal_": torch.ops.paraminit_ext.orthogonal_.default,
 }
-# The same without the cost of torch.ops' call, several times that of a small fill. torch.compile sees none of
-# it, since its keys are tensors; other tracers see the operator through the dispatcher.
-_DIRECT: dict[str, Callable[..., None]] = {
-    "uniform_": _C.uniform_,
-    "normal_": _C.normal_,
-    "trunc_normal_": _C.trunc_normal_,
-}
 _KEYED = {
     "uniform_": torch.ops.paraminit_ext.uniform_.key,
     "normal_": torch.ops.paraminit_ext.normal_.key,
@@ -223,14 +216,28 @@ def _apply_to_several(fill: FillName, part: Part, key: FillKey, parameters: tupl
         copy_part(whole, part)
 
 
+def _fill_plain(fill: FillName, part: Part, source: Any, parameters: tuple[float, ...]) -> bool:
+    """Fill a plain tensor without the cost of an operator's call, several times that of a small fill.
+
+    False, with nothing drawn or written, where anything may have to be said about it: then the call goes the way
+    on which it is said.
+    """
+    return (
+        part.given is part.local
+        and not part.several
+        and fill in _EAGER
+        and _C.fill(fill, part.local, parameters, source, part.global_shape, part.shard_offset)
+    )
+
+
 def _call_op(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, ...]) -> None:
     """Fill, by the shortest way that the call has."""
-    direct = _DIRECT.get(fill)
-    if direct is not None and not part.global_shape and not isinstance(key, Tensor):
-        direct(part.local, *parameters, *key)
-        return
     if fill == "delta_orthogonal_":
         _write_delta_orthogonal(part, key, *parameters)
+        return
+    if not isinstance(key, Tensor) and _C.fill(
+        fill, part.local, parameters, key, part.global_shape, part.shard_offset
+    ):
         return
     # A region without grad mode that gives nothing back is one that torch.export cannot save.
     with torch.no_grad() if part.local.requires_grad else nullcontext():
@@ -257,6 +264,8 @@ def check_and_fill(
     parameters: tuple[float, ...],
 ) -> Tensor:
     """Check everything, take one key, fill: what each function that draws comes down to."""
+    if not torch.compiler.is_compiling() and _fill_plain(fill, part, generator, parameters):
+        return part.given
     refuse_fill(name, fill, part.local, parameters)
     return finish(name, fill, part, generator, parameters)
 
@@ -271,7 +280,7 @@ def finish(
     """Take one key and fill, everything having been checked; or leave both for later."""
     if type(generator) is Held:
         generator.hold(fill, part, parameters)
-    else:
+    elif torch.compiler.is_compiling() or not _fill_plain(fill, part, generator, parameters):
         _apply(fill, part, _take(name, part, generator), parameters)
         mark_written(part.given, part.local)
     return part.given

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 
-_FILLS = ("uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_", "words_")
+from paraminit_ext.ops import FILLS
+
 
 
 def refuse_transformed(name: str, tensor: Tensor, random: bool) -> None:
@@ -145,7 +146,7 @@ def _fold_in_batched(key: Tensor, data: int) -> Tensor:
 
 
 _rules = torch.library.Library("paraminit_ext", "FRAGMENT")
-for _name in _FILLS:
+for _name in FILLS:
     _packet = getattr(torch.ops.paraminit_ext, _name)
     _rules.impl(_name, _fill_batched(_packet.default), "FuncTorchBatched")
     _rules.impl(f"{_name}.key", _fill_batched(_packet.key), "FuncTorchBatched")

@@ -186,12 +186,13 @@ def trunc_normal_(
     part = locate("trunc_normal_", tensor)
     mean, std = as_number("trunc_normal_", "mean", mean), as_number("trunc_normal_", "std", std)
     a, b = as_number("trunc_normal_", "a", a), as_number("trunc_normal_", "b", b)
+    if not _in_a_tail(mean, std, a, b) or part.local.is_meta:
+        return check_and_fill("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
     refuse_fill("trunc_normal_", "trunc_normal_", part.local, (mean, std, a, b))
-    if _in_a_tail(mean, std, a, b) and not part.local.is_meta:
-        _warn(
-            "mean is more than 2 std from [a, b] in paraminit_ext.trunc_normal_: the values are right, "
-            "but they are those of a tail, crowded at the nearer bound."
-        )
+    _warn(
+        "mean is more than 2 std from [a, b] in paraminit_ext.trunc_normal_: the values are right, "
+        "but they are those of a tail, crowded at the nearer bound."
+    )
     return finish("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
 
 

@@ -15,12 +15,14 @@ from typing import NoReturn, TypeAlias, final
 import torch
 from torch import Tensor
 
-from paraminit_ext import _C
+from paraminit_ext import _C, ops
+from paraminit_ext.draws import draw
 
 _TWO_64 = 1 << 64
 _LOW_32 = (1 << 32) - 1
 _HAS_CUDA = _C.has_cuda()
 
+assert ops  # which defines what is taken here
 _draw_key = torch.ops.paraminit_ext.draw_key.default
 _fold_in = torch.ops.paraminit_ext.fold_in.default
 
@@ -248,6 +250,8 @@ class TracedKey:
 # What a fill is handed: two u64 as int64, or in a graph that is traced or captured a tensor of them.
 FillKey: TypeAlias = tuple[int, int] | Tensor
 
+_C.set_key_type(Key)
+
 
 def refuse_generator(name: str, generator: object, device: torch.device) -> None:
     """Raise unless ``generator`` can give the key of a fill on ``device``; it is not advanced.
@@ -313,22 +317,16 @@ def take_key(
         return _draw_as_operator(device, generator)
     if generator is None:
         if device.type != "cuda" or not _HAS_CUDA:
-            return _C.draw_default("cpu", -1)
+            return draw(torch.default_generator)
         if _C.is_capturing(device.index):
             return _draw_on_device(device, None)
-        return _C.draw_default("cuda", device.index)
+        return draw(torch.cuda.default_generators[device.index])
     refuse_generator(name, generator, device)
     if isinstance(generator, Key):
         return generator._seed, generator._offset
-    kind = generator.device.type
-    if kind == "cuda" and not _HAS_CUDA:
-        return _draw_by_state(generator)
-    if kind == "cuda" and _C.is_capturing(device.index):
+    if generator.device.type == "cuda" and _C.is_capturing(device.index):
         return _draw_on_device(device, generator)
-    if kind in ("cpu", "cuda"):
-        return _C.draw(generator)
-    seed, offset = _draw_two_integers(generator).tolist()
-    return seed, offset
+    return draw(generator)
 
 
 def _take_traced_key(
@@ -365,14 +363,6 @@ def _draw_as_operator(device: torch.device, generator: torch.Generator | None) -
     if generator.device.type == "cpu":
         return _draw_on_device(generator.device, generator).to(device)
     return _draw_two_integers(generator).to(device)
-
-
-def _draw_by_state(generator: torch.Generator) -> tuple[int, int]:
-    """The draw from a CUDA generator where no kernels were built: its state is the host's to read."""
-    place = generator.get_offset()
-    generator.set_offset(place + 4)
-    key = Key(generator.initial_seed() % _TWO_64, place // 4).fold_in(0)
-    return key._seed, key._offset
 
 
 def _draw_two_integers(generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from paraminit_ext import _C, calls, init
+from paraminit_ext.draws import draw_several
 from paraminit_ext.geometry import Part, Shard, locate, mark_written, refuse_unbacked, refuse_unfillable
-from paraminit_ext.key import Key, TracedKey, refuse_generator
+from paraminit_ext.key import Key, TracedKey, generator_of, refuse_generator
 
 Source: TypeAlias = torch.Generator | Key | None
 Arguments: TypeAlias = Mapping[str, Any]
@@ -171,7 +173,7 @@ class _Calls:
         self.batch = _Batch()
         # The fill of an entry's kind, by the index of its first entry.
         known: dict[int, int] = {}
-        for index, (entry, first) in enumerate(zip(listed, _C.first_alike(listed, Key), strict=True)):
+        for index, (entry, first) in enumerate(zip(listed, _C.first_alike(listed), strict=True)):
             fill = known.get(first)
             if fill is not None:
                 self.batch.calls.append(entry)
@@ -261,13 +263,30 @@ class _Calls:
     def run(self) -> list[Tensor]:
         for step in self.steps:
             if isinstance(step, _Batch):
-                _C.fill_many(self.fills, step.calls, step.which, step.places)
+                with _seen_by_a_profiler():
+                    _C.fill_many(self.fills, step.calls, step.which, step.places, _draw_several)
                 for given, local in step.wrapped:
                     mark_written(given, local)
             else:
                 index, call = step
                 self.results[index] = call()
         return self.results
+
+
+def _draw_several(source: torch.Generator | None, tensor: Tensor, count: int) -> Tensor:
+    """The words of so many draws, of the default generator of the tensor's device for None."""
+    generator = generator_of(source, tensor.device)
+    if generator is None:
+        raise RuntimeError(
+            "paraminit_ext.fill_many: expected no capture of a graph, got one. Make the calls one by one."
+        )
+    return draw_several(generator, count)
+
+
+def _seen_by_a_profiler() -> AbstractContextManager[Any]:
+    if torch._C._autograd._profiler_enabled():
+        return torch.profiler.record_function("paraminit_ext::fill_many")
+    return nullcontext()
 
 
 def _overrides(kind: type[Tensor]) -> bool:

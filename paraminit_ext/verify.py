@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import paraminit_ext
-from paraminit_ext import _C, init
+from paraminit_ext import _C, draws, init
 from paraminit_ext.geometry import Shard, shard
 from paraminit_ext.key import Key
 
@@ -97,7 +97,7 @@ def _golden_keys(golden: dict[str, Any]) -> Check:
         if [[k.seed, k.offset] for k in ([made] if isinstance(made, Key) else made)] != entry["gives"]:
             wrong.append(f"{entry['call']}({entry['arguments'][0]!r}) of Key{tuple(entry['of'])}")
     for entry in golden["generators"]:
-        drawn = _C.draw(torch.Generator().manual_seed(entry["seed"]))
+        drawn = draws.draw(torch.Generator().manual_seed(entry["seed"]))
         if [n % 2**64 for n in drawn] != entry["gives"]:
             wrong.append(f"a CPU generator of seed {entry['seed']}")
     return _counted("golden keys", wrong, len(golden["keys"]) + len(golden["generators"]), "keys")

@@ -29,7 +29,10 @@ def setup(before: str, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("before", "remedy"),
     [
-        ("sys.modules['torch'] = None", "install torch, then run `pip install --no-build-isolation .`"),
+        (
+            "sys.modules['torch'] = None",
+            "install torch, ninja and pybind11, then run `pip install --no-build-isolation .`",
+        ),
         ("import setuptools; setuptools.__version__ = '76.1.0'", '`pip install "setuptools>=77.0.3,<82"`'),
     ],
 )

@@ -21,8 +21,13 @@ MAY_INCLUDE = {
     "cpu": {"stream", "cpu"},
     "cuda": {"stream", "cuda"},
     "torch": {"stream", "cpu", "cuda", "torch"},
+    "python": {"stream", "cpu", "torch", "python"},
+    "capture": set(),
 }
-TORCH_HEADER = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h)\b")
+# Of torch's headers, those that keep their ABI from one version to the next.
+STABLE_HEADER = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch)/")
+PYTHON_HEADER = re.compile(r"^(pybind11/|Python\.h$)")
+TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2)/")
 INTRINSICS = re.compile(r"^(\w+intrin|x86intrin|arm_neon|arm_sve|cpuid)\.h$")
 # The headers from integers up to values; each may include only what stands before it.
 LAYERS = [f"stream/{name}.h" for name in ("request", "philox", "transforms", "distributions")]
@@ -63,9 +68,19 @@ def test_a_file_includes_what_its_folder_may(name: str) -> None:
     folder = name.partition("/")[0]
     reached = {other.partition("/")[0] for other in ours(name)}
     assert reached <= MAY_INCLUDE[folder]
-    if folder != "torch":
-        assert not [header for header in includes(name) if TORCH_HEADER.match(header)]
+    of_torch = [header for header in includes(name) if TORCH_HEADER.match(header)]
+    if folder == "torch":
+        assert all(STABLE_HEADER.match(header) for header in of_torch)
+    elif folder != "capture":
+        assert not of_torch
+    if folder not in ("python", "capture"):
+        assert not [header for header in includes(name) if PYTHON_HEADER.match(header)]
 
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("python/")])
+def test_no_header_of_torch_is_reachable_from_the_module_for_python(name: str) -> None:
+    for inner in sorted(reachable(name)):
+        assert not [header for header in includes(inner) if TORCH_HEADER.match(header)], inner
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_includes_no_layer_above_it(name: str) -> None:
@@ -97,5 +112,9 @@ def test_an_include_against_the_direction_would_be_seen(monkeypatch: pytest.Monk
     monkeypatch.setitem(globals(), "includes", lambda _: ["../torch/ops.cpp", "ATen/ATen.h"])
     with pytest.raises(AssertionError):
         test_a_file_includes_what_its_folder_may("stream/philox.h")
+    with pytest.raises(AssertionError):
+        test_a_file_includes_what_its_folder_may("torch/ops.cpp")
+    with pytest.raises(AssertionError):
+        test_no_header_of_torch_is_reachable_from_the_module_for_python("python/calls.cpp")
     monkeypatch.setitem(globals(), "includes", lambda name: ["distributions.h"] if "philox" in name else [])
     assert "stream/distributions.h" in reachable("stream/philox.h")

@@ -159,12 +159,13 @@ def test_a_device_without_kernels_is_filled_with_one_warning() -> None:
 
 
 def test_a_cuda_generator_without_kernels_gives_the_draw_of_one_with_them() -> None:
-    from paraminit_ext.key import _draw_by_state
+    from paraminit_ext.draws import draw, draw_several
 
     class State:
         """What is asked of a CUDA generator, which only a torch with CUDA makes."""
 
         offset = 40
+        device = torch.device("cuda")
 
         def initial_seed(self) -> int:
             return 77
@@ -176,6 +177,10 @@ def test_a_cuda_generator_without_kernels_gives_the_draw_of_one_with_them() -> N
             self.offset = offset
 
     state: Any = State()
-    seed, offset = _draw_by_state(state)
+    seed, offset = draw(state)
     assert Key(seed % 2**64, offset % 2**64) == Key(77, 10).fold_in(0)
     assert state.offset == 44
+    # As many draws at once are those one after the other.
+    several = [[n % 2**64 for n in row] for row in draw_several(state, 3).tolist()]
+    assert [Key(*row) for row in several] == [Key(77, place).fold_in(0) for place in (11, 12, 13)]
+    assert state.offset == 56

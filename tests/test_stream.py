@@ -92,7 +92,7 @@ def made_keys(key: Key, method: str, arguments: list[int | str]) -> list[list[in
 
 def generator_key(seed: int) -> list[int]:
     """The key that a fill takes from a CPU generator of that seed."""
-    return [n % 2**64 for n in paraminit_ext._C.draw(torch.Generator().manual_seed(seed))]
+    return [n % 2**64 for n in paraminit_ext.draws.draw(torch.Generator().manual_seed(seed))]
 
 
 def golden_values() -> dict[str, object]:

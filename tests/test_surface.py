@@ -365,18 +365,31 @@ def test_an_instruction_set_is_forced_by_the_environment_and_a_wrong_name_is_an_
         paraminit_ext.set_cpu_capability("abacus")
 
 
-@pytest.mark.parametrize("built_for", ["1.2.3", None])
-def test_a_binary_for_another_torch_or_none_fails_with_both_versions_and_the_remedy(
-    built_for: str | None,
+@pytest.mark.parametrize(
+    ("planted", "got", "remedy"),
+    [
+        (
+            "m = types.ModuleType('b'); m.build_info = lambda: {'version': '0.0.9'}",
+            "expected a compiled extension of the same version, got one of 0.0.9.",
+            "pip install --no-build-isolation --force-reinstall --no-deps .",
+        ),
+        ("m = None", "got none.", "pip install --no-build-isolation --force-reinstall --no-deps ."),
+        (
+            "import torch; torch.__version__ = '2.10.1+cpu'",
+            "expected torch 2.11 or later, got torch 2.10.1+cpu.",
+            "pip install --upgrade torch",
+        ),
+    ],
+)
+def test_a_binary_that_cannot_serve_fails_with_what_is_there_and_the_remedy(
+    planted: str, got: str, remedy: str
 ) -> None:
-    fake = f"m = types.ModuleType('b'); m.TORCH_VERSION = {built_for!r}" if built_for else "m = None"
-    code = f"import sys, types; {fake}; sys.modules['paraminit_ext._build_info'] = m; import paraminit_ext"
-    failed = fresh.run("-c", code)
+    fake = "sys.modules['paraminit_ext._C'] = m; " if planted.startswith("m =") else ""
+    failed = fresh.run("-c", f"import sys, types; {planted}; {fake}import paraminit_ext")
     last = failed.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: paraminit_ext ")
-    assert torch.__version__ in last
-    assert built_for is None or built_for in last
-    assert "pip install --no-build-isolation -e ." in last
+    assert last.startswith(f"ImportError: paraminit_ext {paraminit_ext.__version__}: ")
+    assert got in last
+    assert last.endswith(remedy)
 
 
 def test_the_module_is_what_stock_is_to_a_caller_that_swaps_names() -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 import paraminit_ext
-from paraminit_ext import _C, Key, init, verify
+from paraminit_ext import _C, Key, draws, init, verify
 from paraminit_ext.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
@@ -106,11 +106,11 @@ def swap_lanes(tensor: Tensor) -> None:
 
 
 def planted(fault: str, patch: pytest.MonkeyPatch) -> None:
-    philox, draw, normal = _C.philox, _C.draw, init.normal_
+    philox, draw, normal = _C.philox, draws.draw, init.normal_
     if fault == "known answers":
         patch.setattr(_C, "philox", lambda c, k: (*philox(c, k)[:3], 0))
     elif fault == "keys":
-        patch.setattr(_C, "draw", lambda g: draw(g)[::-1])
+        patch.setattr(draws, "draw", lambda g: draw(g)[::-1])
     elif fault == "fills":
         patch.setattr(init, "normal_", after(normal, lambda t: t.mul_(1.001)))
     elif fault == "instruction sets":

@@ -79,7 +79,7 @@ def build(root: Path, folder: Path, cxx: Sequence[str], flags: Sequence[str]) ->
 
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(compiled, SOURCES))
-    output([*cxx, "-fopenmp", *objects, "-o", folder / "driver"])
+    output([*cxx, *objects, "-o", folder / "driver"])
     return folder / "driver"
 
 

@@ -8,6 +8,7 @@
 #include "../stream/request.h"
 #include "../stream/sparse_request.h"
 #include "../stream/statistics.h"
+#include "backend.h"
 
 namespace paraminit {
 
@@ -66,16 +67,6 @@ struct SparseLaunch {
 
 int64_t sparse_capacity(const SparseRequest& request);
 cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry);
-
-// What a generator has set apart for one draw: numbers, or where they lie when a captured graph is
-// replayed.
-struct PhiloxState {
-  bool captured;
-  uint64_t seed, offset;
-  const int64_t* seed_there;
-  const int64_t* offset_there;
-  uint64_t offset_in_graph;
-};
 
 // The key of a draw, and one derived of another; all of them on the device.
 cudaError_t launch_draw_key(const PhiloxState& state, uint64_t* key, cudaStream_t stream);

@@ -1,18 +1,14 @@
-// Where torch's streams and generators meet the kernels. See cuda.h.
+// Where torch's streams and memory meet the kernels: the table of functions that the library of the
+// CUDA kernels offers. Everything runs on the current stream of the tensor's device.
 #include "cuda.h"
 
-#include <ATen/Functions.h>
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/cuda/CUDAGeneratorImpl.h>
-#include <ATen/cuda/CUDAGraphsUtils.cuh>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
+#include <paraminit_built.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include <algorithm>
-#include <mutex>
+#include <cstring>
 
 #include "../stream/constants.h"
-#include "../cuda/launch.h"
 
 namespace paraminit {
 namespace {
@@ -21,48 +17,31 @@ namespace {
 // and stores element by element.
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
-}  // namespace
-
-void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
-               const uint64_t* device_key, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  Launch launch{request,
-                geometry,
-                data,
-                device_key,
-                at::cuda::getCurrentCUDAStream(),
-                device.index(),
-                at::cuda::getCurrentDeviceProperties()->multiProcessorCount};
-  launch.request.keys = make_key_schedule(key);
-  C10_CUDA_CHECK(dispatch(launch));
-}
-
-void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
-                 const uint64_t* device_key, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
+void sparse(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
+            const uint64_t* device_key, int device) {
+  const DeviceGuard guard(device);
   SparseLaunch launch{};
   launch.request = request;
   launch.request.values.keys = make_key_schedule(key);
   launch.request.word_keys = make_key_schedule(fold_in(key, 1));
   launch.device_key = device_key;
   launch.capacity = sparse_capacity(request);
-  launch.stream = at::cuda::getCurrentCUDAStream();
-  launch.device = device.index();
-  launch.multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  launch.stream = current_stream(device);
+  launch.device = device;
+  launch.multiprocessors = multiprocessors(device);
 
   const Rectangle& held = request.held;
   const int64_t column_words = 2 + launch.capacity;  // threshold, two counters, list
   const int64_t width =
       std::min(held.columns, std::max<int64_t>(256, kPanelBytes / 8 / column_words / 256 * 256));
   // From the caching allocator, in the order of the stream: it may be handed out again at once.
-  const at::Tensor workspace =
-      at::empty({width * column_words + 2}, at::TensorOptions().dtype(at::kUInt64).device(device));
-  launch.thresholds = workspace.mutable_data_ptr<uint64_t>();
+  const Tensor workspace = device_memory((width * column_words + 2) * 8, device);
+  launch.thresholds = static_cast<uint64_t*>(workspace.mutable_data_ptr());
   launch.counters = reinterpret_cast<uint32_t*>(launch.thresholds + width);
   launch.found = launch.thresholds + 2 * width;
   if (device_key != nullptr) {
     uint64_t* const folded = launch.thresholds + width * column_words;
-    fold_in_cuda(device_key, 1, folded, device);
+    STD_CUDA_CHECK(launch_fold_in(device_key, 1, folded, launch.stream));
     launch.device_word_key = folded;
   }
   for (int64_t done = 0; done < held.columns; done += width) {
@@ -73,75 +52,96 @@ void sparse_cuda(const SparseRequest& request, const int64_t (&strides)[2], void
     const int64_t steps[] = {strides[0], strides[1], 1};
     const int64_t whole[] = {request.rows, request.columns, 2};
     const int64_t start[] = {held.row, launch.first, 0};
-    C10_CUDA_CHECK(launch_sparse(
+    STD_CUDA_CHECK(launch_sparse(
         launch, make_geometry(request.parts == 1 ? 2 : 3, sizes, steps, whole, start)));
   }
 }
 
-void apply_cuda(const FillRequest& request, const uint32_t* words, int64_t groups, float* out,
-                c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(launch_apply(request, words, groups, out, at::cuda::getCurrentCUDAStream()));
+void apply(const FillRequest& request, const uint32_t* words, int64_t groups, float* out,
+           int device) {
+  const DeviceGuard guard(device);
+  STD_CUDA_CHECK(launch_apply(request, words, groups, out, current_stream(device)));
 }
 
-Key draw_cuda(at::Generator generator) {
-  auto* cuda_generator = at::check_generator<at::CUDAGeneratorImpl>(generator);
-  uint64_t seed, philox_offset;
-  {
-    const std::lock_guard<std::mutex> lock(cuda_generator->mutex_);
-    std::tie(seed, philox_offset) = cuda_generator->philox_engine_inputs(4);
-  }
-  return fold_in({seed, philox_offset / 4}, 0);
+void draw_key(const PhiloxState& state, uint64_t* key, int device) {
+  const DeviceGuard guard(device);
+  STD_CUDA_CHECK(launch_draw_key(state, key, current_stream(device)));
 }
 
-at::Generator default_cuda_generator(int64_t device_index) {
-  return at::cuda::detail::getDefaultCUDAGenerator(static_cast<c10::DeviceIndex>(device_index));
+void fold_in_there(const uint64_t* key, uint64_t data, uint64_t* folded, int device) {
+  const DeviceGuard guard(device);
+  STD_CUDA_CHECK(launch_fold_in(key, data, folded, current_stream(device)));
 }
 
-void draw_key_cuda(uint64_t* key, c10::Device device,
-                   const std::optional<at::Generator>& generator) {
-  const c10::cuda::CUDAGuard guard(device);
-  auto* cuda_generator = at::get_generator_or_default<at::CUDAGeneratorImpl>(
-      generator, default_cuda_generator(device.index()));
-  at::PhiloxCudaState state;
-  {
-    const std::lock_guard<std::mutex> lock(cuda_generator->mutex_);
-    state = cuda_generator->philox_cuda_state(4);
-  }
-  const PhiloxState set_apart{state.captured_, state.seed_.val,   state.offset_.val,
-                              state.seed_.ptr, state.offset_.ptr, state.offset_intragraph_};
-  C10_CUDA_CHECK(launch_draw_key(set_apart, key, at::cuda::getCurrentCUDAStream()));
-}
-
-void fold_in_cuda(const uint64_t* key, uint64_t data, uint64_t* folded, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(launch_fold_in(key, data, folded, at::cuda::getCurrentCUDAStream()));
-}
-
-void statistics_cuda(ElementType type, bool is_complex, const void* data, int64_t count,
-                     Statistics* units, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(
-      launch_statistics(type, is_complex, data, count, units, at::cuda::getCurrentCUDAStream()));
-}
-
-void merge_cuda(const Statistics* units, int64_t count, double* out, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  C10_CUDA_CHECK(launch_merge(units, count, out, at::cuda::getCurrentCUDAStream()));
-}
-
-bool is_capturing_cuda(int64_t device_index) {
-  const auto count = static_cast<int64_t>(c10::cuda::device_count());
-  const bool every = device_index < 0;
-  for (int64_t n = every ? 0 : device_index; n < (every ? count : device_index + 1); ++n) {
-    const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(n));
-    if (at::cuda::currentStreamCaptureStatus() != at::cuda::CaptureStatus::None) return true;
+bool is_capturing(int device) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return false;
+  const bool every = device < 0;
+  for (int n = every ? 0 : device; n < (every ? count : device + 1); ++n) {
+    const cudaStream_t stream = current_stream(n);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    // The default stream is the current device's, and none that can be captured.
+    if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+    if (status != cudaStreamCaptureStatusNone) return true;
   }
   return false;
 }
 
-std::string cuda_toolkit_version() {
-  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+void statistics(ElementType type, bool is_complex, const void* data, int64_t count,
+                Statistics* units, int device) {
+  const DeviceGuard guard(device);
+  STD_CUDA_CHECK(launch_statistics(type, is_complex, data, count, units, current_stream(device)));
+}
+
+void merge(const Statistics* units, int64_t count, double* out, int device) {
+  const DeviceGuard guard(device);
+  STD_CUDA_CHECK(launch_merge(units, count, out, current_stream(device)));
+}
+
+void subtract_product(void* out, void* a, void* b) {
+  const auto handle = [](void* tensor) { return static_cast<AtenTensorHandle>(tensor); };
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cuda_addmm_out(handle(out), handle(out), handle(a), handle(b), 1.0, -1.0));
+}
+
+
+}  // namespace
+
+void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
+               const uint64_t* device_key, int device) {
+  const DeviceGuard guard(device);
+  Launch launch{request, geometry,          data, device_key, current_stream(device),
+                device,  multiprocessors(device)};
+  launch.request.keys = make_key_schedule(key);
+  STD_CUDA_CHECK(dispatch(launch));
+}
+
+cudaStream_t current_stream(int device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+Tensor device_memory(int64_t bytes, int device) {
+  return torch::stable::empty({&bytes, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
+                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
+}
+
+int multiprocessors(int device) {
+  int count = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 }  // namespace paraminit
+
+extern "C" __attribute__((visibility("default"))) const paraminit::CudaBackend*
+paraminit_cuda_backend(const char* built) {
+  using namespace paraminit;
+  static const std::string toolkit =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  static const CudaBackend backend{fill_cuda,    sparse,     fill_many_cuda, apply,
+                                   draw_key,     fold_in_there, is_capturing, statistics,
+                                   merge,        subtract_product, toolkit.c_str()};
+  return std::strcmp(built, PARAMINIT_BUILT) == 0 ? &backend : nullptr;
+}

@@ -1,52 +1,44 @@
 // See many.h. Entries whose memory may overlap are never in flight together.
 #include "many.h"
 
-#include <ATen/ATen.h>
-#include <ATen/record_function.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 #include <cstring>
 #include <deque>
 #include <iterator>
 #include <map>
 #include <optional>
 
-#include "checks.h"
+#include "../cpu/capability.h"
+#include "../cpu/forked.h"
 #include "../cpu/many.h"
-#include "fills.h"
-#include "forked.h"
+#include "../stream/errors.h"
 #include "../stream/many_request.h"
-#include "overlap.h"
-#ifdef PARAMINIT_WITH_CUDA
-#include "many_cuda.h"
-#endif
+#include "../stream/overlap.h"
+#include "fills.h"
 
 namespace paraminit {
 namespace {
 
-using at::Tensor;
-
 // The addresses from the first element's byte on to beyond the last one's.
-struct Span {
+struct Extent {
   uintptr_t begin, end;
 };
 
-Span span_of(const Tensor& t) {
-  const auto data = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+Extent extent_of(const Array& array) {
+  const auto data = reinterpret_cast<uintptr_t>(array.data);
   int64_t last = 0;  // torch has no negative strides
-  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  return {data, data + static_cast<uintptr_t>((last + 1) * t.element_size())};
+  for (size_t d = 0; d < array.sizes.size(); ++d) last += (array.sizes[d] - 1) * array.strides[d];
+  return {data, data + static_cast<uintptr_t>((last + 1) * array.element_bytes)};
 }
 
-// Spans that do not overlap.
-class Spans {
+// Extents that do not overlap.
+class Extents {
  public:
-  // False, with nothing added, where the span overlaps one that is there.
-  bool add(Span span) {
-    const auto next = ends_.lower_bound(span.begin);
-    if (next != ends_.end() && next->first < span.end) return false;
-    if (next != ends_.begin() && std::prev(next)->second > span.begin) return false;
-    ends_.emplace_hint(next, span.begin, span.end);
+  // False, with nothing added, where the extent overlaps one that is there.
+  bool add(Extent extent) {
+    const auto next = ends_.lower_bound(extent.begin);
+    if (next != ends_.end() && next->first < extent.end) return false;
+    if (next != ends_.begin() && std::prev(next)->second > extent.begin) return false;
+    ends_.emplace_hint(next, extent.begin, extent.end);
     return true;
   }
   void clear() { ends_.clear(); }
@@ -57,134 +49,119 @@ class Spans {
 
 // What the entries of one fill have in common.
 struct Common {
-  at::ScalarType type;
+  Dtype type;
   std::optional<FillRequest> request;  // none: a constant
   uint64_t value[2] = {};
   int64_t size;
 };
 
-Common common_of(const ManyFill& fill, const Tensor& self) {
-  Common common{self.scalar_type(), std::nullopt, {}, self.element_size()};
-  Tensor value = fill.value;
-  if (!value.defined()) {
-    const Plan plan = plan_of(fill.name, fill.parameters, self);
-    const at::ScalarType real = c10::toRealValueType(self.scalar_type());
-    common.size = static_cast<int64_t>(c10::elementSize(real));
-    if (!plan.is_constant) {
-      common.request = plan.request;
-      return common;
+Common common_of(const ManyFill& fill, const Array& self) {
+  Common common{self.type, std::nullopt, {}, self.element_bytes};
+  if (fill.name.empty()) {
+    if (fill.value.size() != static_cast<size_t>(self.element_bytes)) {
+      refuse<ValueError>("fill_many", "expected one value of ", self.element_bytes,
+                         " bytes, got one of ", fill.value.size(), ".");
     }
-    value = at::empty({}, at::TensorOptions().dtype(real)).fill_(plan.value);
+    std::memcpy(common.value, fill.value.data(), fill.value.size());
+    return common;
   }
-  TORCH_CHECK_VALUE(value.is_cpu() && value.dim() == 0 && value.element_size() == common.size &&
-                        (!fill.value.defined() || value.scalar_type() == common.type),
-                    "paraminit_ext.fill_many: expected one value of ", common.type, ", got one of ",
-                    value.scalar_type(), ".");
-  std::memcpy(common.value, value.const_data_ptr(), static_cast<size_t>(common.size));
+  const DefaultFloatMode mode;
+  with_law(fill.name, fill.parameters, [&](const auto& law) {
+    using Law = std::decay_t<decltype(law)>;
+    if constexpr (requires { law.plan(ElementType{}, false); }) {
+      check_fill(law, self, {});
+      const ElementType type = *real_type(self.type);
+      const Plan plan = law.plan(type, is_complex(self.type));
+      common.size = element_size(type);
+      if (plan.is_constant) {
+        common.value[0] = bits_of(Law::name, type, plan.value);
+      } else {
+        common.request = plan.request;
+      }
+    } else {
+      refuse<ValueError>("fill_many", "expected an elementwise fill, got ", fill.name, ".");
+    }
+  });
   return common;
-}
-
-// Whether a call passes by these keys alone, and autograd's and autocast's, which let fills
-// through.
-bool nothing_but(c10::DispatchKeySet keys, std::initializer_list<c10::DispatchKey> usual) {
-  const c10::DispatchKeySet rest = keys - c10::DispatchKeySet(usual) -
-                                   c10::autograd_dispatch_keyset - c10::autocast_dispatch_keyset;
-  // A backend's own bit may be left.
-  return rest.highestFunctionalityKey() == c10::DispatchKey::Undefined;
 }
 
 // Fills that are being put together, none of which overlaps another.
 class Wave {
  public:
-  void add(const ManyItem& item, const Tensor& self, Span span) {
-    if (!spans_.add(span)) {
+  void add(const ManyItem& item, const Array& self) {
+    const Extent extent = extent_of(self);
+    if (!extents_.add(extent)) {
       launch();
-      spans_.add(span);
+      extents_.add(extent);
     }
-    items_[self.device()].push_back(item);
+    const int device = self.device.kind == DeviceKind::kCpu ? kHost : self.device.index;
+    items_[device].push_back(item);
   }
   void launch() {
     for (auto& of_device : items_) {  // no structured binding: Clang before 16 captures none
       std::vector<ManyItem>& items = of_device.second;
       if (items.empty()) continue;
-#ifdef PARAMINIT_WITH_CUDA
-      if (of_device.first.is_cuda()) {
-        fill_many_cuda(items, of_device.first);
-        items.clear();
-        continue;
+      if (of_device.first != kHost) {
+        cuda_backend()->fill_many(items, of_device.first);
+      } else {
+        run_with_threads([&items] { fill_many_cpu(items); });
       }
-#endif
-      run_with_threads([&items] { fill_many_cpu(items); });
       items.clear();
     }
-    spans_.clear();
+    extents_.clear();
   }
 
  private:
-  struct Earlier {
-    bool operator()(at::Device a, at::Device b) const {
-      return std::pair(a.type(), a.index()) < std::pair(b.type(), b.index());
-    }
-  };
-  std::map<at::Device, std::vector<ManyItem>, Earlier> items_;
-  Spans spans_;
+  static constexpr int kHost = -1;
+  std::map<int, std::vector<ManyItem>> items_;  // of CUDA devices by their index
+  Extents extents_;
 };
 
 }  // namespace
 
-bool calls_are_plain() {
-  return nothing_but(c10::impl::tls_local_dispatch_key_set().included_,
-                     {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
-}
-
-bool is_plain(const Tensor& tensor) {
-  return has_kernels(tensor) && tensor.layout() == at::kStrided &&
-         !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() &&
-         nothing_but(tensor.key_set(), {c10::DispatchKey::CPU, c10::DispatchKey::CUDA,
-                                        c10::DispatchKey::ADInplaceOrView});
-}
-
-bool is_fillable(const Tensor& tensor) {
-  return is_plain(tensor) && (!tensor.is_inference() || c10::InferenceMode::is_enabled()) &&
-         (tensor.is_contiguous() || !overlaps_itself(tensor)) && !lacks_storage(tensor);
-}
-
 void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>& entries) {
-  RECORD_FUNCTION("paraminit_ext::fill_many", c10::ArrayRef<c10::IValue>{});
   std::vector<std::optional<Common>> commons(fills.size());
   std::vector<ManyItem> items;
   std::deque<Geometry> geometries;
   items.reserve(entries.size());
   for (const ManyEntry& entry : entries) {
-    const Tensor& self = entry.self;
+    const Array& self = entry.self;
+    const Place place{entry.whole, entry.start};
     std::optional<Common>& common = commons.at(entry.fill);
     if (!common.has_value()) common = common_of(fills[entry.fill], self);
-    TORCH_CHECK_VALUE(is_plain(self) && self.scalar_type() == common->type && common->size > 1 &&
-                          common->size <= 8,
-                      "paraminit_ext.fill_many: expected a plain tensor of ", common->type,
-                      ", got ", self.toString(), ".");
+    if (!has_kernels(self.device) || self.type != common->type || common->size < 2 ||
+        common->size > 8) {
+      refuse<ValueError>("fill_many", "expected a plain tensor of elements of 2 to 8 bytes, got ",
+                         self.type_name, ".");
+    }
     check_storage("fill_many", self);
     ManyItem item{};
     item.request = common->request.has_value() ? &*common->request : nullptr;
     item.key = entry.key;
     std::copy_n(common->value, 2, item.value);
     item.size = common->size;
-    item.numel = self.numel() * (self.element_size() / common->size);
-    if (item.numel != 0 && !(self.is_contiguous() && entry.whole.empty())) {
-      const bool parts = common->size != self.element_size();
-      geometries.push_back(geometry_for("fill_many", self, parts, entry.whole, entry.start));
+    item.data = self.data;
+    item.numel = self.numel() * (self.element_bytes / common->size);
+    const bool contiguous = is_contiguous(self.sizes, self.strides);
+    if (item.numel != 0 && !(contiguous && entry.whole.empty())) {
+      check_shard("fill_many", self, place);
+      if (!contiguous && overlaps_itself(self.sizes, self.strides)) {
+        refuse<std::runtime_error>("fill_many",
+                                   "expected a tensor whose elements do not share memory, got "
+                                   "shape ",
+                                   self.sizes, " with strides ", self.strides, ".");
+      }
+      // A constant of a complex dtype is one element; what is drawn is one for each part.
+      Array elements = self;
+      if (common->size == self.element_bytes) elements.type = Dtype::kOther;
+      geometries.push_back(geometry_of(elements, place));
       item.geometry = &geometries.back();
     }
     items.push_back(item);
   }
   Wave wave;
   for (size_t i = 0; i < entries.size(); ++i) {
-    const Tensor& self = entries[i].self;
-    if (items[i].numel != 0) {
-      items[i].data = self.mutable_data_ptr();
-      wave.add(items[i], self, span_of(self));
-    }
-    self.unsafeGetTensorImpl()->bump_version();
+    if (items[i].numel != 0) wave.add(items[i], entries[i].self);
   }
   wave.launch();
 }

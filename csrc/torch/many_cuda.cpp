@@ -1,28 +1,49 @@
-// See many_cuda.h. What the kernels need to know of the items is written into pinned memory, which
-// torch's allocator keeps until the copy is done, and copied once; the copy in device memory goes
-// back to its allocator in the order of the stream.
-#include "many_cuda.h"
-
-#include <ATen/Functions.h>
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/cuda/CUDAGraphsUtils.cuh>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
-#include <c10/cuda/CUDAGuard.h>
-
+// A fill of many arrays on a CUDA device. What the kernels need to know of the items is written into
+// pinned memory, which torch's allocator keeps until the copy is done, and copied once; the copy in
+// device memory goes back to its allocator in the order of the stream.
 #include <cstring>
 #include <map>
 #include <type_traits>
 #include <utility>
 
 #include "../cuda/many_items.h"
+#include "../stream/errors.h"
 #include "cuda.h"
 
 namespace paraminit {
 
-void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
-  const c10::cuda::CUDAGuard guard(device);
-  at::cuda::assertNotCapturing("paraminit_ext.fill_many");
+namespace {
+
+// Lets calls through that another thread's capture forbids to all threads, such as one for pinned
+// memory and for the events of earlier copies.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+Tensor pinned_bytes(int64_t count) {
+  const RelaxedCapture relaxed;
+  return torch::stable::empty({&count, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
+}
+
+}  // namespace
+
+void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
+  const DeviceGuard guard(device);
+  const cudaStream_t stream = current_stream(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  if (status != cudaStreamCaptureStatusNone) {
+    refuse<std::runtime_error>("fill_many", "expected a stream that is not being captured, got one "
+                                            "that is. Call the fills one by one.");
+  }
   struct Group {
     std::vector<DeviceItem> items;
     std::vector<int64_t> first_chunk{0};
@@ -52,17 +73,10 @@ void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
   const size_t bytes = items.size() * sizeof(DeviceItem) +
                        (items.size() + groups.size()) * sizeof(int64_t) +
                        geometries.size() * sizeof(Geometry);
-  const auto options = at::TensorOptions().dtype(at::kByte);
-  at::Tensor host;
-  {
-    // Pinned memory is asked for, and events of earlier copies are: another thread's capture, which
-    // forbids such calls to all threads, goes on.
-    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
-    host = at::empty({static_cast<int64_t>(bytes)}, options.device(at::kCPU).pinned_memory(true));
-  }
-  const at::Tensor there = at::empty({static_cast<int64_t>(bytes)}, options.device(device));
-  char* to = reinterpret_cast<char*>(host.mutable_data_ptr<uint8_t>());
-  const char* at_device = reinterpret_cast<const char*>(there.const_data_ptr<uint8_t>());
+  const Tensor host = pinned_bytes(static_cast<int64_t>(bytes));
+  const Tensor there = device_memory(static_cast<int64_t>(bytes), device);
+  char* to = static_cast<char*>(host.mutable_data_ptr());
+  const char* at_device = static_cast<const char*>(there.const_data_ptr());
   // Appends an array, and says where on the device it will lie.
   const auto put = [&](const auto& array) {
     using Element = typename std::decay_t<decltype(array)>::value_type;
@@ -89,11 +103,12 @@ void fill_many_cuda(const std::vector<ManyItem>& items, c10::Device device) {
     launch.first_chunk = put(group.first_chunk);
     launch.count = static_cast<int>(group.items.size());
     launch.chunks = group.first_chunk.back();
-    launch.stream = at::cuda::getCurrentCUDAStream();
+    launch.stream = stream;
     launches.emplace_back(kind, launch);
   }
-  there.copy_(host, /*non_blocking=*/true);
-  for (const auto& [kind, launch] : launches) C10_CUDA_CHECK(dispatch(launch, kind));
+  Tensor copied = there;
+  torch::stable::copy_(copied, host, /*non_blocking=*/true);
+  for (const auto& [kind, launch] : launches) STD_CUDA_CHECK(dispatch(launch, kind));
 }
 
 }  // namespace paraminit

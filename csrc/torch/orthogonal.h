@@ -1,13 +1,20 @@
-// Orthonormal columns from Gaussian ones, by matrix products alone.
+// Orthonormal columns from Gaussian ones, by matrix products alone. No header of torch.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "../stream/laws.h"
+#include "array.h"
 
 namespace paraminit {
 
-// `q`, at least as tall as it is wide and float32 or float64, holds standard normals on entry and
-// a Haar-distributed matrix of orthonormal columns on return (docs/stream.md, "Orthogonal").
-// Beside it at most three panels of its columns are allocated.
-void make_orthonormal(const at::Tensor& q);
+// Fills an array of two or more dimensions, seen as a matrix of its first by all others, or the
+// part of one, with `gain` times a Haar-distributed matrix of orthonormal rows or columns
+// (docs/stream.md, "Orthogonal"). Beside a float32 or float64 matrix that is in one piece at most
+// three panels of its columns are allocated; beside others the whole matrix as well.
+void fill_orthogonal(const Orthogonal& law, const Array& self, KeySource key, const Place& place);
+
+// Whether torch lets the factors of float32 products on a device be rounded: what Python knows and
+// the stable headers do not, handed in at import. Until then they may.
+using ProductsMayRound = bool (*)(DeviceKind device);
+void set_products_may_round(ProductsMayRound ask);
 
 }  // namespace paraminit

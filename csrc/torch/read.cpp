@@ -1,70 +1,64 @@
 // See read.h.
 #include "read.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <cstring>
 #include <optional>
 #include <vector>
 
-#include "checks.h"
+#include "../cpu/forked.h"
 #include "../cpu/statistics.h"
+#include "../stream/overlap.h"
 #include "fills.h"
-#include "forked.h"
-#ifdef PARAMINIT_WITH_CUDA
-#include "cuda.h"
-#endif
 
 namespace paraminit {
 namespace {
 
-using at::Tensor;
-
 // Elements of a piece that is converted or gathered.
 constexpr int64_t kPiece = int64_t{1} << 20;
 
-// The type that the kernels read a dtype as, of its parts if it is complex; none where it has to be
-// converted first.
-std::optional<ElementType> read_as(at::ScalarType type) {
-  return find_element_type(c10::isComplexType(type) ? c10::toRealValueType(type) : type);
-}
-
 // A dtype that has every value of another one, or the nearest of a 64-bit integer.
-at::ScalarType wider(at::ScalarType type) {
-  const bool fits = c10::isFloatingType(type) || c10::elementSize(type) < 4;
-  return fits ? at::kFloat : at::kDouble;
+ScalarType wider(const Array& array) {
+  return array.element_bytes < 4 ? ScalarType::Float : ScalarType::Double;
 }
 
 // Calls read(data, count, type) for runs of all elements, each of them held until the next.
 template <class Read>
 void for_each_run(const Tensor& self, const Read& read) {
-  const auto type = read_as(self.scalar_type());
-  const bool is_run = self.is_non_overlapping_and_dense() && type.has_value() && has_kernels(self);
-  if (is_run) return read(self, *type);
-  if (self.numel() > kPiece) {
-    const auto sizes = self.sizes();
-    const int64_t d = std::max_element(sizes.begin(), sizes.end()) - sizes.begin();
-    const int64_t half = sizes[d] / 2;
-    for_each_run(self.narrow(d, 0, half), read);
-    for_each_run(self.narrow(d, half, sizes[d] - half), read);
+  const Array array = array_of("statistics", self);
+  const auto type = real_type(array.type);
+  if (type.has_value() && has_kernels(array.device) && is_dense(array.sizes, array.strides)) {
+    return read(array, *type);
+  }
+  if (array.numel() > kPiece) {
+    const auto longest = std::max_element(array.sizes.begin(), array.sizes.end());
+    const int64_t d = longest - array.sizes.begin(), half = *longest / 2, rest = *longest - half;
+    for_each_run(part_of(self, d, 0, half), read);
+    for_each_run(part_of(self, d, half, rest), read);
     return;
   }
-  Tensor piece = type.has_value() ? self : self.to(wider(self.scalar_type()));
-  if (!has_kernels(piece)) piece = piece.cpu();
-  piece = piece.contiguous();
-  read(piece, *read_as(piece.scalar_type()));
+  Tensor piece = self;
+  if (!type.has_value()) piece = torch::stable::to(piece, wider(array));
+  if (!has_kernels(array.device)) {
+    piece = torch::stable::to(piece, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  }
+  piece = torch::stable::contiguous(piece);
+  const Array made = array_of("statistics", piece);
+  read(made, *real_type(made.type));
 }
 
 Tensor as_tensor(const Statistics& s) {
-  const Tensor out = at::empty({kStatistics}, at::TensorOptions().dtype(at::kDouble));
-  store(s, out.mutable_data_ptr<double>());
+  const Tensor out = empty({kStatistics}, ScalarType::Double, {DeviceKind::kCpu, 0});
+  store(s, static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 
 // What each byte stands for in a dtype of 8 bits.
-Tensor numbers_of_bytes(at::ScalarType type) {
-  return at::arange(256, at::TensorOptions().dtype(at::kByte)).view(type).to(at::kFloat);
+Tensor numbers_of_bytes(ScalarType type) {
+  const Tensor bytes = empty({256}, ScalarType::Byte, {DeviceKind::kCpu, 0});
+  auto* const data = static_cast<uint8_t*>(bytes.mutable_data_ptr());
+  for (int n = 0; n < 256; ++n) data[n] = static_cast<uint8_t>(n);
+  return torch::stable::to(call("aten::view", "dtype", bytes, type), ScalarType::Float);
 }
 
 Statistics statistics_of_bytes(const Tensor& bytes) {
@@ -74,54 +68,50 @@ Statistics statistics_of_bytes(const Tensor& bytes) {
   return statistics_of_bytes_cpu(table, bytes.const_data_ptr(), bytes.numel());
 }
 
-Tensor statistics_on_cpu(const Tensor& self) {
+Tensor statistics_on_cpu(const Tensor& self, const Array& array) {
   Statistics whole = no_statistics();
-  if (self.element_size() == 1 && self.is_cpu() && self.is_non_overlapping_and_dense()) {
+  if (array.element_bytes == 1 && array.device.kind == DeviceKind::kCpu &&
+      is_dense(array.sizes, array.strides)) {
     run_with_threads([&] { whole = statistics_of_bytes(self); });
     return as_tensor(whole);
   }
-  for_each_run(self, [&](const Tensor& run, ElementType type) {
+  for_each_run(self, [&](const Array& run, ElementType type) {
     run_with_threads([&] {
-      whole =
-          merged(whole, statistics_cpu(type, run.is_complex(), run.const_data_ptr(), run.numel()));
+      whole = merged(whole, statistics_cpu(type, is_complex(run.type), run.data, run.numel()));
     });
   });
   return as_tensor(whole);
 }
 
-#ifdef PARAMINIT_WITH_CUDA
-Tensor statistics_on_cuda(const Tensor& self) {
-  const auto units_of = [](const Tensor& run) {
-    return (run.numel() + kStatisticsUnit - 1) / kStatisticsUnit;
-  };
+Tensor statistics_on_cuda(const Tensor& self, Device device) {
   std::vector<Tensor> found;
-  for_each_run(self, [&](const Tensor& run, ElementType type) {
+  int64_t count = 0;
+  for_each_run(self, [&](const Array& run, ElementType type) {
     constexpr int64_t size = sizeof(Statistics) / sizeof(double);
-    found.push_back(
-        at::empty({units_of(run), size},
-                  self.options().dtype(at::kDouble).memory_format(at::MemoryFormat::Contiguous)));
-    statistics_cuda(type, run.is_complex(), run.const_data_ptr(), run.numel(),
-                    static_cast<Statistics*>(found.back().mutable_data_ptr()), self.device());
+    const int64_t units = (run.numel() + kStatisticsUnit - 1) / kStatisticsUnit;
+    count += units;
+    found.push_back(empty({units, size}, ScalarType::Double, device));
+    cuda_backend()->statistics(type, is_complex(run.type), run.data, run.numel(),
+                               static_cast<Statistics*>(found.back().mutable_data_ptr()),
+                               device.index);
   });
-  const Tensor units = found.size() == 1 ? found.front() : at::cat(found);
-  const Tensor out = at::empty({kStatistics}, units.options());
-  merge_cuda(static_cast<const Statistics*>(units.const_data_ptr()), units.size(0),
-             out.mutable_data_ptr<double>(), self.device());
+  const Tensor units = found.size() == 1 ? found.front() : call("aten::cat", "", found, int64_t{0});
+  const Tensor out = empty({kStatistics}, ScalarType::Double, device);
+  cuda_backend()->merge(static_cast<const Statistics*>(units.const_data_ptr()), count,
+                        static_cast<double*>(out.mutable_data_ptr()), device.index);
   return out;
 }
-#endif
 
 }  // namespace
 
 Tensor statistics(const Tensor& self) {
-  check_layout("statistics", self);
-  check_storage("statistics", self);
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-#ifdef PARAMINIT_WITH_CUDA
-  if (self.is_cuda() && self.numel() > 0) return statistics_on_cuda(self);
-#endif
-  if (self.numel() > 0) return statistics_on_cpu(self);
-  return as_tensor(no_statistics());
+  const Array array = array_of("statistics", self);
+  check_storage("statistics", array);
+  if (array.numel() == 0) return as_tensor(no_statistics());
+  if (array.device.kind == DeviceKind::kCuda && has_kernels(array.device)) {
+    return statistics_on_cuda(self, array.device);
+  }
+  return statistics_on_cpu(self, array);
 }
 
 }  // namespace paraminit

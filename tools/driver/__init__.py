@@ -18,6 +18,7 @@ SOURCES = (
     "csrc/cpu/fill_avx2.cpp",
     "csrc/cpu/fill_avx512.cpp",
     "csrc/cpu/fill_baseline.cpp",
+    "csrc/cpu/forked.cpp",
     "csrc/cpu/many.cpp",
     "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
@@ -32,8 +33,7 @@ SOURCES = (
 def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
     """Compiles the driver into the folder, with the flags of setup.py and these."""
     adding = compiler(folder, cxx, flags)
-    # Beside a real OpenMP no thread of the driver's own would be left to look at.
-    common = [flag for flag in cxx_flags(ROOT) if flag != "-fopenmp"]
+    common = cxx_flags(ROOT)
 
     def compiled(source: str) -> Path:
         out = folder / f"{Path(source).stem}.o"

@@ -2,13 +2,13 @@
 // of living ones. torch's own functions do hang there, unless torch.set_num_threads(1) was called.
 #include "forked.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/ThreadLocalState.h>
 #include <pthread.h>
 
 #include <atomic>
 #include <exception>
 #include <thread>
+
+#include "threads.h"
 
 namespace paraminit {
 namespace {
@@ -19,12 +19,10 @@ thread_local bool started_here = false;
 
 }  // namespace
 
-void run_with_threads(c10::function_ref<void()> work) {
-  if (!forked || started_here || at::get_num_threads() == 1) return work();
-  const at::ThreadLocalState state;
+void run_with_threads(const std::function<void()>& work) {
+  if (!forked || started_here || thread_pool().count() == 1) return work();
   std::exception_ptr error;
   std::thread([&] {
-    const at::ThreadLocalStateGuard guard(state);
     started_here = true;
     try {
       work();

@@ -1,0 +1,279 @@
+// See calls.h.
+#include "calls.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "../cpu/forked.h"
+#include "../stream/errors.h"
+#include "../stream/overlap.h"
+#include "../torch/fills.h"
+#include "../torch/many.h"
+
+namespace paraminit {
+namespace {
+
+// From here on other threads of Python may run while a fill does.
+constexpr int64_t kLongFill = int64_t{1} << 14;
+
+PyTypeObject* key_type = nullptr;
+
+bool is_key(PyObject* object) { return Py_TYPE(object) == key_type; }
+
+// The words of a Key, which are kept as int64.
+Key words_of_key(PyObject* key) {
+  static PyObject* const seed = PyUnicode_InternFromString("_seed");
+  static PyObject* const offset = PyUnicode_InternFromString("_offset");
+  const auto word = [&](PyObject* name) {
+    const auto number = py::reinterpret_steal<py::object>(PyObject_GetAttr(key, name));
+    const int64_t value = number ? PyLong_AsLongLong(number.ptr()) : -1;
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return static_cast<uint64_t>(value);
+  };
+  const uint64_t first = word(seed);
+  return {first, word(offset)};
+}
+
+// A tuple of numbers in Python, of at most this many.
+template <class T, size_t kMost>
+class Numbers {
+ public:
+  // False for anything else.
+  bool read(PyObject* tuple) {
+    if (!PyTuple_CheckExact(tuple) || PyTuple_GET_SIZE(tuple) > Py_ssize_t{kMost}) return false;
+    count_ = static_cast<size_t>(PyTuple_GET_SIZE(tuple));
+    for (size_t i = 0; i < count_; ++i) {
+      PyObject* const item = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i));
+      if constexpr (std::is_same_v<T, double>) {
+        numbers_[i] = PyFloat_AsDouble(item);
+      } else {
+        numbers_[i] = PyLong_AsLongLong(item);
+      }
+      if (numbers_[i] == T{-1} && PyErr_Occurred() != nullptr) {
+        PyErr_Clear();
+        return false;
+      }
+    }
+    return true;
+  }
+  std::span<const T> span() const { return {numbers_.data(), count_}; }
+
+ private:
+  std::array<T, kMost> numbers_;
+  size_t count_ = 0;
+};
+
+template <class Work>
+void without_lock(int64_t numel, const Work& work) {
+  if (numel < kLongFill) return work();
+  const py::gil_scoped_release others_run;
+  work();
+}
+
+// Whether a value may stand for another one among a call's arguments: a number for one of the same
+// type and, to the sign of a zero, the same value.
+bool same_value(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (Py_TYPE(a) != Py_TYPE(b)) return false;
+  if (PyFloat_CheckExact(a)) {
+    const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
+    return std::memcmp(&x, &y, sizeof(x)) == 0;
+  }
+  if (PyUnicode_CheckExact(a)) return PyUnicode_Compare(a, b) == 0;
+  return PyLong_CheckExact(a) && PyObject_RichCompareBool(a, b, Py_EQ) == 1;
+}
+
+bool same_arguments(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  if (PyDict_GET_SIZE(a) != PyDict_GET_SIZE(b)) return false;
+  PyObject *name_a, *value_a, *name_b, *value_b;
+  Py_ssize_t at_a = 0, at_b = 0;
+  while (PyDict_Next(a, &at_a, &name_a, &value_a) && PyDict_Next(b, &at_b, &name_b, &value_b)) {
+    if (!same_value(name_a, name_b) || !same_value(value_a, value_b)) return false;
+  }
+  return true;
+}
+
+bool is_tensor(PyObject* object) {
+  const auto find = [](const char* module, const char* name) {
+    return py::object(py::module_::import(module).attr(name)).release().ptr();
+  };
+  static PyObject* const base = find("torch", "Tensor");
+  static PyObject* const parameter = find("torch.nn", "Parameter");
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == base || type == parameter;
+}
+
+}  // namespace
+
+void set_key_type(const py::handle& type) {
+  key_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+}
+
+bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+                const py::handle& source, const py::handle& whole, const py::handle& start) {
+  Described described{};
+  Numbers<double, 4> numbers;
+  Numbers<int64_t, kMaxDims> sizes, offsets;
+  Numbers<int64_t, 2> words;
+  const char* const text = PyUnicode_AsUTF8(name.ptr());
+  if (text == nullptr || !numbers.read(parameters.ptr()) || !sizes.read(whole.ptr()) ||
+      !offsets.read(start.ptr()) || !calls_are_plain() || !calls_are_unwatched() ||
+      !describe_plain(tensor.ptr(), &described) || !is_fillable(tensor.ptr(), described)) {
+    PyErr_Clear();
+    return false;
+  }
+  const Array& array = described.array;
+  const bool is_drawn = source.is_none() || is_cpu_generator(source.ptr());
+  if (array.numel() == 0 || (source.is_none() && array.device.kind != DeviceKind::kCpu) ||
+      !(is_drawn || is_key(source.ptr()) || words.read(source.ptr()))) {
+    return false;
+  }
+  const Place place{sizes.span(), offsets.span()};
+  return with_law(text, numbers.span(), [&](const auto& law) {
+    try {
+      check_fill(law, array, place);
+    } catch (const std::exception&) {
+      return false;
+    }
+    Key key{};
+    if (is_drawn) {
+      key = draw(source.ptr());
+    } else if (is_key(source.ptr())) {
+      key = words_of_key(source.ptr());
+    } else {
+      key = {static_cast<uint64_t>(words.span()[0]), static_cast<uint64_t>(words.span()[1])};
+    }
+    without_lock(array.numel(), [&] {
+      if (array.device.kind == DeviceKind::kCpu) {
+        run_with_threads([&] { fill(law, array, {key}, place); });
+      } else {
+        fill(law, array, {key}, place);
+      }
+    });
+    if (!described.inference) mark_written(py::make_tuple(tensor).ptr());
+    return true;
+  });
+}
+
+std::vector<int64_t> first_alike(const py::list& entries) {
+  // More kinds of calls than this are looked at anew.
+  constexpr size_t kKinds = 64;
+  struct Kind {
+    PyObject *name, *arguments;
+    Array array;
+    int64_t first;
+  };
+  std::vector<Kind> kinds;
+  std::vector<int64_t> found(entries.size(), -1);
+  for (size_t i = 0; i < found.size(); ++i) {
+    PyObject* const entry = PyList_GET_ITEM(entries.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 4) continue;
+    PyObject* const given = PyTuple_GET_ITEM(entry, 0);
+    PyObject* const name = PyTuple_GET_ITEM(entry, 1);
+    PyObject* const arguments = PyTuple_GET_ITEM(entry, 2);
+    PyObject* const source = PyTuple_GET_ITEM(entry, 3);
+    Described described{};
+    if (!is_tensor(given) || !PyUnicode_CheckExact(name) || !PyDict_CheckExact(arguments) ||
+        (source != Py_None && !is_key(source)) || !describe_plain(given, &described) ||
+        described.inference || described.array.numel() == 0) {
+      continue;
+    }
+    const Array& array = described.array;
+    if (!is_contiguous(array.sizes, array.strides) || !is_fillable(given, described)) continue;
+    const auto alike = [&](const Kind& kind) {
+      return array.type == kind.array.type && array.element_bytes == kind.array.element_bytes &&
+             array.device.kind == kind.array.device.kind &&
+             std::equal(array.sizes.begin(), array.sizes.end(), kind.array.sizes.begin(),
+                        kind.array.sizes.end()) &&
+             same_value(name, kind.name) && same_arguments(arguments, kind.arguments);
+    };
+    // Dtypes that have no kernels differ in what this cannot see.
+    if (array.type == Dtype::kOther) continue;
+    const auto kind = std::find_if(kinds.rbegin(), kinds.rend(), alike);
+    found[i] = kind != kinds.rend() ? kind->first : static_cast<int64_t>(i);
+    if (kind == kinds.rend() && kinds.size() < kKinds) {
+      kinds.push_back({name, arguments, array, static_cast<int64_t>(i)});
+    }
+  }
+  return found;
+}
+
+void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
+                     const py::dict& places, const py::function& draw) {
+  std::vector<ManyFill> asked;
+  for (const py::handle fill : fills) {
+    const auto pair = fill.cast<py::tuple>();
+    ManyFill& made = asked.emplace_back();
+    Array value{};
+    if (PyTuple_CheckExact(pair[1].ptr())) {
+      made.name = pair[0].cast<std::string>();
+      made.parameters = pair[1].cast<std::vector<double>>();
+    } else if (describe(pair[1].ptr(), &value) && value.device.kind == DeviceKind::kCpu) {
+      const auto* const bytes = static_cast<const char*>(value.data);
+      made.value.assign(bytes, bytes + value.element_bytes);
+    } else {
+      throw ValueError("paraminit_ext.fill_many: expected one value on the CPU, got none.");
+    }
+  }
+  std::vector<ManyEntry> entries(calls.size());
+  py::list written;
+  // Of each generator, and of each device's default one, the entries that draw from it, in order.
+  struct Draws {
+    PyObject *source, *tensor;
+    std::vector<size_t> entries;
+  };
+  std::map<std::pair<PyObject*, int>, Draws> draws;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    ManyEntry& entry = entries[i];
+    PyObject* const call = PyList_GET_ITEM(calls.ptr(), static_cast<Py_ssize_t>(i));
+    PyObject* const tensor = PyTuple_GET_ITEM(call, 0);
+    Described described{};
+    if (!describe_plain(tensor, &described)) {
+      throw ValueError("paraminit_ext.fill_many: expected plain tensors, got another one.");
+    }
+    describe_storage(tensor, &described.array);
+    entry.self = described.array;
+    entry.fill = PyLong_AsSize_t(PyList_GET_ITEM(which.ptr(), static_cast<Py_ssize_t>(i)));
+    if (!described.inference) written.append(py::handle(tensor));
+    PyObject* const source = PyTuple_GET_ITEM(call, 3);
+    if (source == Py_False || asked.at(entry.fill).name.empty()) continue;
+    if (is_key(source)) {
+      entry.key = words_of_key(source);
+      continue;
+    }
+    const Device device = entry.self.device;
+    const int place = device.kind == DeviceKind::kCuda ? device.index : -1;
+    Draws& of = draws[{source, source == Py_None ? place : -1}];
+    of.source = source;
+    of.tensor = tensor;
+    of.entries.push_back(i);
+  }
+  for (const auto& [index, place] : places) {
+    ManyEntry& entry = entries.at(index.cast<size_t>());
+    std::tie(entry.whole, entry.start) =
+        place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
+  }
+  for (const auto& [unused, of] : draws) {
+    const py::object drawn = draw(py::handle(of.source), py::handle(of.tensor), of.entries.size());
+    Array words{};
+    describe(drawn.ptr(), &words);
+    const auto* number = static_cast<const uint64_t*>(words.data);
+    for (const size_t i : of.entries) {
+      entries[i].key = {number[0], number[1]};
+      number += 2;
+    }
+  }
+  {
+    const py::gil_scoped_release others_run;
+    fill_many(asked, entries);
+  }
+  mark_written(written.ptr());
+}
+
+}  // namespace paraminit

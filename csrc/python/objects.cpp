@@ -1,0 +1,306 @@
+// See objects.h. What is looked up is kept for as long as the process lives.
+#include "objects.h"
+
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "../stream/overlap.h"
+#include "../torch/fills.h"
+#include "dlpack.h"
+
+namespace paraminit {
+namespace {
+
+struct Torch {
+  const dlpack::Exchange* dlpack;
+  PyObject *tensor_keys, *included_keys;  // functions that give sets of dispatch keys
+  PyObject *inference_mode, *profiler, *forward_ad, *increment_version;
+  PyObject *empty, *int64, *generator_type;
+  std::vector<std::pair<PyObject*, Dtype>> dtypes;
+  // Bits of a set of keys: those of the backends, and those that let a fill pass.
+  uint64_t backends, cpu, cuda, transparent_to_tensors, transparent_to_calls, autograd;
+};
+
+Torch torch;
+
+// Names that are asked for in every call.
+struct Names {
+  PyObject* raw_repr = PyUnicode_InternFromString("raw_repr");
+  PyObject* storage = PyUnicode_InternFromString("untyped_storage");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
+  PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
+  PyObject* level = PyUnicode_InternFromString("_current_level");
+  PyObject* random = PyUnicode_InternFromString("random_");
+  PyObject* device = PyUnicode_InternFromString("device");
+  PyObject* type = PyUnicode_InternFromString("type");
+};
+const Names& names() {
+  static const Names found;
+  return found;
+}
+
+py::object stolen(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+py::object call(PyObject* function, PyObject* argument = nullptr) {
+  return stolen(argument == nullptr ? PyObject_CallNoArgs(function)
+                                    : PyObject_CallOneArg(function, argument));
+}
+
+py::object call_method(PyObject* object, PyObject* name) {
+  return stolen(PyObject_CallMethodNoArgs(object, name));
+}
+
+int64_t as_integer(const py::object& number) {
+  const int64_t value = PyLong_AsLongLong(number.ptr());
+  if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+uint64_t bits_of_keys(const py::object& keys) {
+  const py::object number = call_method(keys.ptr(), names().raw_repr);
+  const uint64_t bits = PyLong_AsUnsignedLongLong(number.ptr());
+  if (bits == ~uint64_t{0} && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return bits;
+}
+
+const dlpack::Exchange* find_dlpack(const py::object& tensor_type) {
+  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+  auto* header = static_cast<dlpack::Header*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (header == nullptr) throw py::error_already_set();
+  while (header != nullptr && header->major != 1) header = header->previous;
+  if (header == nullptr) {
+    throw py::import_error("paraminit_ext: expected a torch with DLPack 1's exchange of tensors, "
+                           "got another one. Use a newer paraminit_ext.");
+  }
+  return reinterpret_cast<const dlpack::Exchange*>(header);
+}
+
+Dtype dtype_of(const dlpack::Tensor& t) {
+  if (t.type_lanes != 1) return Dtype::kOther;
+  switch (t.type_code) {
+    case dlpack::kFloat:
+      return t.type_bits == 32   ? Dtype::kFloat32
+             : t.type_bits == 64 ? Dtype::kFloat64
+             : t.type_bits == 16 ? Dtype::kFloat16
+                                 : Dtype::kOther;
+    case dlpack::kBFloat:
+      return t.type_bits == 16 ? Dtype::kBFloat16 : Dtype::kOther;
+    case dlpack::kComplex:
+      return t.type_bits == 64    ? Dtype::kComplex64
+             : t.type_bits == 128 ? Dtype::kComplex128
+             : t.type_bits == 32  ? Dtype::kComplex32
+                                  : Dtype::kOther;
+    case dlpack::kInt:
+      return t.type_bits == 64 ? Dtype::kInt64 : Dtype::kOther;
+    default:
+      return Dtype::kOther;
+  }
+}
+
+// As torch names them.
+const char* name_of(Dtype type) {
+  switch (type) {
+    case Dtype::kFloat32:
+      return "Float";
+    case Dtype::kFloat64:
+      return "Double";
+    case Dtype::kFloat16:
+      return "Half";
+    case Dtype::kBFloat16:
+      return "BFloat16";
+    case Dtype::kComplex64:
+      return "ComplexFloat";
+    case Dtype::kComplex128:
+      return "ComplexDouble";
+    case Dtype::kComplex32:
+      return "ComplexHalf";
+    case Dtype::kInt64:
+      return "Long";
+    default:
+      return "another dtype";
+  }
+}
+
+Device device_of(const dlpack::Tensor& t) {
+  switch (t.device_type) {
+    case dlpack::kCpu:
+    case dlpack::kCudaHost:  // pinned memory
+      return {DeviceKind::kCpu, 0};
+    case dlpack::kCuda:
+      return {DeviceKind::kCuda, t.device_index};
+    default:
+      return {DeviceKind::kOther, t.device_index};
+  }
+}
+
+// Memory for a draw's two words, which one draw at a time uses. Under the lock of the interpreter.
+class Words {
+ public:
+  Words() {
+    if (free().empty()) {
+      tensor_ = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
+                                        py::arg("device") = "cpu")
+                    .release()
+                    .ptr();
+    } else {
+      tensor_ = free().back();
+      free().pop_back();
+    }
+  }
+  ~Words() { free().push_back(tensor_); }
+  Words(const Words&) = delete;
+  Words& operator=(const Words&) = delete;
+  PyObject* tensor() const { return tensor_; }
+
+ private:
+  static std::vector<PyObject*>& free() {
+    static std::vector<PyObject*> tensors;
+    return tensors;
+  }
+  PyObject* tensor_;
+};
+
+}  // namespace
+
+void look_up_torch() {
+  const py::module_ module = py::module_::import("torch");
+  const py::object c = module.attr("_C");
+  torch.dlpack = find_dlpack(module.attr("Tensor"));
+  const auto kept = [](py::object object) { return object.release().ptr(); };
+  torch.tensor_keys = kept(c.attr("_dispatch_keys"));
+  torch.included_keys = kept(c.attr("_dispatch_tls_local_include_set"));
+  torch.inference_mode = kept(module.attr("is_inference_mode_enabled"));
+  torch.profiler = kept(c.attr("_autograd").attr("_profiler_enabled"));
+  torch.forward_ad = kept(py::module_::import("torch.autograd.forward_ad"));
+  torch.increment_version = kept(c.attr("_increment_version"));
+  torch.empty = kept(module.attr("empty"));
+  torch.int64 = kept(module.attr("int64"));
+  torch.generator_type = kept(module.attr("Generator"));
+  const std::pair<const char*, Dtype> dtypes[] = {
+      {"float32", Dtype::kFloat32},     {"float64", Dtype::kFloat64},
+      {"float16", Dtype::kFloat16},     {"bfloat16", Dtype::kBFloat16},
+      {"complex64", Dtype::kComplex64}, {"complex128", Dtype::kComplex128},
+      {"complex32", Dtype::kComplex32}, {"int64", Dtype::kInt64}};
+  for (const auto& [name, type] : dtypes) {
+    torch.dtypes.emplace_back(kept(module.attr(name)), type);
+  }
+
+  // The numbers of dispatch keys change from one torch to the next, their names do not.
+  const py::object key_type = c.attr("DispatchKey"), set_type = c.attr("DispatchKeySet");
+  const auto bits = [&](const py::object& key) { return bits_of_keys(set_type(key)); };
+  const auto named = [&](const char* name) { return bits(key_type.attr(name)); };
+  torch.backends = named("Dense") - 1;
+  torch.cpu = named("CPU") & torch.backends;
+  torch.cuda = named("CUDA") & torch.backends;
+  const uint64_t inplace = named("ADInplaceOrView");
+  uint64_t autocast = 0;
+  torch.autograd = 0;
+  for (const auto& [name, key] : py::dict(key_type.attr("__members__"))) {
+    const auto text = name.cast<std::string>();
+    const auto one = py::reinterpret_borrow<py::object>(key);
+    if (text.starts_with("Autograd")) torch.autograd |= bits(one) & ~torch.backends;
+    if (text.starts_with("Autocast")) autocast |= bits(one) & ~torch.backends;
+  }
+  const uint64_t always = torch.autograd | autocast | inplace | torch.backends;
+  torch.autograd |= inplace;
+  torch.transparent_to_tensors = always | named("Dense");
+  torch.transparent_to_calls = always | named("BackendSelect");
+}
+
+bool calls_are_plain() {
+  return (bits_of_keys(call(torch.included_keys)) & ~torch.transparent_to_calls) == 0;
+}
+
+bool calls_are_unwatched() {
+  return call(torch.profiler).ptr() == Py_False &&
+         as_integer(stolen(PyObject_GetAttr(torch.forward_ad, names().level))) < 0;
+}
+
+bool describe(PyObject* tensor, Array* out) {
+  dlpack::Tensor t{};
+  if (torch.dlpack->describe(tensor, &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const auto dims = static_cast<size_t>(t.dims);
+  const Dtype type = dtype_of(t);
+  *out = {static_cast<char*>(t.data) + t.byte_offset,
+          type,
+          name_of(type),
+          t.type_bits * t.type_lanes / 8,
+          device_of(t),
+          Span(t.shape, dims),
+          Span(t.strides, dims)};
+  return true;
+}
+
+bool describe_plain(PyObject* tensor, Described* out) {
+  const uint64_t keys = bits_of_keys(call(torch.tensor_keys, tensor));
+  const uint64_t backend = keys & torch.backends;
+  if ((keys & ~torch.transparent_to_tensors) != 0 ||
+      !(backend == torch.cpu || (backend == torch.cuda && cuda_backend() != nullptr))) {
+    return false;
+  }
+  out->inference = (keys & torch.autograd) == 0;
+  return describe(tensor, &out->array);
+}
+
+void describe_storage(PyObject* tensor, Array* array) {
+  // Other devices' storages may be handles, of no size that says anything.
+  if (array->device.kind == DeviceKind::kOther) return;
+  const py::object storage = call_method(tensor, names().storage);
+  array->storage_bytes = as_integer(call_method(storage.ptr(), names().nbytes));
+  array->storage_offset = as_integer(call_method(tensor, names().storage_offset));
+}
+
+bool is_fillable(PyObject* tensor, Described& described) {
+  if (described.inference && call(torch.inference_mode).ptr() != Py_True) return false;
+  Array& array = described.array;
+  if (overlaps_itself(array.sizes, array.strides)) return false;
+  describe_storage(tensor, &array);
+  return !lacks_storage(array);
+}
+
+bool overlaps_itself(const py::handle& tensor) {
+  const auto sizes = tensor.attr("shape").cast<std::vector<int64_t>>();
+  const auto strides = tensor.attr("stride")().cast<std::vector<int64_t>>();
+  return overlaps_itself(Span(sizes), Span(strides));
+}
+
+Dtype dtype_of(const py::handle& dtype) {
+  for (const auto& [object, type] : torch.dtypes) {
+    if (object == dtype.ptr()) return type;
+  }
+  return Dtype::kOther;
+}
+
+void mark_written(PyObject* tensors) { call(torch.increment_version, tensors); }
+
+bool is_cpu_generator(PyObject* object) {
+  if (PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(torch.generator_type)) == 0) {
+    return false;
+  }
+  const py::object device = stolen(PyObject_GetAttr(object, names().device));
+  const py::object type = stolen(PyObject_GetAttr(device.ptr(), names().type));
+  return PyUnicode_CompareWithASCIIString(type.ptr(), "cpu") == 0;
+}
+
+Key draw(PyObject* generator) {
+  // Over the whole range of int64 these are the next two outputs of 64 bits of the generator.
+  static PyObject* const least = PyLong_FromLongLong(INT64_MIN);
+  static PyObject* const by_name = Py_BuildValue("(s)", "generator");
+  const Words words;
+  PyObject* const arguments[] = {words.tensor(), least, Py_None, generator};
+  stolen(PyObject_VectorcallMethod(names().random, arguments, 3, by_name));
+  Array drawn{};
+  describe(words.tensor(), &drawn);
+  const auto* const numbers = static_cast<const uint64_t*>(drawn.data);
+  return {numbers[0], numbers[1]};
+}
+
+}  // namespace paraminit

@@ -1,0 +1,51 @@
+// Python's tensors as arrays, and what torch says about them and about a call made now, by its
+// Python interface and DLPack's. No header of torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#include "../torch/array.h"
+
+namespace paraminit {
+
+namespace py = pybind11;
+
+// Looks up what is asked of torch; called once, at import.
+void look_up_torch();
+
+// Whether a call of an operator in this thread reaches its kernel and nothing in between: no mode,
+// transform or trace that would have to see it.
+bool calls_are_plain();
+// Whether besides nobody watches single calls, neither a profiler nor forward-mode differentiation.
+bool calls_are_unwatched();
+
+// A Python tensor that is plain memory on a device with kernels here: what the dispatcher would
+// send to its kernel with nothing in between.
+struct Described {
+  Array array;
+  bool inference;
+};
+// False where it is not, with no Python error set.
+bool describe_plain(PyObject* tensor, Described* out);
+
+// Any dense tensor that has memory; false, with no Python error set, for others.
+bool describe(PyObject* tensor, Array* out);
+
+// Whether every element of what was described can be written on its own, here and now.
+bool is_fillable(PyObject* tensor, Described& described);
+// Adds what the tensor's storage holds, which DLPack does not say.
+void describe_storage(PyObject* tensor, Array* array);
+
+bool overlaps_itself(const py::handle& tensor);
+Dtype dtype_of(const py::handle& dtype);
+
+// Moves the versions of a list or tuple of tensors that torch's own functions did not write.
+void mark_written(PyObject* tensors);
+
+// Two words from a generator of the CPU, or with None from torch's default one: one draw.
+Key draw(PyObject* generator);
+bool is_cpu_generator(PyObject* object);
+
+}  // namespace paraminit

@@ -1,0 +1,59 @@
+// What each fill draws from: its parameters, what it refuses of them, its plan for an element type.
+// Knows no torch.
+#pragma once
+
+#include "constants.h"
+
+namespace paraminit {
+
+struct Uniform {
+  static constexpr const char* name = "uniform_";
+  static constexpr bool takes_complex = true;
+  double a, b;
+  void check(ElementType type) const;
+  Plan plan(ElementType type, bool complex) const;
+};
+
+struct Normal {
+  static constexpr const char* name = "normal_";
+  static constexpr bool takes_complex = true;
+  double mean, std;
+  void check(ElementType type) const;
+  Plan plan(ElementType type, bool complex) const;
+};
+
+struct TruncNormal {
+  static constexpr const char* name = "trunc_normal_";
+  static constexpr bool takes_complex = false;
+  double mean, std, a, b;
+  void check(ElementType type) const;
+  Plan plan(ElementType type, bool complex) const;
+};
+
+struct Sparse {
+  static constexpr const char* name = "sparse_";
+  static constexpr bool takes_complex = true;
+  double std;
+  int64_t zeros;  // of each column
+  void check(ElementType type) const;
+};
+
+struct Orthogonal {
+  static constexpr const char* name = "orthogonal_";
+  static constexpr bool takes_complex = false;
+  double gain;
+  void check(ElementType type) const;
+};
+
+// The stream's words themselves.
+struct RawWords {
+  static constexpr const char* name = "words_";
+  static constexpr bool takes_complex = false;
+  void check(ElementType) const {}
+};
+
+// The bits of one element of this value, in memory order; refuses a finite value that the type does
+// not reach, in the name of `op`.
+uint64_t bits_of(const char* op, ElementType type, double value);
+
+}  // namespace paraminit

@@ -1,0 +1,121 @@
+// See tensors.h.
+#include "tensors.h"
+
+#include "../stream/errors.h"
+#include "fills.h"
+
+namespace paraminit {
+namespace {
+
+Dtype dtype_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::ComplexFloat:
+      return Dtype::kComplex64;
+    case ScalarType::ComplexDouble:
+      return Dtype::kComplex128;
+    case ScalarType::ComplexHalf:
+      return Dtype::kComplex32;
+    case ScalarType::Long:
+      return Dtype::kInt64;
+    default:
+      return Dtype::kOther;
+  }
+}
+
+}  // namespace
+
+ScalarType scalar_type_of(Dtype type) {
+  switch (type) {
+    case Dtype::kFloat64:
+      return ScalarType::Double;
+    case Dtype::kFloat16:
+      return ScalarType::Half;
+    case Dtype::kBFloat16:
+      return ScalarType::BFloat16;
+    case Dtype::kComplex64:
+      return ScalarType::ComplexFloat;
+    case Dtype::kComplex128:
+      return ScalarType::ComplexDouble;
+    case Dtype::kComplex32:
+      return ScalarType::ComplexHalf;
+    case Dtype::kInt64:
+      return ScalarType::Long;
+    default:
+      return ScalarType::Float;
+  }
+}
+
+Device device_of(const Tensor& tensor) {
+  int32_t type = 0, index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+  const DeviceKind kind = type == aoti_torch_device_type_cpu()    ? DeviceKind::kCpu
+                          : type == aoti_torch_device_type_cuda() ? DeviceKind::kCuda
+                                                                  : DeviceKind::kOther;
+  return {kind, index};
+}
+
+Array array_of(const char* op, const Tensor& tensor) {
+  int32_t layout = 0, type = 0;
+  int64_t *sizes = nullptr, *strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  // The dtypes without a stable name are refused with those that have no fill.
+  const auto scalar = static_cast<ScalarType>(type);
+  if (layout != aoti_torch_layout_strided()) {
+    refuse<NotImplementedError>(op, "expected a strided tensor, got another layout. Fill its "
+                                    "values() or a dense tensor.");
+  }
+  if (aoti_torch_get_sizes(tensor.get(), &sizes) != TORCH_SUCCESS ||
+      aoti_torch_get_strides(tensor.get(), &strides) != TORCH_SUCCESS) {
+    refuse<NotImplementedError>(op,
+                                "expected a dense tensor, got a nested one. Fill its parts.");
+  }
+  const auto dims = static_cast<size_t>(tensor.dim());
+  Array array{nullptr, dtype_of(scalar), torch::headeronly::toString(scalar),
+              static_cast<int64_t>(aoti_torch_dtype_element_size(type)), device_of(tensor),
+              Span(sizes, dims), Span(strides, dims)};
+  // Other devices' storages may be handles, of no size that says anything.
+  if (array.device.kind != DeviceKind::kOther) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &array.storage_bytes));
+    array.storage_offset = tensor.storage_offset();
+  }
+  if (has_kernels(array.device)) array.data = tensor.mutable_data_ptr();
+  return array;
+}
+
+Tensor tensor_of(const Array& array) {
+  const auto type = array.device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
+                                                           : torch::headeronly::DeviceType::CPU;
+  return torch::stable::from_blob(
+      array.data, reference_to(array.sizes), reference_to(array.strides),
+      torch::stable::Device(type, static_cast<torch::stable::DeviceIndex>(array.device.index)),
+      scalar_type_of(array.type));
+}
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device) {
+  const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
+                                                     : torch::headeronly::DeviceType::CPU;
+  const torch::stable::Device there(kind, static_cast<torch::stable::DeviceIndex>(device.index));
+  try {
+    return torch::stable::empty({sizes.begin(), sizes.size()}, type,
+                                torch::headeronly::Layout::Strided, there, false,
+                                torch::headeronly::MemoryFormat::Contiguous);
+  } catch (const std::exception&) {
+    std::ostringstream text;
+    text << "paraminit_ext: expected memory for a tensor of shape "
+         << Span(sizes.begin(), sizes.size()) << " of " << torch::headeronly::toString(type)
+         << " beside the one that is filled, got none. Free some.";
+    throw OutOfMemoryError(text.str());
+  }
+}
+
+}  // namespace paraminit

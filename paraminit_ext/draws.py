@@ -1,0 +1,108 @@
+"""What a fill takes from a ``torch.Generator``: two 64-bit words, whatever the tensor's size.
+
+Of the CPU's generator they are its next two outputs; of a CUDA generator the key that its seed and offset make,
+and four steps of its offset (docs/stream.md). Others are asked for two int64 over their whole range.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from paraminit_ext import _C
+
+_LOW_32 = (1 << 32) - 1
+# Steps of a CUDA generator's offset for one draw: one counter of Philox makes four numbers.
+_STEPS = 4
+# A CUDA generator's offset is read and written in two calls.
+_of_cuda = threading.Lock()
+
+
+def draw(generator: torch.Generator) -> tuple[int, int]:
+    """Take one draw; returns its two words as int64.
+
+    Examples:
+        >>> import torch
+        >>> from paraminit_ext.draws import draw
+        >>> g = torch.Generator().manual_seed(7)
+        >>> first, second = draw(g), draw(g)
+        >>> first == second
+        False
+    """
+    seed, offset = draw_several(generator, 1)[0].tolist()
+    return seed, offset
+
+
+def draw_several(generator: torch.Generator, count: int) -> Tensor:
+    """Take ``count`` draws one after the other; returns their words, int64 of shape (count, 2) on the CPU."""
+    if generator.device.type == "cuda":
+        seed, place = _advance(generator, count)
+        return torch.tensor([_key_of(seed, place + _STEPS * n) for n in range(count)], device="cpu").view(-1, 2)
+    words = torch.empty(count, 2, dtype=torch.int64, device=generator.device)
+    return words.random_(-(2**63), None, generator=generator).cpu()
+
+
+def draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Take one draw; returns its words, int64 of shape (2,) on ``device``, where nothing waits for them.
+
+    Under the capture of a graph every replay draws anew.
+
+    Raises:
+        RuntimeError: under capture, where this torch does not show what its generator sets apart.
+    """
+    if device.type == "meta":
+        return torch.empty(2, dtype=torch.int64, device=device)
+    if device.type != "cuda" or not _C.has_cuda():
+        source = torch.default_generator if generator is None else generator
+        return draw_several(source, 1)[0].to(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    source = torch.cuda.default_generators[index] if generator is None else generator
+    key = torch.empty(2, dtype=torch.int64, device=torch.device("cuda", index))
+    if _C.is_capturing(index):
+        seed_there, offset_there, place = _set_apart_in_graph(source)
+        _C.write_drawn_key(key, True, 0, 0, seed_there, offset_there, place)
+    else:
+        seed, offset = _advance(source, 1)
+        _C.write_drawn_key(key, False, seed, offset, 0, 0, 0)
+    return key
+
+
+def _advance(generator: torch.Generator, count: int) -> tuple[int, int]:
+    """Move a CUDA generator on by so many draws; returns its seed and the offset before."""
+    with _of_cuda:
+        place = generator.get_offset()
+        generator.set_offset(place + _STEPS * count)
+        return generator.initial_seed() % (1 << 64), place
+
+
+def _key_of(seed: int, place: int) -> tuple[int, int]:
+    """Key(seed, place / 4).fold_in(0), as int64."""
+    counter = place // _STEPS
+    words = _C.philox((counter & _LOW_32, counter >> 32, 0, 0), (seed & _LOW_32, seed >> 32))
+    low, high = words[0] | words[1] << 32, words[2] | words[3] << 32
+    return _to_signed(low), _to_signed(high)
+
+
+def _to_signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _set_apart_in_graph(generator: torch.Generator) -> tuple[int, int, int]:
+    """Where seed and offset will lie when the graph is replayed, and the place of this draw in the graph."""
+    if hasattr(generator, "philox_state"):  # torch 2.15
+        seed, offset, place = generator.philox_state(_STEPS)
+        return seed.data_ptr(), offset.data_ptr(), int(place)
+    try:
+        from paraminit_ext import _capture
+        from paraminit_ext._build_info import TORCH_VERSION
+    except ImportError:
+        TORCH_VERSION = ""
+    if torch.__version__ != TORCH_VERSION:
+        raise RuntimeError(
+            f"paraminit_ext: expected torch 2.15 or a build from source for a draw under graph capture, got torch "
+            f"{torch.__version__} and a wheel. Pass a paraminit_ext.Key as generator."
+        )
+    state: tuple[int, int, int] = _capture.philox_state(generator, _STEPS)
+    return state
