@@ -205,7 +205,7 @@ cuda-build: $(CUDA_FACE_STAMP)
 	cd $(CUDA_VENV)  # so that the installed package is imported, not the sources
 	"$$here/$(CUDA_PY)" -m paraminit_ext info
 	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py" "$$here/tests/test_triton_kernels.py"
-	"$$here/$(CUDA_PY)" "$$here/benchmarks/instructions/sass.py" lib/python*/site-packages/paraminit_ext/_C*.so
+	"$$here/$(CUDA_PY)" "$$here/benchmarks/instructions/sass.py" lib/python*/site-packages/paraminit_ext/_cuda*.so
 
 # make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure (ONLY=3 stages, GPU_SECONDS=480)
 #   Nothing here is downloaded. In OUT: rows as JSON lines, what became of each step, logs, and the table printed last.
@@ -232,7 +232,7 @@ gpu-binary: $(GPU_TOOLS_STAMP)
 	    tee build/gpu-build.log | $(SHORTEN) || { tail -n 40 build/gpu-build.log; exit 1; }
 	# A machine's own may be too old to read pyproject.toml.
 	$(GPU_PY) $(PIP) --target build/gpu/site --no-compile "$$(grep setuptools requirements/build.txt)"
-	du -sh build/gpu/paraminit_ext/_C*.so build/gpu/site
+	du -sh build/gpu/paraminit_ext/_*.so build/gpu/site
 
 # make gpu-rehearsal : `make gpu` in a copy, with a GPU machine's packages, no network and no GPU: only the build can pass
 gpu-rehearsal: $(GPU_TOOLS_STAMP)

@@ -1,16 +1,18 @@
 """Builds `paraminit_ext._C`, and where it can be built a library of the CUDA kernels beside it.
 
-Both use the stable ABI of torch alone, so what is built here serves torch 2.11 and every later one. Whether CUDA
-is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
+Both use the stable ABI of torch alone, so what is built here serves torch 2.11 and every later one. Whether
+CUDA is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
 
 Environment: FORCE_CUDA=1 makes a missing toolkit an error; PARAMINIT_CUDA=0 leaves CUDA out;
 TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; PARAMINIT_PTXAS_VERBOSE=1 has ptxas print the
-registers and spills of each kernel; PARAMINIT_CAPTURE=0 leaves out what is for one torch alone, as a wheel does.
+registers and spills of each kernel; PARAMINIT_CAPTURE=0 leaves out what is for one torch alone, as a wheel
+does.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -31,13 +33,12 @@ if int(setuptools.__version__.split(".")[0]) < 77:
         '`pip install "setuptools>=77.0.3,<82"`'
     )
 try:
-    import pybind11
     import torch
     from torch.utils import cpp_extension
-except ImportError as error:
+except ImportError:
     raise SystemExit(
-        f"paraminit_ext: {error.name} is not importable here (pip isolates builds); install torch, ninja and "
-        "pybind11, then run `pip install --no-build-isolation .`"
+        "paraminit_ext: torch is not importable here (pip isolates builds); install torch, then run "
+        "`pip install --no-build-isolation .`"
     ) from None
 
 ROOT = Path(__file__).resolve().parent
@@ -45,9 +46,10 @@ ROOT = Path(__file__).resolve().parent
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 DEFAULT_ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 STANDARD = "-std=c++20"
-# The oldest torch that is served, 2.11: headers hide what came later, and refuse to be read where they are not stable.
+# The oldest torch that is served, 2.11: headers hide what came later, and those that are not stable cannot be
+# read at all.
 MACROS: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
-VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
+VERSION = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 # No contraction and no fast-math anywhere: the bits of each value are part of the contract (docs/stream.md).
 CXX_FLAGS = [
     "-O3",
@@ -151,14 +153,19 @@ def choose_architectures(toolkit: Path) -> str:
 
 
 def system_includes(toolkit: Path | None = None) -> list[str]:
-    """The headers of torch, pybind11 and CUDA, as system headers, so that warnings are about our own code."""
-    folders = [Path(pybind11.get_include()), *map(Path, cpp_extension.include_paths())]
+    """The headers of torch, pybind11 and CUDA, as system headers: warnings are about our own code."""
+    folders = [Path(folder) for folder in cpp_extension.include_paths()]
+    if importlib.util.find_spec("pybind11") is not None:  # else torch's copy of it
+        folders.insert(0, Path(importlib.import_module("pybind11").get_include()))
     if toolkit is not None:
         folders.append(toolkit / "include")
-    # GCC finds its C headers no more when /usr/include is named outright.
-    flags = [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
     # What torch's headers say of a failure names their own place, which is another one where a wheel goes.
-    return flags + [f"-fmacro-prefix-map={folder}/=" for folder in folders]
+    return as_system(folders) + [f"-fmacro-prefix-map={folder}/=" for folder in folders]
+
+
+def as_system(folders: Sequence[Path]) -> list[str]:
+    # GCC finds its C headers no more when /usr/include is named outright.
+    return [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
 
 
 def cuda_runtime_link(toolkit: Path) -> list[str]:
@@ -174,7 +181,8 @@ def cuda_runtime_link(toolkit: Path) -> list[str]:
 
 
 def sources(*patterns: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
+    found = (path for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def make_module() -> Extension:
@@ -194,7 +202,7 @@ def make_module() -> Extension:
 
 
 def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
-    """The kernels for CUDA and what calls them: a library of its own, since it needs that of torch for CUDA."""
+    """The kernels for CUDA and what calls them: a library of its own, since it needs torch's for CUDA."""
     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
     nvcc = ["-O3", "-fmad=false", STANDARD, "--expt-relaxed-constexpr"]
@@ -216,14 +224,14 @@ def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
 
 def make_capture(toolkit: Path) -> Extension:
     """What only a particular torch's own headers have: for that torch alone, and in no wheel."""
-    folders = [*cpp_extension.include_paths(), toolkit / "include", *site_nvidia_folders("include")]
-    includes = [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
+    folders = [Path(folder) for folder in cpp_extension.include_paths()]
+    folders += [toolkit / "include", *site_nvidia_folders("include")]
     return Extension(
         "paraminit_ext._capture",
         sources=sources("capture/*.cpp"),
         library_dirs=cpp_extension.library_paths(),
         libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python"],
-        extra_compile_args={"cxx": ["-O2", "-g0", STANDARD, "-fvisibility=hidden", *includes]},
+        extra_compile_args={"cxx": ["-O2", "-g0", STANDARD, "-fvisibility=hidden", *as_system(folders)]},
         language="c++",
     )
 
@@ -255,15 +263,16 @@ class BuildExtension(cpp_extension.BuildExtension):
             # Objects for another torch, Python or device must not be linked by mistake; and `pip install -e`
             # would build in a temporary folder, and compile everything anew each time.
             kind = f"cuda{CUDA_VERSION}" if CUDA_VERSION else "cpu"
-            python = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
-            self.build_temp = str(ROOT / "build" / f"{kind}-torch{torch.__version__.split('+')[0]}-{python}")
+            here = f"torch{torch.__version__.split('+')[0]}-{platform.machine()}"
+            self.build_temp = str(ROOT / "build" / f"{kind}-{here}")
         super().finalize_options()
 
     def get_ext_filename(self, name: str) -> str:
         """The library of the CUDA kernels knows no Python, so its name has none of its tags."""
         if name.rpartition(".")[2].startswith("_cuda"):
             return f"{name.replace('.', os.sep)}.so"
-        return str(super().get_ext_filename(name))
+        filename: str = super().get_ext_filename(name)  # type: ignore[no-untyped-call]
+        return filename
 
     def build_extensions(self) -> None:
         what = f"CPU and CUDA kernels for {ARCHITECTURES}" if CUDA_VERSION else "CPU kernels, no CUDA kernels"
@@ -275,9 +284,10 @@ class BuildExtension(cpp_extension.BuildExtension):
         super().build_extensions()
 
     def build_extension(self, extension: Extension) -> None:
-        # Sources that both are made of are compiled with other flags for each.
-        folder = self.build_temp
-        self.build_temp = str(Path(folder) / extension.name.rpartition(".")[2])
+        # Sources that several are made of are compiled with other flags for each; CUDA's know no Python.
+        folder, name = self.build_temp, extension.name.rpartition(".")[2]
+        python = "" if name.startswith("_cuda") else f"-cp{sys.version_info.major}{sys.version_info.minor}"
+        self.build_temp = str(Path(folder) / f"{name}{python}")
         try:
             super().build_extension(extension)
         finally:

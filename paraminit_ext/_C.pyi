@@ -66,8 +66,8 @@ def check_parameters(name: str, parameters: tuple[float, ...], dtype: dtype) -> 
 def first_alike(entries: list[Any]) -> list[int]: ...
 
 # Calls are (local tensor, _, _, source), where a source of False takes no draw; `which` counts in `fills`;
-# `places` has the shape of the whole and the offset of the calls that are for parts; `draw(source, tensor, count)`
-# gives the words of that many draws.
+# `places` has the shape of the whole and the offset of the calls that are for parts;
+# `draw(source, tensor, count)` gives the words of that many draws.
 def fill_many(
     fills: list[tuple[str, tuple[float, ...] | Tensor]],
     calls: list[tuple[Any, Any, Any, Generator | Key | Literal[False] | None]],

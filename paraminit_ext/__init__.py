@@ -24,7 +24,7 @@ STREAM_VERSION = 1
 
 
 def _load_binary() -> None:
-    """Import the compiled parts: one for every torch from 2.11 on, and for CUDA what fits the torch that runs.
+    """Import the compiled parts: one for every torch from 2.11 on, and for CUDA the one for the torch here.
 
     Raises:
         ImportError: an older torch, or compiled parts that are missing or of another version.
@@ -55,13 +55,12 @@ def _load_binary() -> None:
             problem = binary.load_cuda(str(library))
             if problem:
                 raise ImportError(
-                    f"paraminit_ext {__version__}: expected to load its CUDA kernels, got: {problem}. {rebuild}"
+                    f"paraminit_ext {__version__}: expected CUDA kernels that load, got: {problem}. {rebuild}"
                 )
 
 
 _load_binary()
 
-import paraminit_ext.ops  # noqa: E402
 from paraminit_ext import init  # noqa: E402
 from paraminit_ext._C import (  # noqa: E402
     available_cpu_capabilities,

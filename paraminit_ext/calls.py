@@ -29,6 +29,7 @@ from paraminit_ext.geometry import (
     refuse_unfillable,
 )
 from paraminit_ext.key import FillKey, Key, TracedKey, generator_of, refuse_generator, take_key
+from paraminit_ext.ops import DRAW_KEY_LIKE
 
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
@@ -51,8 +52,6 @@ _KEYED = {
     "orthogonal_": torch.ops.paraminit_ext.orthogonal_.key,
 }
 
-
-_draw_key_like = torch.ops.paraminit_ext.draw_key.like
 
 # Its stub binds the handler's arguments to the function's own, which named ones from a dict cannot show.
 _handle: Callable[..., Any] = handle_torch_function
@@ -153,7 +152,7 @@ def _take(name: str, part: Part, generator: torch.Generator | Key | None) -> Fil
     if part.draws:
         refuse_other_draws(name, part, generator)
         if not plain and generator is None and torch._C._is_tracing():
-            drawn: Tensor = _draw_key_like(part.local)
+            drawn: Tensor = DRAW_KEY_LIKE(part.local)
             return drawn
         return take_key(name, generator, part.local.device, plain)
     refuse_generator(name, generator, part.local.device)
@@ -219,8 +218,8 @@ def _apply_to_several(fill: FillName, part: Part, key: FillKey, parameters: tupl
 def _fill_plain(fill: FillName, part: Part, source: Any, parameters: tuple[float, ...]) -> bool:
     """Fill a plain tensor without the cost of an operator's call, several times that of a small fill.
 
-    False, with nothing drawn or written, where anything may have to be said about it: then the call goes the way
-    on which it is said.
+    False, with nothing drawn or written, where anything may have to be said about it: then the call goes the
+    way on which it is said.
     """
     return (
         part.given is part.local

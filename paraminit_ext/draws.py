@@ -1,17 +1,19 @@
 """What a fill takes from a ``torch.Generator``: two 64-bit words, whatever the tensor's size.
 
-Of the CPU's generator they are its next two outputs; of a CUDA generator the key that its seed and offset make,
-and four steps of its offset (docs/stream.md). Others are asked for two int64 over their whole range.
+Of the CPU's generator they are its next two outputs; of a CUDA generator the key that its seed and offset
+make, and four steps of its offset (docs/stream.md). Others are asked for two int64 over their whole range.
 """
 
 from __future__ import annotations
 
 import threading
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from paraminit_ext import _C
+from paraminit_ext import _C, _build_info
 
 _LOW_32 = (1 << 32) - 1
 # Steps of a CUDA generator's offset for one draw: one counter of Philox makes four numbers.
@@ -39,7 +41,8 @@ def draw_several(generator: torch.Generator, count: int) -> Tensor:
     """Take ``count`` draws one after the other; returns their words, int64 of shape (count, 2) on the CPU."""
     if generator.device.type == "cuda":
         seed, place = _advance(generator, count)
-        return torch.tensor([_key_of(seed, place + _STEPS * n) for n in range(count)], device="cpu").view(-1, 2)
+        keys = [_key_of(seed, place + _STEPS * n) for n in range(count)]
+        return torch.tensor(keys, dtype=torch.int64, device="cpu").view(-1, 2)
     words = torch.empty(count, 2, dtype=torch.int64, device=generator.device)
     return words.random_(-(2**63), None, generator=generator).cpu()
 
@@ -94,15 +97,11 @@ def _set_apart_in_graph(generator: torch.Generator) -> tuple[int, int, int]:
     if hasattr(generator, "philox_state"):  # torch 2.15
         seed, offset, place = generator.philox_state(_STEPS)
         return seed.data_ptr(), offset.data_ptr(), int(place)
-    try:
-        from paraminit_ext import _capture
-        from paraminit_ext._build_info import TORCH_VERSION
-    except ImportError:
-        TORCH_VERSION = ""
-    if torch.__version__ != TORCH_VERSION:
-        raise RuntimeError(
-            f"paraminit_ext: expected torch 2.15 or a build from source for a draw under graph capture, got torch "
-            f"{torch.__version__} and a wheel. Pass a paraminit_ext.Key as generator."
-        )
-    state: tuple[int, int, int] = _capture.philox_state(generator, _STEPS)
-    return state
+    # A build from source has it for the torch that was there.
+    if torch.__version__ == _build_info.TORCH_VERSION and find_spec("paraminit_ext._capture") is not None:
+        state: tuple[int, int, int] = import_module("paraminit_ext._capture").philox_state(generator, _STEPS)
+        return state
+    raise RuntimeError(
+        "paraminit_ext: expected torch 2.15 or a build from source for a draw under graph capture, got torch "
+        f"{torch.__version__} without one. Pass a paraminit_ext.Key as generator."
+    )

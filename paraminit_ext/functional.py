@@ -17,7 +17,6 @@ from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from paraminit_ext.ops import FILLS
 
 
-
 def refuse_transformed(name: str, tensor: Tensor, random: bool) -> None:
     """Raise where a transform at work refuses to have ``tensor`` filled, as it refuses torch's own fill.
 

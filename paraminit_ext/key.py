@@ -15,16 +15,14 @@ from typing import NoReturn, TypeAlias, final
 import torch
 from torch import Tensor
 
-from paraminit_ext import _C, ops
+from paraminit_ext import _C
 from paraminit_ext.draws import draw
+from paraminit_ext.ops import DRAW_KEY as _draw_key
+from paraminit_ext.ops import FOLD_IN as _fold_in
 
 _TWO_64 = 1 << 64
 _LOW_32 = (1 << 32) - 1
 _HAS_CUDA = _C.has_cuda()
-
-assert ops  # which defines what is taken here
-_draw_key = torch.ops.paraminit_ext.draw_key.default
-_fold_in = torch.ops.paraminit_ext.fold_in.default
 
 
 def _checked_u64(what: str, value: object) -> int:

@@ -1,8 +1,8 @@
 """What torch does before and after the kernels of the operators, for which its stable ABI has no names.
 
 The operators and their kernels are compiled (csrc/torch/ops.cpp). Here is the rest: what autograd asks of a
-tensor that is written, its version, tensors without memory, conjugate and negative views, and the operator that
-draws a key, since a ``torch.Generator`` is Python's.
+tensor that is written, its version, tensors without memory, conjugate and negative views, and the operator
+that draws a key, since a ``torch.Generator`` is Python's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def _redispatch(op: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *argum
 
     torch hands on what a compiled kernel has said, and not what kind of error it was.
     """
+    _C.take_refusal()  # of a call before this one, which nobody asked about
     try:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
@@ -62,15 +63,15 @@ def _read(op: torch._ops.OpOverload) -> Callable[..., Tensor]:
 def _write(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
     """What torch's own in-place functions do before and after their kernels.
 
-    A tensor that requires grad is refused under grad mode (a fill has no gradient), an inference tensor outside
-    inference mode; the version moves, and the tangent of forward-mode differentiation becomes zero.
+    A tensor that requires grad is refused under grad mode (a fill has no gradient), an inference tensor
+    outside inference mode; the version moves, and the tangent of forward-mode differentiation becomes zero.
     """
 
     def kernel(keys: torch._C.DispatchKeySet, tensor: Tensor, *arguments: Any) -> None:
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                f"paraminit_ext.{name}: expected a tensor that does not require grad, got one that does while "
-                "grad mode is on. Fill it under torch.no_grad()."
+                f"paraminit_ext.{name}: expected a tensor that does not require grad, got one that does "
+                "while grad mode is on. Fill it under torch.no_grad()."
             )
         if tensor.is_inference():
             raise RuntimeError(
@@ -79,8 +80,8 @@ def _write(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
             )
         _redispatch(op, keys, tensor, *arguments)
         increment_version(tensor)
-        if forward_ad._current_level >= 0:  # type: ignore[attr-defined]
-            tangent = torch._VF._unpack_dual(tensor, level=0)[1]  # type: ignore[attr-defined]
+        if forward_ad._current_level >= 0:
+            tangent = torch._VF._unpack_dual(tensor, level=0)[1]
             if tangent is not None:
                 tangent.zero_()
 
@@ -102,11 +103,12 @@ def _check(name: str) -> Callable[..., None]:
                 f"paraminit_ext.{name}: expected a tensor of {', '.join(sorted(map(str, dtypes)))}, got "
                 f"{tensor.dtype}. Fill one of these and convert it."
             )
-        if name in ("sparse_", "orthogonal_") and (tensor.dim() != 2 if name == "sparse_" else tensor.dim() < 2):
+        dims = tensor.dim()
+        if (name == "sparse_" and dims != 2) or (name == "orthogonal_" and dims < 2):
             expected = "2" if name == "sparse_" else "2 or more"
             raise ValueError(
-                f"paraminit_ext.{name}: expected a tensor of {expected} dimensions, got {tensor.dim()}. Pass a "
-                "matrix."
+                f"paraminit_ext.{name}: expected a tensor of {expected} dimensions, got {dims}. "
+                "Pass a matrix."
             )
         # A count of zeros may be a symbol, and is no matter here.
         numbers = tuple(n if isinstance(n, float) else 0.0 for n in arguments[:count])
@@ -163,11 +165,13 @@ _library.define("draw_key.like(Tensor like) -> Tensor", tags=_SEEDED)
 _library.impl("draw_key.like", _draw_key_like, "CompositeExplicitAutograd")
 _library.impl("draw_key.like", lambda like: torch.empty(2, dtype=torch.int64, device=like.device), "Meta")
 _library.impl("fold_in", lambda key, _: torch.empty_like(key), "Meta")
-_library.impl(
-    "statistics", lambda tensor: torch.empty(10, dtype=torch.float64, device=tensor.device), "Meta"
-)
+_library.impl("statistics", lambda tensor: torch.empty(10, dtype=torch.float64, device=tensor.device), "Meta")
 for _name in ("fold_in", "draw_key.like", "statistics"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 for _name in ("fold_in", "statistics"):
     _op = getattr(torch.ops.paraminit_ext, _name).default
     _library.impl(_name, _read(_op), "ADInplaceOrView", with_keyset=True)
+
+DRAW_KEY = torch.ops.paraminit_ext.draw_key.default
+DRAW_KEY_LIKE = torch.ops.paraminit_ext.draw_key.like
+FOLD_IN = torch.ops.paraminit_ext.fold_in.default

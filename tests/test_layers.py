@@ -82,6 +82,7 @@ def test_no_header_of_torch_is_reachable_from_the_module_for_python(name: str) -
     for inner in sorted(reachable(name)):
         assert not [header for header in includes(inner) if TORCH_HEADER.match(header)], inner
 
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_includes_no_layer_above_it(name: str) -> None:
     above = set(LAYERS[LAYERS.index(name) + 1 :])

@@ -69,8 +69,8 @@ def imports(root: Path) -> bool:
 
 
 def put_in_place(carried: Path, root: Path) -> None:
-    for name in (f"_C{SUFFIX}", "_build_info.py"):
-        shutil.copy2(carried / "paraminit_ext" / name, root / "paraminit_ext" / name)
+    for path in [*(carried / "paraminit_ext").glob("_*.so"), carried / "paraminit_ext" / "_build_info.py"]:
+        shutil.copy2(path, root / "paraminit_ext" / path.name)
 
 
 def compile_in_place(root: Path) -> int:

@@ -21,8 +21,9 @@ std::tuple<uintptr_t, uintptr_t, uint64_t> philox_state(const at::Generator& gen
     const std::lock_guard<std::mutex> lock(cuda->mutex_);
     state = cuda->philox_cuda_state(increment);
   }
-  TORCH_CHECK(state.captured_, "paraminit_ext._capture.philox_state: expected a stream that is "
-                               "being captured, got one that is not.");
+  TORCH_CHECK(state.captured_,
+              "paraminit_ext._capture.philox_state: expected a stream that is "
+              "being captured, got one that is not.");
   return {reinterpret_cast<uintptr_t>(state.seed_.ptr),
           reinterpret_cast<uintptr_t>(state.offset_.ptr), state.offset_intragraph_};
 }

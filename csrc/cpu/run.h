@@ -133,11 +133,12 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
   int skip = static_cast<int>(index % group);
   while (count > 0) {
     if (skip == 0) {
-      if (request.streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
-        whole_blocks<Dist, Lane::kStreams>(request, counter, count, out);
-      } else {
-        whole_blocks<Dist, false>(request, counter, count, out);
+      bool streaming = false;
+      if constexpr (Lane::kStreams) {
+        streaming = request.streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+        if (streaming) whole_blocks<Dist, true>(request, counter, count, out);
       }
+      if (!streaming) whole_blocks<Dist, false>(request, counter, count, out);
       if (count == 0) break;
     }
     // The head and the tail of a run, and the vectors in which the counter's low word wraps.

@@ -1,4 +1,5 @@
-// Fills of Python's tensors without the dispatcher, which costs a small fill several times its work.
+// Fills of Python's tensors without the dispatcher, which costs a small fill several times its
+// work.
 #pragma once
 
 #include <vector>
@@ -19,8 +20,8 @@ bool fill_plain(const py::handle& name, const py::handle& tensor, const py::hand
 // device that nothing else could be said about. -1 for an entry that has to be looked at by itself.
 std::vector<int64_t> first_alike(const py::list& entries);
 
-// The calls of a fill of many. `draw(source, tensor, count)` gives the words of that many draws from
-// a generator, or from the default one of the tensor's device.
+// The calls of a fill of many. `draw(source, tensor, count)` gives the words of that many draws
+// from a generator, or from the default one of the tensor's device.
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
                      const py::dict& places, const py::function& draw);
 

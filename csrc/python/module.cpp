@@ -42,7 +42,8 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
 
 Array described(const py::handle& tensor) {
   Array array{};
-  if (!describe(tensor.ptr(), &array)) throw ValueError("paraminit_ext._C: expected a dense tensor.");
+  if (!describe(tensor.ptr(), &array))
+    throw ValueError("paraminit_ext._C: expected a dense tensor.");
   return array;
 }
 
@@ -88,8 +89,9 @@ void sparse_ones(const py::object& tensor, int64_t zeros, std::pair<uint64_t, ui
   const Array matrix = described(tensor);
   if (matrix.device.kind != DeviceKind::kCpu || matrix.type != Dtype::kFloat32 ||
       matrix.sizes.size() != 2 || matrix.numel() == 0 || zeros < 1 || zeros > matrix.sizes[0]) {
-    throw ValueError("paraminit_ext._C.sparse_ones: expected a float32 matrix on the CPU and 1 to "
-                     "rows zeros.");
+    throw ValueError(
+        "paraminit_ext._C.sparse_ones: expected a float32 matrix on the CPU and 1 to "
+        "rows zeros.");
   }
   const Key given{key.first, key.second};
   SparseRequest request{};
@@ -185,10 +187,10 @@ PYBIND11_MODULE(_C, m) {
       [](const py::object& key, bool captured, uint64_t seed, uint64_t offset, uintptr_t seed_there,
          uintptr_t offset_there, uint64_t offset_in_graph) {
         const Array to = described(key);
-        cuda_backend()->draw_key({captured, seed, offset,
-                                  reinterpret_cast<const int64_t*>(seed_there),
-                                  reinterpret_cast<const int64_t*>(offset_there), offset_in_graph},
-                                 static_cast<uint64_t*>(to.data), to.device.index);
+        cuda_backend()->draw_key(
+            {captured, seed, offset, reinterpret_cast<const int64_t*>(seed_there),
+             reinterpret_cast<const int64_t*>(offset_there), offset_in_graph},
+            static_cast<uint64_t*>(to.data), to.device.index);
       },
       py::arg("key"), py::arg("captured"), py::arg("seed"), py::arg("offset"),
       py::arg("seed_there"), py::arg("offset_there"), py::arg("offset_in_graph"));
@@ -220,7 +222,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("tensor"));
   m.def(
-      "overlaps_itself", [](const py::handle& tensor) { return paraminit::overlaps_itself(tensor); },
+      "overlaps_itself",
+      [](const py::handle& tensor) { return paraminit::overlaps_itself(tensor); },
       py::arg("tensor"));
   m.def(
       "check_parameters",

@@ -1,8 +1,6 @@
 // See objects.h. What is looked up is kept for as long as the process lives.
 #include "objects.h"
 
-#include <pybind11/stl.h>
-
 #include <string>
 
 #include "../stream/overlap.h"
@@ -69,13 +67,14 @@ uint64_t bits_of_keys(const py::object& keys) {
 
 const dlpack::Exchange* find_dlpack(const py::object& tensor_type) {
   const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
-  auto* header = static_cast<dlpack::Header*>(
-      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  auto* header =
+      static_cast<dlpack::Header*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (header == nullptr) throw py::error_already_set();
   while (header != nullptr && header->major != 1) header = header->previous;
   if (header == nullptr) {
-    throw py::import_error("paraminit_ext: expected a torch with DLPack 1's exchange of tensors, "
-                           "got another one. Use a newer paraminit_ext.");
+    throw py::import_error(
+        "paraminit_ext: expected a torch with DLPack 1's exchange of tensors, "
+        "got another one. Use a newer paraminit_ext.");
   }
   return reinterpret_cast<const dlpack::Exchange*>(header);
 }
@@ -267,8 +266,13 @@ bool is_fillable(PyObject* tensor, Described& described) {
 }
 
 bool overlaps_itself(const py::handle& tensor) {
-  const auto sizes = tensor.attr("shape").cast<std::vector<int64_t>>();
-  const auto strides = tensor.attr("stride")().cast<std::vector<int64_t>>();
+  std::vector<int64_t> sizes, strides;
+  for (const py::handle size : py::object(tensor.attr("shape"))) {
+    sizes.push_back(size.cast<int64_t>());
+  }
+  for (const py::handle stride : tensor.attr("stride")()) {
+    strides.push_back(stride.cast<int64_t>());
+  }
   return overlaps_itself(Span(sizes), Span(strides));
 }
 

@@ -104,14 +104,13 @@ void subtract_product(void* out, void* a, void* b) {
       aoti_torch_cuda_addmm_out(handle(out), handle(out), handle(a), handle(b), 1.0, -1.0));
 }
 
-
 }  // namespace
 
 void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
                const uint64_t* device_key, int device) {
   const DeviceGuard guard(device);
-  Launch launch{request, geometry,          data, device_key, current_stream(device),
-                device,  multiprocessors(device)};
+  Launch launch{
+      request, geometry, data, device_key, current_stream(device), device, multiprocessors(device)};
   launch.request.keys = make_key_schedule(key);
   STD_CUDA_CHECK(dispatch(launch));
 }
@@ -140,8 +139,8 @@ paraminit_cuda_backend(const char* built) {
   using namespace paraminit;
   static const std::string toolkit =
       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  static const CudaBackend backend{fill_cuda,    sparse,     fill_many_cuda, apply,
-                                   draw_key,     fold_in_there, is_capturing, statistics,
-                                   merge,        subtract_product, toolkit.c_str()};
+  static const CudaBackend backend{fill_cuda, sparse,           fill_many_cuda, apply,
+                                   draw_key,  fold_in_there,    is_capturing,   statistics,
+                                   merge,     subtract_product, toolkit.c_str()};
   return std::strcmp(built, PARAMINIT_BUILT) == 0 ? &backend : nullptr;
 }

@@ -96,10 +96,9 @@ ElementType checked_type(const RawWords&, const Array& self) {
 void check_place(const char* op, const Array& self, const Place& place) {
   check_shard(op, self, place);
   if (overlaps_itself(self.sizes, self.strides)) {
-    refuse<std::runtime_error>(op,
-                               "expected a tensor whose elements do not share memory, got shape ",
-                               self.sizes, " with strides ", self.strides,
-                               ". Use .contiguous() or .clone().");
+    refuse<std::runtime_error>(
+        op, "expected a tensor whose elements do not share memory, got shape ", self.sizes,
+        " with strides ", self.strides, ". Use .contiguous() or .clone().");
   }
   check_storage(op, self);
 }
@@ -277,7 +276,7 @@ Geometry geometry_of(const Array& self, const Place& place) {
                        start == nullptr ? nullptr : real_start.data());
 }
 
-#define PARAMINIT_INSTANTIATE(Law)                                      \
+#define PARAMINIT_INSTANTIATE(Law)                                  \
   template void check_fill(const Law&, const Array&, const Place&); \
   template void fill(const Law&, const Array&, KeySource, const Place&);
 PARAMINIT_INSTANTIATE(Uniform)

@@ -1,6 +1,6 @@
-// A fill of many arrays on a CUDA device. What the kernels need to know of the items is written into
-// pinned memory, which torch's allocator keeps until the copy is done, and copied once; the copy in
-// device memory goes back to its allocator in the order of the stream.
+// A fill of many arrays on a CUDA device. What the kernels need to know of the items is written
+// into pinned memory, which torch's allocator keeps until the copy is done, and copied once; the
+// copy in device memory goes back to its allocator in the order of the stream.
 #include <cstring>
 #include <map>
 #include <type_traits>
@@ -41,8 +41,9 @@ void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
   if (status != cudaStreamCaptureStatusNone) {
-    refuse<std::runtime_error>("fill_many", "expected a stream that is not being captured, got one "
-                                            "that is. Call the fills one by one.");
+    refuse<std::runtime_error>("fill_many",
+                               "expected a stream that is not being captured, got one "
+                               "that is. Call the fills one by one.");
   }
   struct Group {
     std::vector<DeviceItem> items;

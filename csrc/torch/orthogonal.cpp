@@ -163,8 +163,7 @@ void multiply_by_panels(const Tensor& q) {
   // Half of the columns at a time, so that both products of a step take one panel's memory, which
   // squares need before them. New memory for each would be new pages each time.
   const int64_t step = std::max(width, (columns + 1) / 2);
-  const Tensor scratch =
-      empty({std::max(2 * step, rows) * width}, q.scalar_type(), device_of(q));
+  const Tensor scratch = empty({std::max(2 * step, rows) * width}, q.scalar_type(), device_of(q));
   for (int64_t begin = (columns - 1) / width * width; begin >= 0; begin -= width) {
     const int64_t b = std::min(width, columns - begin), m = rows - begin;
     Tensor block = part_of(q, 1, begin, b);
@@ -318,7 +317,7 @@ void fill_orthogonal(const Orthogonal& law, const Array& self, KeySource key, co
   Tensor part = torch::stable::view(matrix, reference_to(shape));
   for (size_t d = 0; d < shape.size(); ++d) {
     part = part_of(part, static_cast<int64_t>(d), place.start.empty() ? 0 : place.start[d],
-                  self.sizes[d]);
+                   self.sizes[d]);
   }
   copy(tensor_of(self), part);
 }

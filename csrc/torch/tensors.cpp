@@ -60,7 +60,7 @@ Device device_of(const Tensor& tensor) {
   const DeviceKind kind = type == aoti_torch_device_type_cpu()    ? DeviceKind::kCpu
                           : type == aoti_torch_device_type_cuda() ? DeviceKind::kCuda
                                                                   : DeviceKind::kOther;
-  return {kind, index};
+  return {kind, kind == DeviceKind::kCpu ? 0 : index};  // torch writes cpu and cpu:0
 }
 
 Array array_of(const char* op, const Tensor& tensor) {
@@ -71,18 +71,22 @@ Array array_of(const char* op, const Tensor& tensor) {
   // The dtypes without a stable name are refused with those that have no fill.
   const auto scalar = static_cast<ScalarType>(type);
   if (layout != aoti_torch_layout_strided()) {
-    refuse<NotImplementedError>(op, "expected a strided tensor, got another layout. Fill its "
-                                    "values() or a dense tensor.");
+    refuse<NotImplementedError>(op,
+                                "expected a strided tensor, got another layout. Fill its "
+                                "values() or a dense tensor.");
   }
   if (aoti_torch_get_sizes(tensor.get(), &sizes) != TORCH_SUCCESS ||
       aoti_torch_get_strides(tensor.get(), &strides) != TORCH_SUCCESS) {
-    refuse<NotImplementedError>(op,
-                                "expected a dense tensor, got a nested one. Fill its parts.");
+    refuse<NotImplementedError>(op, "expected a dense tensor, got a nested one. Fill its parts.");
   }
   const auto dims = static_cast<size_t>(tensor.dim());
-  Array array{nullptr, dtype_of(scalar), torch::headeronly::toString(scalar),
-              static_cast<int64_t>(aoti_torch_dtype_element_size(type)), device_of(tensor),
-              Span(sizes, dims), Span(strides, dims)};
+  Array array{nullptr,
+              dtype_of(scalar),
+              torch::headeronly::toString(scalar),
+              static_cast<int64_t>(aoti_torch_dtype_element_size(type)),
+              device_of(tensor),
+              Span(sizes, dims),
+              Span(strides, dims)};
   // Other devices' storages may be handles, of no size that says anything.
   if (array.device.kind != DeviceKind::kOther) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &array.storage_bytes));
