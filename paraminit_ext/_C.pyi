@@ -61,18 +61,23 @@ def lacks_storage(tensor: Tensor) -> bool: ...
 # Raises what the fill of that name raises for these parameters.
 def check_parameters(name: str, parameters: tuple[float, ...], dtype: dtype) -> None: ...
 
-# For each entry of fill_many the index of the first one that has all that is checked in common with it,
-# itself perhaps; -1 for one that has to be looked at.
-def first_alike(entries: list[Any]) -> list[int]: ...
+# The entries of fill_many, and for each the index of the first one that has all that is checked in common
+# with it, itself perhaps; -1 for one that has to be looked at.
+class Entries:
+    def __init__(self, entries: list[Any]) -> None: ...
+    def first_alike(self) -> list[int]: ...
 
 # Calls are (local tensor, _, _, source), where a source of False takes no draw; `which` counts in `fills`;
-# `places` has the shape of the whole and the offset of the calls that are for parts;
+# `places` has the shape of the whole and the offset of the calls that are for parts; `indices` says which of
+# the entries they are, or -1;
 # `draw(source, tensor, count)` gives the words of that many draws.
 def fill_many(
     fills: list[tuple[str, tuple[float, ...] | Tensor]],
     calls: list[tuple[Any, Any, Any, Generator | Key | Literal[False] | None]],
     which: list[int],
     places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
+    entries: Entries,
+    indices: list[int],
     draw: Callable[[Generator | None, Tensor, int], Tensor],
 ) -> None: ...
 

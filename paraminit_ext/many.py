@@ -159,6 +159,7 @@ class _Batch:
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, str, Arguments, Source | Literal[False]]] = []  # False: no draw
         self.which: list[int] = []
+        self.indices: list[int] = []  # which entries of the list they are, or -1
         self.wrapped: list[tuple[Tensor, Tensor]] = []  # DTensors, whose local ones are in the calls
         self.places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
@@ -173,11 +174,14 @@ class _Calls:
         self.batch = _Batch()
         # The fill of an entry's kind, by the index of its first entry.
         known: dict[int, int] = {}
-        for index, (entry, first) in enumerate(zip(listed, _C.first_alike(listed), strict=True)):
+        self.looked = _C.Entries(listed)
+        for index, (entry, first) in enumerate(zip(listed, self.looked.first_alike(), strict=True)):
             fill = known.get(first)
             if fill is not None:
                 self.batch.calls.append(entry)
                 self.batch.which.append(fill)
+                # After a call of another kind, which may do anything, it is looked at again.
+                self.batch.indices.append(-1 if self.steps else index)
                 self.results.append(entry[0])
                 continue
             fill = self._check(index, *_parts(index, entry))
@@ -190,6 +194,7 @@ class _Calls:
         if given is not local:
             self.batch.wrapped.append((given, local))
         self.batch.which.append(len(self.fills))
+        self.batch.indices.append(-1)
         self.fills.append(fill)
         self.results.append(given)
         return len(self.fills) - 1
@@ -264,7 +269,10 @@ class _Calls:
         for step in self.steps:
             if isinstance(step, _Batch):
                 with _seen_by_a_profiler():
-                    _C.fill_many(self.fills, step.calls, step.which, step.places, _draw_several)
+                    places, indices = step.places, step.indices
+                    _C.fill_many(
+                        self.fills, step.calls, step.which, places, self.looked, indices, _draw_several
+                    )
                 for given, local in step.wrapped:
                     mark_written(given, local)
             else:

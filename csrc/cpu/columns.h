@@ -31,8 +31,9 @@ static int64_t count_run(const uint32_t* words, int64_t count, uint32_t low, uin
 }
 
 // Every word against every other of its column: for columns of few rows that is less than sorting.
-static void select_small(const uint32_t* words, int64_t rows, uint32_t zeros, uint32_t* thresholds,
-                         uint32_t* up_to) {
+// Where its inner loop lies among cache lines decides up to a third of its time.
+[[gnu::aligned(64)]] static void select_small(const uint32_t* words, int64_t rows, uint32_t zeros,
+                                              uint32_t* thresholds, uint32_t* up_to) {
   using L = Lane;
   for (int lane = 0; lane < kSmallLanes; lane += L::kWords) {
     const L::U32 wanted = L::splat_word(zeros);

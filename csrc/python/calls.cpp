@@ -23,6 +23,16 @@ constexpr int64_t kLongFill = int64_t{1} << 14;
 
 PyTypeObject* key_type = nullptr;
 
+bool is_tensor(PyObject* object) {
+  const auto find = [](const char* module, const char* name) {
+    return py::object(py::module_::import(module).attr(name)).release().ptr();
+  };
+  static PyObject* const base = find("torch", "Tensor");
+  static PyObject* const parameter = find("torch.nn", "Parameter");
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == base || type == parameter;
+}
+
 bool is_key(PyObject* object) { return Py_TYPE(object) == key_type; }
 
 // The words of a Key, which are kept as int64.
@@ -99,16 +109,6 @@ bool same_arguments(PyObject* a, PyObject* b) {
   return true;
 }
 
-bool is_tensor(PyObject* object) {
-  const auto find = [](const char* module, const char* name) {
-    return py::object(py::module_::import(module).attr(name)).release().ptr();
-  };
-  static PyObject* const base = find("torch", "Tensor");
-  static PyObject* const parameter = find("torch.nn", "Parameter");
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == base || type == parameter;
-}
-
 }  // namespace
 
 void set_key_type(const py::handle& type) {
@@ -117,18 +117,18 @@ void set_key_type(const py::handle& type) {
 
 bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                 const py::handle& source, const py::handle& whole, const py::handle& start) {
-  Described described{};
+  Array array{};
   Numbers<double, 4> numbers;
   Numbers<int64_t, kMaxDims> sizes, offsets;
   Numbers<int64_t, 2> words;
   const char* const text = PyUnicode_AsUTF8(name.ptr());
   if (text == nullptr || !numbers.read(parameters.ptr()) || !sizes.read(whole.ptr()) ||
       !offsets.read(start.ptr()) || !calls_are_plain() || !calls_are_unwatched() ||
-      !describe_plain(tensor.ptr(), &described) || !is_fillable(tensor.ptr(), described)) {
+      !describe_plain(tensor.ptr(), &array) || !has_own_elements(tensor.ptr(), &array) ||
+      (is_inference(tensor.ptr()) && !is_inference_mode())) {
     PyErr_Clear();
     return false;
   }
-  const Array& array = described.array;
   const bool is_drawn = source.is_none() || is_cpu_generator(source.ptr());
   if (array.numel() == 0 || (source.is_none() && array.device.kind != DeviceKind::kCpu) ||
       !(is_drawn || is_key(source.ptr()) || words.read(source.ptr()))) {
@@ -141,6 +141,7 @@ bool fill_plain(const py::handle& name, const py::handle& tensor, const py::hand
     } catch (const std::exception&) {
       return false;
     }
+    mark_written(py::make_tuple(tensor).ptr());
     Key key{};
     if (is_drawn) {
       key = draw(source.ptr());
@@ -156,56 +157,50 @@ bool fill_plain(const py::handle& name, const py::handle& tensor, const py::hand
         fill(law, array, {key}, place);
       }
     });
-    if (!described.inference) mark_written(py::make_tuple(tensor).ptr());
     return true;
   });
 }
 
-std::vector<int64_t> first_alike(const py::list& entries) {
+Entries::Entries(py::list entries)
+    : entries_(std::move(entries)), first_(entries_.size(), -1), arrays_(entries_.size()) {
   // More kinds of calls than this are looked at anew.
   constexpr size_t kKinds = 64;
   struct Kind {
     PyObject *name, *arguments;
-    Array array;
-    int64_t first;
+    size_t first;
   };
   std::vector<Kind> kinds;
-  std::vector<int64_t> found(entries.size(), -1);
-  for (size_t i = 0; i < found.size(); ++i) {
-    PyObject* const entry = PyList_GET_ITEM(entries.ptr(), static_cast<Py_ssize_t>(i));
+  for (size_t i = 0; i < first_.size(); ++i) {
+    PyObject* const entry = PyList_GET_ITEM(entries_.ptr(), static_cast<Py_ssize_t>(i));
     if (!PyTuple_CheckExact(entry) || PyTuple_GET_SIZE(entry) != 4) continue;
     PyObject* const given = PyTuple_GET_ITEM(entry, 0);
     PyObject* const name = PyTuple_GET_ITEM(entry, 1);
     PyObject* const arguments = PyTuple_GET_ITEM(entry, 2);
     PyObject* const source = PyTuple_GET_ITEM(entry, 3);
-    Described described{};
+    Array& array = arrays_[i];
     if (!is_tensor(given) || !PyUnicode_CheckExact(name) || !PyDict_CheckExact(arguments) ||
-        (source != Py_None && !is_key(source)) || !describe_plain(given, &described) ||
-        described.inference || described.array.numel() == 0) {
+        (source != Py_None && !is_key(source)) || !describe_plain(given, &array) ||
+        array.numel() == 0 || !is_contiguous(array.sizes, array.strides) ||
+        // Dtypes that have no kernels differ in what this cannot see.
+        array.type == Dtype::kOther || !has_own_elements(given, &array) || is_inference(given)) {
       continue;
     }
-    const Array& array = described.array;
-    if (!is_contiguous(array.sizes, array.strides) || !is_fillable(given, described)) continue;
     const auto alike = [&](const Kind& kind) {
-      return array.type == kind.array.type && array.element_bytes == kind.array.element_bytes &&
-             array.device.kind == kind.array.device.kind &&
-             std::equal(array.sizes.begin(), array.sizes.end(), kind.array.sizes.begin(),
-                        kind.array.sizes.end()) &&
+      const Array& other = arrays_[kind.first];
+      return array.type == other.type && array.device.kind == other.device.kind &&
+             std::equal(array.sizes.begin(), array.sizes.end(), other.sizes.begin(),
+                        other.sizes.end()) &&
              same_value(name, kind.name) && same_arguments(arguments, kind.arguments);
     };
-    // Dtypes that have no kernels differ in what this cannot see.
-    if (array.type == Dtype::kOther) continue;
     const auto kind = std::find_if(kinds.rbegin(), kinds.rend(), alike);
-    found[i] = kind != kinds.rend() ? kind->first : static_cast<int64_t>(i);
-    if (kind == kinds.rend() && kinds.size() < kKinds) {
-      kinds.push_back({name, arguments, array, static_cast<int64_t>(i)});
-    }
+    first_[i] = static_cast<int64_t>(kind != kinds.rend() ? kind->first : i);
+    if (kind == kinds.rend() && kinds.size() < kKinds) kinds.push_back({name, arguments, i});
   }
-  return found;
 }
 
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
-                     const py::dict& places, const py::function& draw) {
+                     const py::dict& places, const Entries& looked, const py::list& indices,
+                     const py::function& draw) {
   std::vector<ManyFill> asked;
   for (const py::handle fill : fills) {
     const auto pair = fill.cast<py::tuple>();
@@ -222,7 +217,7 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     }
   }
   std::vector<ManyEntry> entries(calls.size());
-  py::list written;
+  py::list written(calls.size());
   // Of each generator, and of each device's default one, the entries that draw from it, in order.
   struct Draws {
     PyObject *source, *tensor;
@@ -233,14 +228,17 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     ManyEntry& entry = entries[i];
     PyObject* const call = PyList_GET_ITEM(calls.ptr(), static_cast<Py_ssize_t>(i));
     PyObject* const tensor = PyTuple_GET_ITEM(call, 0);
-    Described described{};
-    if (!describe_plain(tensor, &described)) {
+    PyObject* const index = PyList_GET_ITEM(indices.ptr(), static_cast<Py_ssize_t>(i));
+    const int64_t seen = PyLong_AsLongLong(index);
+    if (seen >= 0) {
+      entry.self = looked.array(static_cast<size_t>(seen));
+    } else if (describe_plain(tensor, &entry.self)) {
+      describe_storage(tensor, &entry.self);
+    } else {
       throw ValueError("paraminit_ext.fill_many: expected plain tensors, got another one.");
     }
-    describe_storage(tensor, &described.array);
-    entry.self = described.array;
     entry.fill = PyLong_AsSize_t(PyList_GET_ITEM(which.ptr(), static_cast<Py_ssize_t>(i)));
-    if (!described.inference) written.append(py::handle(tensor));
+    PyList_SET_ITEM(written.ptr(), static_cast<Py_ssize_t>(i), Py_NewRef(tensor));
     PyObject* const source = PyTuple_GET_ITEM(call, 3);
     if (source == Py_False || asked.at(entry.fill).name.empty()) continue;
     if (is_key(source)) {
@@ -259,6 +257,7 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     std::tie(entry.whole, entry.start) =
         place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
   }
+  mark_written(written.ptr());
   for (const auto& [unused, of] : draws) {
     const py::object drawn = draw(py::handle(of.source), py::handle(of.tensor), of.entries.size());
     Array words{};
@@ -273,7 +272,6 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     const py::gil_scoped_release others_run;
     fill_many(asked, entries);
   }
-  mark_written(written.ptr());
 }
 
 }  // namespace paraminit

@@ -15,15 +15,30 @@ namespace paraminit {
 bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                 const py::handle& source, const py::handle& whole, const py::handle& start);
 
-// For each entry of a fill of many the first one that differs from it in nothing that the checks of
-// a fill look at: the same function and arguments, and tensors of the same dtype, shape and kind of
-// device that nothing else could be said about. -1 for an entry that has to be looked at by itself.
-std::vector<int64_t> first_alike(const py::list& entries);
+// The entries of a fill of many, and what was seen of their tensors.
+class Entries {
+ public:
+  explicit Entries(py::list entries);
 
-// The calls of a fill of many. `draw(source, tensor, count)` gives the words of that many draws
-// from a generator, or from the default one of the tensor's device.
+  // For each the first entry that differs from it in nothing that the checks of a fill look at: the
+  // same function and arguments, and tensors of the same dtype, shape and kind of device that
+  // nothing else could be said about. -1 for an entry that has to be looked at by itself.
+  const std::vector<int64_t>& first_alike() const { return first_; }
+  // Of an entry that is like another one, as long as nothing but fills has run since.
+  const Array& array(size_t index) const { return arrays_.at(index); }
+
+ private:
+  py::list entries_;  // keeps alive what the arrays describe
+  std::vector<int64_t> first_;
+  std::vector<Array> arrays_;
+};
+
+// The calls of a fill of many; an index of -1 for one whose tensor has to be described anew.
+// `draw(source, tensor, count)` gives the words of that many draws from a generator, or from the
+// default one of the tensor's device.
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
-                     const py::dict& places, const py::function& draw);
+                     const py::dict& places, const Entries& looked, const py::list& indices,
+                     const py::function& draw);
 
 // The type of the keys, which only Python knows.
 void set_key_type(const py::handle& type);

@@ -201,15 +201,16 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "is_plain",
       [](const py::handle& tensor) {
-        Described found{};
+        Array found{};
         return describe_plain(tensor.ptr(), &found);
       },
       py::arg("tensor"));
   m.def(
       "is_fillable",
       [](const py::handle& tensor) {
-        Described found{};
-        return describe_plain(tensor.ptr(), &found) && is_fillable(tensor.ptr(), found);
+        Array found{};
+        return describe_plain(tensor.ptr(), &found) && has_own_elements(tensor.ptr(), &found) &&
+               (!is_inference(tensor.ptr()) || is_inference_mode());
       },
       py::arg("tensor"));
   m.def(
@@ -235,9 +236,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("name"), py::arg("parameters"), py::arg("dtype"));
   m.def("fill", fill_plain, py::arg("name"), py::arg("tensor"), py::arg("parameters"),
         py::arg("source"), py::arg("whole"), py::arg("start"));
-  m.def("first_alike", first_alike, py::arg("entries"));
+  py::class_<Entries>(m, "Entries")
+      .def(py::init<py::list>(), py::arg("entries"))
+      .def("first_alike", &Entries::first_alike);
   m.def("fill_many", fill_many_plain, py::arg("fills"), py::arg("calls"), py::arg("which"),
-        py::arg("places"), py::arg("draw"));
+        py::arg("places"), py::arg("entries"), py::arg("indices"), py::arg("draw"));
 
   m.def("apply_distribution", apply_distribution, py::arg("name"), py::arg("parameters"),
         py::arg("words"), py::arg("dtype"));

@@ -14,10 +14,10 @@ struct Torch {
   const dlpack::Exchange* dlpack;
   PyObject *tensor_keys, *included_keys;  // functions that give sets of dispatch keys
   PyObject *inference_mode, *profiler, *forward_ad, *increment_version;
-  PyObject *empty, *int64, *generator_type;
+  PyObject *empty, *int64, *generator_type, *tensor_type, *parameter_type;
   std::vector<std::pair<PyObject*, Dtype>> dtypes;
   // Bits of a set of keys: those of the backends, and those that let a fill pass.
-  uint64_t backends, cpu, cuda, transparent_to_tensors, transparent_to_calls, autograd;
+  uint64_t backends, cpu, cuda, transparent_to_tensors, transparent_to_calls;
 };
 
 Torch torch;
@@ -29,6 +29,9 @@ struct Names {
   PyObject* nbytes = PyUnicode_InternFromString("nbytes");
   PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
   PyObject* level = PyUnicode_InternFromString("_current_level");
+  PyObject* is_conj = PyUnicode_InternFromString("is_conj");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* is_inference = PyUnicode_InternFromString("is_inference");
   PyObject* random = PyUnicode_InternFromString("random_");
   PyObject* device = PyUnicode_InternFromString("device");
   PyObject* type = PyUnicode_InternFromString("type");
@@ -180,6 +183,8 @@ void look_up_torch() {
   torch.empty = kept(module.attr("empty"));
   torch.int64 = kept(module.attr("int64"));
   torch.generator_type = kept(module.attr("Generator"));
+  torch.tensor_type = kept(module.attr("Tensor"));
+  torch.parameter_type = kept(module.attr("nn").attr("Parameter"));
   const std::pair<const char*, Dtype> dtypes[] = {
       {"float32", Dtype::kFloat32},     {"float64", Dtype::kFloat64},
       {"float16", Dtype::kFloat16},     {"bfloat16", Dtype::kBFloat16},
@@ -197,16 +202,14 @@ void look_up_torch() {
   torch.cpu = named("CPU") & torch.backends;
   torch.cuda = named("CUDA") & torch.backends;
   const uint64_t inplace = named("ADInplaceOrView");
-  uint64_t autocast = 0;
-  torch.autograd = 0;
+  uint64_t autocast = 0, autograd = 0;
   for (const auto& [name, key] : py::dict(key_type.attr("__members__"))) {
     const auto text = name.cast<std::string>();
     const auto one = py::reinterpret_borrow<py::object>(key);
-    if (text.starts_with("Autograd")) torch.autograd |= bits(one) & ~torch.backends;
+    if (text.starts_with("Autograd")) autograd |= bits(one) & ~torch.backends;
     if (text.starts_with("Autocast")) autocast |= bits(one) & ~torch.backends;
   }
-  const uint64_t always = torch.autograd | autocast | inplace | torch.backends;
-  torch.autograd |= inplace;
+  const uint64_t always = autograd | autocast | inplace | torch.backends;
   torch.transparent_to_tensors = always | named("Dense");
   torch.transparent_to_calls = always | named("BackendSelect");
 }
@@ -238,15 +241,22 @@ bool describe(PyObject* tensor, Array* out) {
   return true;
 }
 
-bool describe_plain(PyObject* tensor, Described* out) {
+bool describe_plain(PyObject* tensor, Array* out) {
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if ((type == torch.tensor_type || type == torch.parameter_type) && describe(tensor, out) &&
+      out->data != nullptr) {
+    // A tensor of torch's own class that has memory to show is plain but for these views: others
+    // that wrap or stand for something show none.
+    return has_kernels(out->device) && call_method(tensor, names().is_neg).ptr() != Py_True &&
+           !(is_complex(out->type) && call_method(tensor, names().is_conj).ptr() == Py_True);
+  }
   const uint64_t keys = bits_of_keys(call(torch.tensor_keys, tensor));
   const uint64_t backend = keys & torch.backends;
   if ((keys & ~torch.transparent_to_tensors) != 0 ||
       !(backend == torch.cpu || (backend == torch.cuda && cuda_backend() != nullptr))) {
     return false;
   }
-  out->inference = (keys & torch.autograd) == 0;
-  return describe(tensor, &out->array);
+  return describe(tensor, out);
 }
 
 void describe_storage(PyObject* tensor, Array* array) {
@@ -257,13 +267,17 @@ void describe_storage(PyObject* tensor, Array* array) {
   array->storage_offset = as_integer(call_method(tensor, names().storage_offset));
 }
 
-bool is_fillable(PyObject* tensor, Described& described) {
-  if (described.inference && call(torch.inference_mode).ptr() != Py_True) return false;
-  Array& array = described.array;
-  if (overlaps_itself(array.sizes, array.strides)) return false;
-  describe_storage(tensor, &array);
-  return !lacks_storage(array);
+bool has_own_elements(PyObject* tensor, Array* array) {
+  if (overlaps_itself(array->sizes, array->strides)) return false;
+  describe_storage(tensor, array);
+  return !lacks_storage(*array);
 }
+
+bool is_inference(PyObject* tensor) {
+  return call_method(tensor, names().is_inference).ptr() == Py_True;
+}
+
+bool is_inference_mode() { return call(torch.inference_mode).ptr() == Py_True; }
 
 bool overlaps_itself(const py::handle& tensor) {
   std::vector<int64_t> sizes, strides;

@@ -22,26 +22,26 @@ bool calls_are_plain();
 bool calls_are_unwatched();
 
 // A Python tensor that is plain memory on a device with kernels here: what the dispatcher would
-// send to its kernel with nothing in between.
-struct Described {
-  Array array;
-  bool inference;
-};
-// False where it is not, with no Python error set.
-bool describe_plain(PyObject* tensor, Described* out);
+// send to its kernel with nothing in between. False where it is not, with no Python error set. It
+// may be an inference tensor.
+bool describe_plain(PyObject* tensor, Array* out);
 
 // Any dense tensor that has memory; false, with no Python error set, for others.
 bool describe(PyObject* tensor, Array* out);
-
-// Whether every element of what was described can be written on its own, here and now.
-bool is_fillable(PyObject* tensor, Described& described);
 // Adds what the tensor's storage holds, which DLPack does not say.
 void describe_storage(PyObject* tensor, Array* array);
+
+// Whether the elements of a plain tensor have memory of their own each; describes its storage.
+bool has_own_elements(PyObject* tensor, Array* array);
+// Whether it is an inference tensor, and whether one may be written here and now.
+bool is_inference(PyObject* tensor);
+bool is_inference_mode();
 
 bool overlaps_itself(const py::handle& tensor);
 Dtype dtype_of(const py::handle& dtype);
 
-// Moves the versions of a list or tuple of tensors that torch's own functions did not write.
+// Moves the versions of a list or tuple of tensors that torch's own functions do not write; a
+// Python error where one of them is an inference tensor, outside inference mode.
 void mark_written(PyObject* tensors);
 
 // Two words from a generator of the CPU, or with None from torch's default one: one draw.
