@@ -290,6 +290,7 @@ def make_wheel(python: str, torch: str, cuda: bool, platform: str) -> tuple[str,
     if cuda:
         wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         variables = {"PARAMINIT_CUDA": "1", "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": wanted}
+        variables["PARAMINIT_CAPTURE"] = "0"  # which is for the torch that it is built with alone
     source = FOLDER / "source" / sdist().name.removesuffix(".tar.gz")
     command = pip(there, "-v", "wheel", "--no-build-isolation", "--no-deps", "-w", raw, source)
     logged(command, FOLDER / f"python{python}.txt", variables)

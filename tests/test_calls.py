@@ -1,0 +1,151 @@
+"""Fills past the dispatcher: taken only where nothing has a say, and then as if they had gone by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paraminit_ext import _C, Key, init
+
+KEY = Key(2024, 7)
+
+
+class Silent(TorchDispatchMode):
+    """A mode that does what it is asked for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def in_vmap() -> Iterator[None]:
+    level = torch._C._functorch._vmap_increment_nesting(3, "different")
+    try:
+        assert level >= 1
+        yield
+    finally:
+        torch._C._functorch._vmap_decrement_nesting()
+
+
+@contextmanager
+def profiled() -> Iterator[None]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        yield
+
+
+def freed() -> Tensor:
+    tensor = torch.zeros(4)
+    tensor.untyped_storage().resize_(8)
+    return tensor
+
+
+def made_in_inference() -> Tensor:
+    with torch.inference_mode():
+        return torch.zeros(4)
+
+
+def plain() -> Tensor:
+    return torch.zeros(4)
+
+
+def filled(tensor: Tensor, source: object = None, parameters: tuple[float, ...] = (0.0, 1.0)) -> bool:
+    return _C.fill("normal_", tensor, parameters, source, (), ())
+
+
+# What has a say, as the tensor, what is around the call, and what it is called with.
+OTHERS: dict[str, tuple[Callable[[], Tensor], Callable[[], AbstractContextManager[Any]], dict[str, Any]]] = {
+    "a dispatch mode": (plain, Silent, {}),
+    "vmap": (plain, in_vmap, {}),
+    "a profiler": (plain, profiled, {}),
+    "forward-mode differentiation": (plain, forward_ad.dual_level, {}),
+    "a conjugate view": (lambda: torch.zeros(4, dtype=torch.complex64).conj(), nullcontext, {}),
+    "a negative view": (lambda: torch.zeros(4, dtype=torch.complex64).conj().imag, nullcontext, {}),
+    "an inference tensor": (made_in_inference, nullcontext, {}),
+    "a storage that is too short": (freed, nullcontext, {}),
+    "elements that share memory": (lambda: torch.zeros(1).expand(4), nullcontext, {}),
+    "an integer dtype": (lambda: torch.zeros(4, dtype=torch.int32), nullcontext, {}),
+    "no elements": (lambda: torch.zeros(0), nullcontext, {}),
+    "a parameter that is refused": (plain, nullcontext, {"parameters": (0.0, -1.0)}),
+    "a source that is none": (plain, nullcontext, {"source": "a text"}),
+    "a sparse tensor": (lambda: torch.eye(3).to_sparse(), nullcontext, {}),
+    "a meta tensor": (lambda: torch.zeros(4, device="meta"), nullcontext, {}),
+    "a nested tensor": (
+        lambda: torch.nested.as_nested_tensor([plain(), plain()], layout=torch.strided),
+        nullcontext,
+        {},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", OTHERS)
+def test_where_anything_has_a_say_nothing_is_drawn_or_written(name: str) -> None:
+    make, around, given = OTHERS[name]
+    tensor = make()
+    before = torch.get_rng_state()
+    with around():
+        assert not filled(tensor, **given)
+    assert torch.equal(torch.get_rng_state(), before)
+    if not (tensor.is_sparse or tensor.is_meta or tensor.is_nested or name == "a storage that is too short"):
+        assert not tensor.any()
+    if not tensor.is_inference():
+        assert tensor._version == make()._version
+
+
+def test_a_plain_tensor_is_filled_as_the_operator_does() -> None:
+    tensor, expected = torch.zeros(5, 7), torch.zeros(5, 7)
+    assert filled(tensor, KEY)
+    torch.ops.paraminit_ext.normal_(expected, 0.0, 1.0, KEY.seed, KEY.offset, (), ())
+    assert torch.equal(tensor, expected)
+
+
+def test_a_draw_is_the_next_two_words_of_the_generator() -> None:
+    ours, torchs = (torch.Generator().manual_seed(7) for _ in range(2))
+    tensor = torch.zeros(9)
+    assert filled(tensor, ours)
+    seed, offset = torch.empty(2, dtype=torch.int64).random_(-(2**63), None, generator=torchs).tolist()
+    expected = init.normal_(torch.zeros(9), generator=Key(seed % 2**64, offset % 2**64))
+    assert torch.equal(tensor, expected)
+    assert torch.equal(ours.get_state(), torchs.get_state())
+
+
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_", "sparse_", "orthogonal_"])
+@pytest.mark.parametrize("source", [None, KEY], ids=["drawn", "a key"])
+def test_a_fill_moves_the_version_by_one(name: str, source: Key | None) -> None:
+    arguments = (0.3,) if name == "sparse_" else ()
+    for tensor in (torch.zeros(200, 120), torch.nn.Parameter(torch.zeros(6, 4)), torch.zeros(8, 3)[::2]):
+        before = tensor._version
+        getattr(init, name)(tensor, *arguments, generator=source)
+        assert tensor._version == before + 1
+
+
+def test_a_profiler_sees_a_fill_and_a_fill_of_many() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        init.normal_(torch.zeros(4), generator=KEY)
+        import paraminit_ext
+
+        paraminit_ext.fill_many([(torch.zeros(4), "uniform_", {}, KEY)])
+    names = {event.name for event in profile.events()}
+    assert {"paraminit_ext::normal_", "paraminit_ext::fill_many"} <= names
+
+
+def test_a_class_of_tensors_without_a_word_to_say_is_plain() -> None:
+    class Named(torch.nn.Parameter):
+        pass
+
+    assert filled(Named(torch.zeros(3)), KEY)
+
+
+def test_after_a_refusal_that_nobody_asked_about_another_kind_is_raised_as_it_is() -> None:
+    ops = torch.ops.paraminit_ext
+    with torch.inference_mode(), pytest.raises((ValueError, RuntimeError), match="expected a shard"):
+        ops.normal_(torch.zeros(4), 0.0, 1.0, 1, 2, (2,), (0,))
+    with pytest.raises(NotImplementedError, match="expected a tensor of"):
+        ops.normal_(torch.zeros(4, dtype=torch.int32, device="meta"), 0.0, 1.0, 1, 2, (), ())
