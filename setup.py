@@ -303,6 +303,11 @@ class BuildExtension(cpp_extension.BuildExtension):
     def run(self) -> None:
         super().run()
         package = ROOT if self.inplace else Path(self.build_lib)
+        made = {Path(self.get_ext_filename(extension.name)).name for extension in self.extensions}
+        for pattern in ("_cuda*.so", "_capture*.so"):
+            for library in (package / "paraminit_ext").glob(pattern):
+                if library.name not in made:  # of an earlier build, and of other sources
+                    library.unlink()
         self.write_build_info(package / "paraminit_ext" / "_build_info.py")
 
     def write_build_info(self, path: Path) -> None:

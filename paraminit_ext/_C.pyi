@@ -42,6 +42,16 @@ def fill(
     whole: tuple[int, ...],
     start: tuple[int, ...],
 ) -> bool: ...
+
+# The same at a key of these words, as int64.
+def fill_at(
+    name: str,
+    tensor: Tensor,
+    parameters: tuple[float, ...],
+    key: tuple[int, int],
+    whole: tuple[int, ...],
+    start: tuple[int, ...],
+) -> bool: ...
 def set_key_type(key_type: type[Key]) -> None: ...
 
 # The kind of Python error that the last refusal of an operator in this thread is, asked once.
@@ -78,7 +88,7 @@ def fill_many(
     places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
     entries: Entries,
     indices: list[int],
-    draw: Callable[[Generator | None, Tensor, int], Tensor],
+    draw: Callable[[Generator, Tensor, int], Tensor],
 ) -> None: ...
 
 # For tests: the zeros of a sparse fill of ones, by windows of another width (standard deviations).

@@ -234,7 +234,7 @@ def _call_op(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, 
     if fill == "delta_orthogonal_":
         _write_delta_orthogonal(part, key, *parameters)
         return
-    if not isinstance(key, Tensor) and _C.fill(
+    if not isinstance(key, Tensor) and _C.fill_at(
         fill, part.local, parameters, key, part.global_shape, part.shard_offset
     ):
         return

@@ -9,16 +9,19 @@ from __future__ import annotations
 import threading
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from paraminit_ext import _C, _build_info
 
+_TWO_64 = 1 << 64
 _LOW_32 = (1 << 32) - 1
 # Steps of a CUDA generator's offset for one draw: one counter of Philox makes four numbers.
 _STEPS = 4
-# A CUDA generator's offset is read and written in two calls.
+# Where torch has no one call for it, a CUDA generator's offset is read and written in two. Another thread's
+# random function of torch between them is not held off.
 _of_cuda = threading.Lock()
 
 
@@ -40,7 +43,7 @@ def draw(generator: torch.Generator) -> tuple[int, int]:
 def draw_several(generator: torch.Generator, count: int) -> Tensor:
     """Take ``count`` draws one after the other; returns their words, int64 of shape (count, 2) on the CPU."""
     if generator.device.type == "cuda":
-        seed, place = _advance(generator, count)
+        _, seed, place, *_ = _set_apart(generator, False, count)
         keys = [_key_of(seed, place + _STEPS * n) for n in range(count)]
         return torch.tensor(keys, dtype=torch.int64, device="cpu").view(-1, 2)
     words = torch.empty(count, 2, dtype=torch.int64, device=generator.device)
@@ -61,23 +64,48 @@ def draw_on_device(device: torch.device, generator: torch.Generator | None) -> T
         source = torch.default_generator if generator is None else generator
         return draw_several(source, 1)[0].to(device)
     index = torch.cuda.current_device() if device.index is None else device.index
-    source = torch.cuda.default_generators[index] if generator is None else generator
-    key = torch.empty(2, dtype=torch.int64, device=torch.device("cuda", index))
-    if _C.is_capturing(index):
-        seed_there, offset_there, place = _set_apart_in_graph(source)
-        _C.write_drawn_key(key, True, 0, 0, seed_there, offset_there, place)
-    else:
-        seed, offset = _advance(source, 1)
-        _C.write_drawn_key(key, False, seed, offset, 0, 0, 0)
+    source = default_cuda_generator(index) if generator is None else generator
+    with torch.cuda.device(index):
+        key = torch.empty(2, dtype=torch.int64, device=torch.device("cuda", index))
+        _C.write_drawn_key(key, *_set_apart(source, _C.is_capturing(index), 1))
     return key
 
 
-def _advance(generator: torch.Generator, count: int) -> tuple[int, int]:
-    """Move a CUDA generator on by so many draws; returns its seed and the offset before."""
+def default_cuda_generator(index: int) -> torch.Generator:
+    torch.cuda.init()  # which makes them
+    return torch.cuda.default_generators[index]
+
+
+# Whether the stream is being captured, seed and offset where it is not, and where they will lie when the
+# graph is replayed, with the place of this draw in the graph.
+_State: TypeAlias = tuple[bool, int, int, int, int, int]
+
+
+def _set_apart(generator: torch.Generator, capturing: bool, count: int) -> _State:
+    """Move a CUDA generator on by so many draws.
+
+    Raises:
+        RuntimeError: under capture, where this torch does not show what its generator sets apart.
+    """
+    steps = _STEPS * count
+    if hasattr(generator, "philox_state"):  # torch 2.15
+        seed, offset, place = generator.philox_state(steps)
+        if capturing:
+            return True, 0, 0, seed.data_ptr(), offset.data_ptr(), int(place)
+        return False, int(seed) % _TWO_64, int(offset) % _TWO_64, 0, 0, 0
+    # A build from source has it for the torch that was there.
+    if torch.__version__ == _build_info.TORCH_VERSION and find_spec("paraminit_ext._capture") is not None:
+        state: _State = import_module("paraminit_ext._capture").philox_state(generator, steps)
+        return state
+    if capturing:
+        raise RuntimeError(
+            "paraminit_ext: expected torch 2.15 or a build from source for a draw under graph capture, got "
+            f"torch {torch.__version__} without one. Pass a paraminit_ext.Key as generator."
+        )
     with _of_cuda:
-        place = generator.get_offset()
-        generator.set_offset(place + _STEPS * count)
-        return generator.initial_seed() % (1 << 64), place
+        before = generator.get_offset()
+        generator.set_offset(before + steps)
+        return False, generator.initial_seed() % _TWO_64, before, 0, 0, 0
 
 
 def _key_of(seed: int, place: int) -> tuple[int, int]:
@@ -89,19 +117,4 @@ def _key_of(seed: int, place: int) -> tuple[int, int]:
 
 
 def _to_signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _set_apart_in_graph(generator: torch.Generator) -> tuple[int, int, int]:
-    """Where seed and offset will lie when the graph is replayed, and the place of this draw in the graph."""
-    if hasattr(generator, "philox_state"):  # torch 2.15
-        seed, offset, place = generator.philox_state(_STEPS)
-        return seed.data_ptr(), offset.data_ptr(), int(place)
-    # A build from source has it for the torch that was there.
-    if torch.__version__ == _build_info.TORCH_VERSION and find_spec("paraminit_ext._capture") is not None:
-        state: tuple[int, int, int] = import_module("paraminit_ext._capture").philox_state(generator, _STEPS)
-        return state
-    raise RuntimeError(
-        "paraminit_ext: expected torch 2.15 or a build from source for a draw under graph capture, got torch "
-        f"{torch.__version__} without one. Pass a paraminit_ext.Key as generator."
-    )
+    return value - _TWO_64 if value >= 1 << 63 else value

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paraminit_ext import _C
-from paraminit_ext.draws import draw
+from paraminit_ext.draws import default_cuda_generator, draw, draw_several
 from paraminit_ext.ops import DRAW_KEY as _draw_key
 from paraminit_ext.ops import FOLD_IN as _fold_in
 
@@ -287,7 +287,7 @@ def generator_of(generator: torch.Generator | None, device: torch.device) -> tor
         return generator
     if device.type != "cuda" or not _HAS_CUDA:
         return torch.default_generator
-    return torch.cuda.default_generators[device.index]
+    return default_cuda_generator(device.index)
 
 
 def take_key(
@@ -318,7 +318,7 @@ def take_key(
             return draw(torch.default_generator)
         if _C.is_capturing(device.index):
             return _draw_on_device(device, None)
-        return draw(torch.cuda.default_generators[device.index])
+        return draw(default_cuda_generator(device.index))
     refuse_generator(name, generator, device)
     if isinstance(generator, Key):
         return generator._seed, generator._offset
@@ -345,7 +345,7 @@ def _take_traced_key(
         )
     if generator is None or generator.device.type == "cuda":
         return _draw_on_device(device, generator)
-    return _draw_two_integers(generator).to(device)
+    return draw_several(generator, 1)[0].to(device)
 
 
 def _draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -360,10 +360,4 @@ def _draw_as_operator(device: torch.device, generator: torch.Generator | None) -
         return _draw_on_device(device, generator)
     if generator.device.type == "cpu":
         return _draw_on_device(generator.device, generator).to(device)
-    return _draw_two_integers(generator).to(device)
-
-
-def _draw_two_integers(generator: torch.Generator) -> Tensor:
-    """The draw from a generator that torch alone can advance: two int64 over their whole range."""
-    drawn = torch.empty(2, dtype=torch.int64, device=generator.device)
-    return drawn.random_(-(2**63), None, generator=generator)
+    return draw_several(generator, 1)[0].to(device)

@@ -281,10 +281,9 @@ class _Calls:
         return self.results
 
 
-def _draw_several(source: torch.Generator | None, tensor: Tensor, count: int) -> Tensor:
-    """The words of so many draws, of the default generator of the tensor's device for None."""
-    generator = generator_of(source, tensor.device)
-    if generator is None:
+def _draw_several(generator: torch.Generator, tensor: Tensor, count: int) -> Tensor:
+    """The words of so many draws for tensors on a device."""
+    if generator_of(generator, tensor.device) is None:
         raise RuntimeError(
             "paraminit_ext.fill_many: expected no capture of a graph, got one. Make the calls one by one."
         )

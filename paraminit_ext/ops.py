@@ -115,20 +115,29 @@ def _check(name: str) -> Callable[..., None]:
         _C.check_parameters(name, numbers, tensor.dtype)
         key = arguments[count]
         if isinstance(key, Tensor) and (
-            key.dtype not in (torch.int64, torch.uint64) or key.dim() != 1 or key.device != tensor.device
+            key.dtype not in (torch.int64, torch.uint64)
+            or key.shape != (2,)
+            or not key.is_contiguous()
+            or key.device != tensor.device
         ):
             raise ValueError(
-                f"paraminit_ext.{name}: expected a key of two uint64 or int64 on {tensor.device}, got "
-                f"{key.dtype} of {key.dim()} dimensions on {key.device}. Use Key.to_tensor()."
+                f"paraminit_ext.{name}: expected a contiguous key of two uint64 or int64 on {tensor.device}, "
+                f"got {key.dtype} of shape {tuple(key.shape)} on {key.device}. Use Key.to_tensor()."
             )
 
     return kernel
 
 
-def _through_copy(op: torch._ops.OpOverload) -> Callable[..., None]:
+def _through_copy(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
     """Fill a conjugate or negative view as it reads, by way of a plain tensor."""
 
     def kernel(tensor: Tensor, *arguments: Any) -> None:
+        known = not any(isinstance(size, torch.SymInt) for size in tensor.shape)
+        if known and _C.overlaps_itself(tensor):
+            raise RuntimeError(
+                f"paraminit_ext.{name}: expected a tensor whose elements do not share memory, got shape "
+                f"{tuple(tensor.shape)} with strides {tensor.stride()}. Use .contiguous() or .clone()."
+            )
         plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         op(plain, *arguments)
         tensor.copy_(plain)
@@ -151,8 +160,8 @@ for _name in FILLS:
         _library.impl(_name + _overload, _write(_name, _op), "ADInplaceOrView", with_keyset=True)
         _library.impl(_name + _overload, _check(_name), "Meta")
         _library.impl(_name + _overload, torch.library.fallthrough_kernel, "Autograd")
-        _library.impl(_name + _overload, _through_copy(_op), "Conjugate")
-        _library.impl(_name + _overload, _through_copy(_op), "Negative")
+        _library.impl(_name + _overload, _through_copy(_name, _op), "Conjugate")
+        _library.impl(_name + _overload, _through_copy(_name, _op), "Negative")
 
 # As int64 of the words' bits: torch before 2.12 cannot save a graph that has uint64 in it. By name: what
 # recomputes a part of a graph looks for a device under its name.

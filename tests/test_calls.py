@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fresh
 from paraminit_ext import _C, Key, init
 
 KEY = Key(2024, 7)
@@ -51,6 +52,15 @@ def made_in_inference() -> Tensor:
         return torch.zeros(4)
 
 
+def functional(tensor: Tensor) -> Tensor:
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        wrapped: Tensor = torch._to_functional_tensor(tensor)
+        return wrapped
+    finally:
+        torch._disable_functionalization()
+
+
 def plain() -> Tensor:
     return torch.zeros(4)
 
@@ -74,6 +84,9 @@ OTHERS: dict[str, tuple[Callable[[], Tensor], Callable[[], AbstractContextManage
     "no elements": (lambda: torch.zeros(0), nullcontext, {}),
     "a parameter that is refused": (plain, nullcontext, {"parameters": (0.0, -1.0)}),
     "a source that is none": (plain, nullcontext, {"source": "a text"}),
+    "two words that are no key": (plain, nullcontext, {"source": (1, 2)}),
+    "zeros without memory": (lambda: torch._efficientzerotensor(3, 3)[1:], nullcontext, {}),
+    "a wrapper of functionalization": (lambda: functional(torch.zeros(5))[2:], nullcontext, {}),
     "a sparse tensor": (lambda: torch.eye(3).to_sparse(), nullcontext, {}),
     "a meta tensor": (lambda: torch.zeros(4, device="meta"), nullcontext, {}),
     "a nested tensor": (
@@ -134,6 +147,91 @@ def test_a_profiler_sees_a_fill_and_a_fill_of_many() -> None:
         paraminit_ext.fill_many([(torch.zeros(4), "uniform_", {}, KEY)])
     names = {event.name for event in profile.events()}
     assert {"paraminit_ext::normal_", "paraminit_ext::fill_many"} <= names
+
+
+def test_a_draw_in_inference_mode_leaves_later_ones_as_they_are() -> None:
+    torch.manual_seed(3)
+    expected = [init.normal_(torch.zeros(3)) for _ in range(2)]
+    code = (
+        "import torch; from paraminit_ext import init; torch.manual_seed(3)\n"
+        "with torch.inference_mode(): print(init.normal_(torch.empty(3)).tolist())\n"
+        "print(init.normal_(torch.empty(3)).tolist())"
+    )
+    assert fresh.lines(code) == [str(tensor.tolist()) for tensor in expected]
+
+
+@pytest.mark.parametrize("generator", [(1, 2), (5,), (), (True, False)])
+def test_a_tuple_is_no_generator(generator: Any) -> None:
+    for fill in (init.normal_, init.xavier_uniform_, init.orthogonal_):
+        with pytest.raises(TypeError, match=r"expected a torch.Generator, a paraminit_ext.Key or None"):
+            fill(torch.zeros(3, 3), generator=generator)
+
+
+def test_the_default_generator_by_name_and_by_none_are_one() -> None:
+    import paraminit_ext
+
+    sources = [None, torch.default_generator, None, torch.Generator().manual_seed(5), torch.default_generator]
+    torch.manual_seed(11)
+    single = [init.normal_(torch.zeros(6), generator=source) for source in sources[:3]]
+    single += [init.normal_(torch.zeros(6), generator=torch.Generator().manual_seed(5))]
+    single += [init.normal_(torch.zeros(6), generator=sources[4])]
+    torch.manual_seed(11)
+    many = paraminit_ext.fill_many([(torch.zeros(6), "normal_", {}, source) for source in sources])
+    assert all(torch.equal(a, b) for a, b in zip(many, single, strict=True))
+
+
+FORKED = """
+import os, torch
+from paraminit_ext import Key, init
+torch.set_num_threads(2)
+init.normal_(torch.empty(1 << 20), generator=Key(1))
+child = os.fork()
+if child == 0:
+    init.orthogonal_(torch.empty(110, 110), generator=Key(1))
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_matrix_is_made_in_the_child_of_a_fork() -> None:
+    assert fresh.lines(FORKED) == ["7"]
+
+
+def test_more_dimensions_than_a_fill_takes_are_refused() -> None:
+    ones = (1,) * 70
+    for tensor in (torch.zeros(ones), torch.zeros(ones, dtype=torch.complex64)):
+        with pytest.raises(NotImplementedError, match="expected at most 6[34] dimensions, got 70"):
+            init.normal_(tensor, generator=KEY)
+        assert not tensor.view(-1).any()
+
+
+def test_what_is_read_is_not_copied() -> None:
+    tensor = torch._lazy_clone(torch.ones(8))
+    torch.ops.paraminit_ext.statistics(tensor)
+    is_shared: Any = vars(torch._C)["_is_cow_tensor"]
+    assert is_shared(tensor)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_holds_no_numbers_is_not_read() -> None:
+    held = torch.zeros(8, dtype=torch.uint8)
+    quantized = torch._make_per_tensor_quantized_tensor(held, 1.0, 0)
+    for tensor in (quantized, held.view(torch.bits8)):
+        with pytest.raises(NotImplementedError, match="statistics: expected a tensor of numbers"):
+            torch.ops.paraminit_ext.statistics(tensor)
+
+
+def test_a_conjugate_view_that_overlaps_is_refused() -> None:
+    tensor = torch.zeros(40, dtype=torch.complex64).as_strided((3, 3), (2, 2)).conj()
+    with pytest.raises(RuntimeError, match="do not share memory"):
+        torch.ops.paraminit_ext.normal_(tensor, 0.0, 1.0, 1, 0, (), ())
+    assert not tensor.any()
+
+
+def test_a_key_of_three_words_is_refused_on_meta() -> None:
+    tensor, key = torch.empty(4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match="expected a contiguous key of two uint64 or int64"):
+        torch.ops.paraminit_ext.normal_.key(tensor, 0.0, 1.0, key, (), ())
 
 
 def test_a_class_of_tensors_without_a_word_to_say_is_plain() -> None:

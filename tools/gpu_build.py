@@ -69,6 +69,9 @@ def imports(root: Path) -> bool:
 
 
 def put_in_place(carried: Path, root: Path) -> None:
+    for pattern in ("_cuda*.so", "_capture*.so"):
+        for old in (root / "paraminit_ext").glob(pattern):
+            old.unlink()
     for path in [*(carried / "paraminit_ext").glob("_*.so"), carried / "paraminit_ext" / "_build_info.py"]:
         shutil.copy2(path, root / "paraminit_ext" / path.name)
 

@@ -1,4 +1,4 @@
-// The kernels of fills of many tensors as many.cu calls them. Knows no torch header.
+// The kernels of fills of many tensors as the outside calls them. Knows no torch header.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <map>
 #include <string>
 
 #include "../cpu/forked.h"
@@ -22,16 +21,6 @@ namespace {
 constexpr int64_t kLongFill = int64_t{1} << 14;
 
 PyTypeObject* key_type = nullptr;
-
-bool is_tensor(PyObject* object) {
-  const auto find = [](const char* module, const char* name) {
-    return py::object(py::module_::import(module).attr(name)).release().ptr();
-  };
-  static PyObject* const base = find("torch", "Tensor");
-  static PyObject* const parameter = find("torch.nn", "Parameter");
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == base || type == parameter;
-}
 
 bool is_key(PyObject* object) { return Py_TYPE(object) == key_type; }
 
@@ -78,9 +67,14 @@ class Numbers {
   size_t count_ = 0;
 };
 
-template <class Work>
+// Of a part of a matrix the work may be that of the whole; and an orthogonal one asks Python for
+// something, perhaps on another thread.
+template <class Law>
+constexpr bool kOfMatrices = std::is_same_v<Law, Sparse> || std::is_same_v<Law, Orthogonal>;
+
+template <class Law, class Work>
 void without_lock(int64_t numel, const Work& work) {
-  if (numel < kLongFill) return work();
+  if (!kOfMatrices<Law> && numel < kLongFill) return work();
   const py::gil_scoped_release others_run;
   work();
 }
@@ -115,23 +109,21 @@ void set_key_type(const py::handle& type) {
   key_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
 }
 
-bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
-                const py::handle& source, const py::handle& whole, const py::handle& start) {
+namespace {
+
+// What both ways to fill have in common; `take` gives the key once all else is said.
+template <class Take>
+bool fill_plain_with(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+                     const py::handle& whole, const py::handle& start, const Take& take) {
   Array array{};
   Numbers<double, 4> numbers;
   Numbers<int64_t, kMaxDims> sizes, offsets;
-  Numbers<int64_t, 2> words;
   const char* const text = PyUnicode_AsUTF8(name.ptr());
   if (text == nullptr || !numbers.read(parameters.ptr()) || !sizes.read(whole.ptr()) ||
       !offsets.read(start.ptr()) || !calls_are_plain() || !calls_are_unwatched() ||
       !describe_plain(tensor.ptr(), &array) || !has_own_elements(tensor.ptr(), &array) ||
-      (is_inference(tensor.ptr()) && !is_inference_mode())) {
+      array.numel() == 0 || (is_inference(tensor.ptr()) && !is_inference_mode())) {
     PyErr_Clear();
-    return false;
-  }
-  const bool is_drawn = source.is_none() || is_cpu_generator(source.ptr());
-  if (array.numel() == 0 || (source.is_none() && array.device.kind != DeviceKind::kCpu) ||
-      !(is_drawn || is_key(source.ptr()) || words.read(source.ptr()))) {
     return false;
   }
   const Place place{sizes.span(), offsets.span()};
@@ -141,22 +133,42 @@ bool fill_plain(const py::handle& name, const py::handle& tensor, const py::hand
     } catch (const std::exception&) {
       return false;
     }
-    mark_written(py::make_tuple(tensor).ptr());
     Key key{};
-    if (is_drawn) {
-      key = draw(source.ptr());
-    } else if (is_key(source.ptr())) {
-      key = words_of_key(source.ptr());
-    } else {
-      key = {static_cast<uint64_t>(words.span()[0]), static_cast<uint64_t>(words.span()[1])};
-    }
-    without_lock(array.numel(), [&] {
+    if (!take(array.device, &key)) return false;
+    mark_written(py::make_tuple(tensor).ptr());
+    without_lock<std::decay_t<decltype(law)>>(array.numel(), [&] {
       if (array.device.kind == DeviceKind::kCpu) {
         run_with_threads([&] { fill(law, array, {key}, place); });
       } else {
         fill(law, array, {key}, place);
       }
     });
+    return true;
+  });
+}
+
+}  // namespace
+
+bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+                const py::handle& source, const py::handle& whole, const py::handle& start) {
+  return fill_plain_with(name, tensor, parameters, whole, start, [&](Device device, Key* key) {
+    if (is_key(source.ptr())) {
+      *key = words_of_key(source.ptr());
+    } else if (source.is_none() ? device.kind == DeviceKind::kCpu
+                                : is_cpu_generator(source.ptr())) {
+      *key = draw(source.ptr());
+    } else {
+      return false;
+    }
+    return true;
+  });
+}
+
+bool fill_plain_at(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+                   std::pair<int64_t, int64_t> key, const py::handle& whole,
+                   const py::handle& start) {
+  return fill_plain_with(name, tensor, parameters, whole, start, [&](Device, Key* taken) {
+    *taken = {static_cast<uint64_t>(key.first), static_cast<uint64_t>(key.second)};
     return true;
   });
 }
@@ -218,12 +230,13 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
   }
   std::vector<ManyEntry> entries(calls.size());
   py::list written(calls.size());
-  // Of each generator, and of each device's default one, the entries that draw from it, in order.
+  // Of each generator the entries that draw from it, in order.
   struct Draws {
-    PyObject *source, *tensor;
+    py::object source;
+    PyObject* tensor;
     std::vector<size_t> entries;
   };
-  std::map<std::pair<PyObject*, int>, Draws> draws;
+  std::vector<Draws> draws;
   for (size_t i = 0; i < entries.size(); ++i) {
     ManyEntry& entry = entries[i];
     PyObject* const call = PyList_GET_ITEM(calls.ptr(), static_cast<Py_ssize_t>(i));
@@ -245,33 +258,33 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
       entry.key = words_of_key(source);
       continue;
     }
-    const Device device = entry.self.device;
-    const int place = device.kind == DeviceKind::kCuda ? device.index : -1;
-    Draws& of = draws[{source, source == Py_None ? place : -1}];
-    of.source = source;
-    of.tensor = tensor;
-    of.entries.push_back(i);
+    const auto generator = source == Py_None ? default_generator(entry.self.device)
+                                             : py::reinterpret_borrow<py::object>(source);
+    auto of = std::find_if(draws.begin(), draws.end(),
+                           [&](const Draws& one) { return one.source.is(generator); });
+    if (of == draws.end()) of = draws.insert(of, {generator, tensor, {}});
+    of->entries.push_back(i);
   }
   for (const auto& [index, place] : places) {
     ManyEntry& entry = entries.at(index.cast<size_t>());
     std::tie(entry.whole, entry.start) =
         place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
   }
-  mark_written(written.ptr());
-  for (const auto& [unused, of] : draws) {
-    const py::object drawn = draw(py::handle(of.source), py::handle(of.tensor), of.entries.size());
+  for (const Draws& of : draws) {
+    const py::object drawn = draw(of.source, py::handle(of.tensor), of.entries.size());
     Array words{};
-    describe(drawn.ptr(), &words);
+    if (!describe(drawn.ptr(), &words) || words.numel() != 2 * int64_t(of.entries.size())) {
+      throw ValueError("paraminit_ext.fill_many: expected two words a draw, got others.");
+    }
     const auto* number = static_cast<const uint64_t*>(words.data);
     for (const size_t i : of.entries) {
       entries[i].key = {number[0], number[1]};
       number += 2;
     }
   }
-  {
-    const py::gil_scoped_release others_run;
-    fill_many(asked, entries);
-  }
+  mark_written(written.ptr());
+  const py::gil_scoped_release others_run;
+  fill_many(asked, entries);
 }
 
 }  // namespace paraminit

@@ -8,12 +8,16 @@
 
 namespace paraminit {
 
-// Fills a plain tensor, or the part of one at `start`, at the key that `source` is (a Key, or two
-// words as int64) or that is drawn from it (a generator of the CPU; None: torch's default one), and
-// moves the tensor's version. False, with nothing drawn or written, where anything else than the
-// kernel may have a say, or refuses something.
+// Fills a plain tensor, or the part of one at `start`, at the key that `source` is or that is drawn
+// from it (a generator of the CPU; None: torch's default one), and moves the tensor's version.
+// False, with nothing drawn or written, where anything else than the kernel may have a say, or
+// refuses something.
 bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                 const py::handle& source, const py::handle& whole, const py::handle& start);
+// The same at a key of these words.
+bool fill_plain_at(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+                   std::pair<int64_t, int64_t> key, const py::handle& whole,
+                   const py::handle& start);
 
 // The entries of a fill of many, and what was seen of their tensors.
 class Entries {
@@ -34,8 +38,7 @@ class Entries {
 };
 
 // The calls of a fill of many; an index of -1 for one whose tensor has to be described anew.
-// `draw(source, tensor, count)` gives the words of that many draws from a generator, or from the
-// default one of the tensor's device.
+// `draw(generator, tensor, count)` gives the words of that many draws for tensors on a device.
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
                      const py::dict& places, const Entries& looked, const py::list& indices,
                      const py::function& draw);

@@ -119,15 +119,9 @@ std::string load_cuda(const std::string& path) {
 }
 
 // Of products of float32 matrices; kernels run without Python's lock.
-bool products_may_round(DeviceKind device) {
+bool ask_for_precision(DeviceKind device) {
   const py::gil_scoped_acquire lock;
-  static PyObject* const ask =
-      py::object(py::module_::import("torch._C").attr("_get_fp32_precision_getter"))
-          .release()
-          .ptr();
-  const char* const backend = device == DeviceKind::kCuda ? "cuda" : "mkldnn";
-  const auto precision = py::handle(ask)(backend, "matmul").cast<std::string>();
-  return precision == "tf32" || precision == "bf16";
+  return paraminit::products_may_round(device);
 }
 
 std::map<std::string, std::string> build_info() {
@@ -165,7 +159,7 @@ PYBIND11_MODULE(_C, m) {
   }
   look_up_torch();
   translate_errors();
-  set_products_may_round(products_may_round);
+  set_products_may_round(ask_for_precision);
 
   m.def("build_info", build_info);
   m.def("cpu_capability", cpu_capability);
@@ -236,6 +230,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("name"), py::arg("parameters"), py::arg("dtype"));
   m.def("fill", fill_plain, py::arg("name"), py::arg("tensor"), py::arg("parameters"),
         py::arg("source"), py::arg("whole"), py::arg("start"));
+  m.def("fill_at", fill_plain_at, py::arg("name"), py::arg("tensor"), py::arg("parameters"),
+        py::arg("key"), py::arg("whole"), py::arg("start"));
   py::class_<Entries>(m, "Entries")
       .def(py::init<py::list>(), py::arg("entries"))
       .def("first_alike", &Entries::first_alike);

@@ -14,7 +14,9 @@ struct Torch {
   const dlpack::Exchange* dlpack;
   PyObject *tensor_keys, *included_keys;  // functions that give sets of dispatch keys
   PyObject *inference_mode, *profiler, *forward_ad, *increment_version;
-  PyObject *empty, *int64, *generator_type, *tensor_type, *parameter_type;
+  PyObject *empty, *int64, *generator_type, *tensor_type, *parameter_type, *inference;
+  PyObject *precision, *module;
+  bool has_names;  // named tensors, which torch had before 2.13
   std::vector<std::pair<PyObject*, Dtype>> dtypes;
   // Bits of a set of keys: those of the backends, and those that let a fill pass.
   uint64_t backends, cpu, cuda, transparent_to_tensors, transparent_to_calls;
@@ -30,6 +32,7 @@ struct Names {
   PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
   PyObject* level = PyUnicode_InternFromString("_current_level");
   PyObject* is_conj = PyUnicode_InternFromString("is_conj");
+  PyObject* has_names = PyUnicode_InternFromString("has_names");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* is_inference = PyUnicode_InternFromString("is_inference");
   PyObject* random = PyUnicode_InternFromString("random_");
@@ -145,10 +148,13 @@ class Words {
  public:
   Words() {
     if (free().empty()) {
-      tensor_ = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
-                                        py::arg("device") = "cpu")
-                    .release()
-                    .ptr();
+      // One of inference mode's could not be drawn into outside it.
+      const py::object normal = py::handle(torch.inference)(false);
+      normal.attr("__enter__")();
+      py::object made = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
+                                                py::arg("device") = "cpu");
+      normal.attr("__exit__")(py::none(), py::none(), py::none());
+      tensor_ = made.release().ptr();
     } else {
       tensor_ = free().back();
       free().pop_back();
@@ -185,6 +191,10 @@ void look_up_torch() {
   torch.generator_type = kept(module.attr("Generator"));
   torch.tensor_type = kept(module.attr("Tensor"));
   torch.parameter_type = kept(module.attr("nn").attr("Parameter"));
+  torch.inference = kept(module.attr("inference_mode"));
+  torch.precision = kept(c.attr("_get_fp32_precision_getter"));
+  torch.has_names = py::hasattr(module.attr("Tensor"), "has_names");
+  torch.module = kept(module);
   const std::pair<const char*, Dtype> dtypes[] = {
       {"float32", Dtype::kFloat32},     {"float64", Dtype::kFloat64},
       {"float16", Dtype::kFloat16},     {"bfloat16", Dtype::kBFloat16},
@@ -212,6 +222,23 @@ void look_up_torch() {
   const uint64_t always = autograd | autocast | inplace | torch.backends;
   torch.transparent_to_tensors = always | named("Dense");
   torch.transparent_to_calls = always | named("BackendSelect");
+}
+
+bool is_tensor(PyObject* object) {
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == torch.tensor_type || type == torch.parameter_type;
+}
+
+bool products_may_round(DeviceKind device) {
+  const char* const backend = device == DeviceKind::kCuda ? "cuda" : "mkldnn";
+  const auto precision = py::handle(torch.precision)(backend, "matmul").cast<std::string>();
+  return precision == "tf32" || precision == "bf16";
+}
+
+py::object default_generator(Device device) {
+  const py::handle module = torch.module;
+  if (device.kind != DeviceKind::kCuda) return module.attr("default_generator");
+  return module.attr("cuda").attr("default_generators")[py::int_(device.index)];
 }
 
 bool calls_are_plain() {
@@ -242,13 +269,16 @@ bool describe(PyObject* tensor, Array* out) {
 }
 
 bool describe_plain(PyObject* tensor, Array* out) {
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  if ((type == torch.tensor_type || type == torch.parameter_type) && describe(tensor, out) &&
-      out->data != nullptr) {
-    // A tensor of torch's own class that has memory to show is plain but for these views: others
-    // that wrap or stand for something show none.
-    return has_kernels(out->device) && call_method(tensor, names().is_neg).ptr() != Py_True &&
-           !(is_complex(out->type) && call_method(tensor, names().is_conj).ptr() == Py_True);
+  if (is_tensor(tensor) && describe(tensor, out) && out->numel() != 0) {
+    // A tensor of torch's own class that has memory to show is plain but for a few: others that
+    // wrap or stand for something have a storage without any.
+    out->storage_offset = as_integer(call_method(tensor, names().storage_offset));
+    const auto address = reinterpret_cast<uintptr_t>(out->data);
+    return has_kernels(out->device) &&
+           address != static_cast<uintptr_t>(out->storage_offset * out->element_bytes) &&
+           call_method(tensor, names().is_neg).ptr() != Py_True &&
+           !(is_complex(out->type) && call_method(tensor, names().is_conj).ptr() == Py_True) &&
+           !(torch.has_names && call_method(tensor, names().has_names).ptr() == Py_True);
   }
   const uint64_t keys = bits_of_keys(call(torch.tensor_keys, tensor));
   const uint64_t backend = keys & torch.backends;
@@ -316,7 +346,7 @@ Key draw(PyObject* generator) {
   PyObject* const arguments[] = {words.tensor(), least, Py_None, generator};
   stolen(PyObject_VectorcallMethod(names().random, arguments, 3, by_name));
   Array drawn{};
-  describe(words.tensor(), &drawn);
+  if (!describe(words.tensor(), &drawn)) throw std::runtime_error("paraminit_ext: no words");
   const auto* const numbers = static_cast<const uint64_t*>(drawn.data);
   return {numbers[0], numbers[1]};
 }

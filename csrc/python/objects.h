@@ -15,6 +15,13 @@ namespace py = pybind11;
 // Looks up what is asked of torch; called once, at import.
 void look_up_torch();
 
+// Of torch's own class, or its Parameter.
+bool is_tensor(PyObject* object);
+// Whether the factors of float32 matrix products may be rounded.
+bool products_may_round(DeviceKind device);
+// Of the CPU for all devices but CUDA's.
+py::object default_generator(Device device);
+
 // Whether a call of an operator in this thread reaches its kernel and nothing in between: no mode,
 // transform or trace that would have to see it.
 bool calls_are_plain();

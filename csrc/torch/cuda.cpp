@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../stream/constants.h"
+#include "../stream/errors.h"
 
 namespace paraminit {
 namespace {
@@ -121,9 +122,28 @@ cudaStream_t current_stream(int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+namespace {
+
+Tensor memory(int64_t bytes, torch::stable::Device device, bool pinned) {
+  try {
+    return torch::stable::empty({&bytes, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
+                                device, pinned);
+  } catch (const std::exception&) {
+    std::ostringstream text;
+    text << "paraminit_ext: expected " << bytes << " bytes of "
+         << (pinned ? "pinned memory" : "a device's memory") << ", got none. Free some.";
+    throw OutOfMemoryError(text.str());
+  }
+}
+
+}  // namespace
+
 Tensor device_memory(int64_t bytes, int device) {
-  return torch::stable::empty({&bytes, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
-                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
+  return memory(bytes, {torch::headeronly::DeviceType::CUDA, device}, false);
+}
+
+Tensor pinned_memory(int64_t bytes) {
+  return memory(bytes, torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
 }
 
 int multiprocessors(int device) {

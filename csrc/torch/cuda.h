@@ -2,7 +2,6 @@
 // the current device.
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <vector>
@@ -13,12 +12,27 @@
 
 namespace paraminit {
 
-using torch::stable::accelerator::DeviceGuard;
+// The current device, for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    STD_CUDA_CHECK(cudaGetDevice(&before_));
+    if (device != before_) STD_CUDA_CHECK(cudaSetDevice(device));
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
 
 cudaStream_t current_stream(int device);
 int multiprocessors(int device);
-// From torch's allocator, in the order of the current stream.
+// From torch's allocators; that of a device in the order of its current stream. Raise
+// OutOfMemoryError.
 Tensor device_memory(int64_t bytes, int device);
+Tensor pinned_memory(int64_t bytes);
 
 void fill_cuda(const FillRequest& request, const Geometry& geometry, void* data, Key key,
                const uint64_t* device_key, int device);

@@ -11,11 +11,45 @@
 #include "../stream/errors.h"
 #include "../stream/overlap.h"
 #include "orthogonal.h"
+#include "tensors.h"
 
 namespace paraminit {
 namespace {
 
 const CudaBackend* backend = nullptr;
+
+// The real numbers that the elements are or are made of: of a complex array one dimension more.
+struct Numbers {
+  Numbers(const Array& self, const Place& place) : dims(static_cast<int>(self.sizes.size())) {
+    const int parts = is_complex(self.type) ? 2 : 1;
+    if (dims + parts - 1 > kMaxDims) {
+      refuse<NotImplementedError>("fill", "expected at most ", kMaxDims - parts + 1,
+                                  " dimensions, got ", dims, ". Fill a view() of fewer.");
+    }
+    for (int d = 0; d < dims; ++d) {
+      sizes[d] = self.sizes[d];
+      strides[d] = parts * self.strides[d];
+      if (!place.whole.empty()) whole[d] = place.whole[d];
+      if (!place.start.empty()) start[d] = place.start[d];
+    }
+    if (parts == 1) return;
+    sizes[dims] = whole[dims] = 2;
+    strides[dims] = 1;
+    ++dims;
+  }
+  Array array(const Array& self, ElementType type) const {
+    Array numbers = self;
+    numbers.type = type == ElementType::kFloat64    ? Dtype::kFloat64
+                   : type == ElementType::kFloat16  ? Dtype::kFloat16
+                   : type == ElementType::kBFloat16 ? Dtype::kBFloat16
+                                                    : Dtype::kFloat32;
+    numbers.sizes = {sizes.data(), static_cast<size_t>(dims)};
+    numbers.strides = {strides.data(), static_cast<size_t>(dims)};
+    return numbers;
+  }
+  int dims;
+  std::array<int64_t, kMaxDims + 1> sizes{}, strides{}, whole{}, start{};
+};
 
 }  // namespace
 
@@ -104,16 +138,16 @@ void check_place(const char* op, const Array& self, const Place& place) {
 }
 
 template <class Law>
-void check_shape(const Law&, const Array&, const Place&) {}
+void check_shape(const Law&, const Array&) {}
 
-void check_shape(const Orthogonal&, const Array& self, const Place&) {
+void check_shape(const Orthogonal&, const Array& self) {
   if (self.sizes.size() < 2) {
     refuse<ValueError>(Orthogonal::name, "expected a tensor of 2 or more dimensions, got ",
                        self.sizes.size(), ". Pass a matrix.");
   }
 }
 
-void check_shape(const Sparse&, const Array& self, const Place&) {
+void check_shape(const Sparse&, const Array& self) {
   if (self.sizes.size() != 2) {
     refuse<ValueError>(Sparse::name, "expected a tensor of 2 dimensions, got ", self.sizes.size(),
                        ". Pass a matrix.");
@@ -140,7 +174,7 @@ void check_count(const Sparse& law, const Array& self, const Place& place) {
 template <class Law>
 void check_fill(const Law& law, const Array& self, const Place& place) {
   checked_type(law, self);
-  check_shape(law, self, place);
+  check_shape(law, self);
   check_place(Law::name, self, place);
   check_count(law, self, place);
 }
@@ -162,18 +196,23 @@ void launch(FillRequest request, const Geometry& geometry, const Array& self, Ke
   fill_cpu(request, geometry, self.data);
 }
 
-void fill_constant(const Geometry& geometry, const Array& self, uint64_t bits, int64_t size) {
+// Where the elements are complex, of the numbers that they are made of.
+void fill_constant(const char* op, const Array& self, const Place& place, double value) {
+  const ElementType type = *real_type(self.type);
   ManyItem item{};
-  item.value[0] = bits;
-  item.size = size;
+  item.value[0] = bits_of(op, type, value);
+  if (self.device.kind == DeviceKind::kCuda) {
+    // torch's own, which the capture of a graph takes.
+    const Numbers numbers(self, place);
+    torch::stable::fill_(tensor_of(numbers.array(self, type)), value);
+    return;
+  }
+  const Geometry geometry = geometry_of(self, place);
+  item.size = element_size(type);
   item.data = self.data;
   item.numel = geometry.numel();
   item.geometry = &geometry;
-  if (self.device.kind == DeviceKind::kCuda) {
-    backend->fill_many({item}, self.device.index);
-  } else {
-    fill_many_cpu({item});
-  }
+  fill_many_cpu({item});
 }
 
 template <class Law>
@@ -181,11 +220,10 @@ void fill_elementwise(const Law& law, const Array& self, KeySource key, const Pl
   const ElementType type = *real_type(self.type);
   const DefaultFloatMode mode;
   const Plan plan = law.plan(type, is_complex(self.type));
-  const Geometry geometry = geometry_of(self, place);
   if (plan.is_constant) {
-    fill_constant(geometry, self, bits_of(Law::name, type, plan.value), element_size(type));
+    fill_constant(Law::name, self, place, plan.value);
   } else {
-    launch(plan.request, geometry, self, key);
+    launch(plan.request, geometry_of(self, place), self, key);
   }
 }
 
@@ -216,7 +254,7 @@ void fill_checked(const Sparse& law, const Array& self, KeySource key, const Pla
   request.rows = whole.empty() ? self.sizes[0] : whole[0];
   request.columns = whole.empty() ? self.sizes[1] : whole[1];
   if (plan.is_constant || law.zeros == request.rows) {
-    fill_constant(geometry_of(self, place), self, 0, element_size(type));
+    fill_constant(Sparse::name, self, place, 0.0);
     return;
   }
   request.values = plan.request;
@@ -254,26 +292,10 @@ void fill(const Law& law, const Array& self, KeySource key, const Place& place) 
 }
 
 Geometry geometry_of(const Array& self, const Place& place) {
-  const auto dims = static_cast<int>(self.sizes.size());
-  const int64_t* const whole = place.whole.empty() ? nullptr : place.whole.data();
-  const int64_t* const start = place.start.empty() ? nullptr : place.start.data();
-  if (!is_complex(self.type)) {
-    return make_geometry(dims, self.sizes.data(), self.strides.data(), whole, start);
-  }
-  // The real numbers that the elements are made of are one dimension more.
-  using Numbers = std::array<int64_t, kMaxDims + 1>;
-  Numbers sizes{}, strides{}, real_whole{}, real_start{};
-  for (int d = 0; d < dims; ++d) {
-    sizes[d] = self.sizes[d];
-    strides[d] = 2 * self.strides[d];
-    if (whole != nullptr) real_whole[d] = whole[d];
-    if (start != nullptr) real_start[d] = start[d];
-  }
-  sizes[dims] = real_whole[dims] = 2;
-  strides[dims] = 1;
-  return make_geometry(dims + 1, sizes.data(), strides.data(),
-                       whole == nullptr ? nullptr : real_whole.data(),
-                       start == nullptr ? nullptr : real_start.data());
+  const Numbers numbers(self, place);
+  return make_geometry(numbers.dims, numbers.sizes.data(), numbers.strides.data(),
+                       place.whole.empty() ? nullptr : numbers.whole.data(),
+                       place.start.empty() ? nullptr : numbers.start.data());
 }
 
 #define PARAMINIT_INSTANTIATE(Law)                                  \

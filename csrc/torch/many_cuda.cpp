@@ -29,8 +29,7 @@ class RelaxedCapture {
 
 Tensor pinned_bytes(int64_t count) {
   const RelaxedCapture relaxed;
-  return torch::stable::empty({&count, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
-                              torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
+  return pinned_memory(count);
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ Tensor on_host(const Tensor& tensor) {
 }
 
 void check_key(const char* op, const Tensor& key, const Device* device) {
-  const Array array = array_of(op, key);
+  const Array array = array_of(op, key, Use::kRead);
   const bool of_words = array.type == Dtype::kInt64 || std::strcmp(array.type_name, "UInt64") == 0;
   if (!of_words || array.sizes.size() != 1 || array.sizes[0] != 2 || array.strides[0] != 1) {
     refuse<ValueError>(op, "expected a contiguous key of two uint64 or int64, got ",

@@ -8,6 +8,7 @@
 
 #include "../cpu/forked.h"
 #include "../cpu/statistics.h"
+#include "../stream/errors.h"
 #include "../stream/overlap.h"
 #include "fills.h"
 
@@ -17,6 +18,36 @@ namespace {
 // Elements of a piece that is converted or gathered.
 constexpr int64_t kPiece = int64_t{1} << 20;
 
+// Whether the elements are numbers that torch converts: not those of quantized dtypes and of bits.
+bool holds_numbers(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+    case ScalarType::Char:
+    case ScalarType::Short:
+    case ScalarType::Int:
+    case ScalarType::Long:
+    case ScalarType::UInt16:
+    case ScalarType::UInt32:
+    case ScalarType::UInt64:
+    case ScalarType::Bool:
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::ComplexHalf:
+    case ScalarType::ComplexFloat:
+    case ScalarType::ComplexDouble:
+    case ScalarType::Float8_e5m2:
+    case ScalarType::Float8_e4m3fn:
+    case ScalarType::Float8_e5m2fnuz:
+    case ScalarType::Float8_e4m3fnuz:
+    case ScalarType::Float8_e8m0fnu:
+      return true;
+    default:
+      return false;
+  }
+}
+
 // A dtype that has every value of another one, or the nearest of a 64-bit integer.
 ScalarType wider(const Array& array) {
   return array.element_bytes < 4 ? ScalarType::Float : ScalarType::Double;
@@ -25,7 +56,7 @@ ScalarType wider(const Array& array) {
 // Calls read(data, count, type) for runs of all elements, each of them held until the next.
 template <class Read>
 void for_each_run(const Tensor& self, const Read& read) {
-  const Array array = array_of("statistics", self);
+  const Array array = array_of("statistics", self, Use::kRead);
   const auto type = real_type(array.type);
   if (type.has_value() && has_kernels(array.device) && is_dense(array.sizes, array.strides)) {
     return read(array, *type);
@@ -43,7 +74,7 @@ void for_each_run(const Tensor& self, const Read& read) {
     piece = torch::stable::to(piece, torch::stable::Device(torch::headeronly::DeviceType::CPU));
   }
   piece = torch::stable::contiguous(piece);
-  const Array made = array_of("statistics", piece);
+  const Array made = array_of("statistics", piece, Use::kRead);
   read(made, *real_type(made.type));
 }
 
@@ -105,7 +136,13 @@ Tensor statistics_on_cuda(const Tensor& self, Device device) {
 }  // namespace
 
 Tensor statistics(const Tensor& self) {
-  const Array array = array_of("statistics", self);
+  const Array array = array_of("statistics", self, Use::kRead);
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(self.get(), &type));
+  if (!holds_numbers(static_cast<ScalarType>(type))) {
+    refuse<NotImplementedError>("statistics", "expected a tensor of numbers, got ", array.type_name,
+                                ". Convert it.");
+  }
   check_storage("statistics", array);
   if (array.numel() == 0) return as_tensor(no_statistics());
   if (array.device.kind == DeviceKind::kCuda && has_kernels(array.device)) {

@@ -63,7 +63,7 @@ Device device_of(const Tensor& tensor) {
   return {kind, kind == DeviceKind::kCpu ? 0 : index};  // torch writes cpu and cpu:0
 }
 
-Array array_of(const char* op, const Tensor& tensor) {
+Array array_of(const char* op, const Tensor& tensor, Use use) {
   int32_t layout = 0, type = 0;
   int64_t *sizes = nullptr, *strides = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
@@ -92,7 +92,10 @@ Array array_of(const char* op, const Tensor& tensor) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &array.storage_bytes));
     array.storage_offset = tensor.storage_offset();
   }
-  if (has_kernels(array.device)) array.data = tensor.mutable_data_ptr();
+  if (has_kernels(array.device)) {
+    array.data =
+        use == Use::kWrite ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+  }
   return array;
 }
 

@@ -26,8 +26,9 @@ Tensor call(const char* name, const char* overload, const Arguments&... argument
 }
 
 // As the fills see it; refuses a tensor that is not dense, in the name of `op`. `data` is null
-// where the device has no kernels.
-Array array_of(const char* op, const Tensor& tensor);
+// where the device has no kernels. What is only read is not copied where a write would copy it.
+enum class Use { kWrite, kRead };
+Array array_of(const char* op, const Tensor& tensor, Use use = Use::kWrite);
 
 // The elements of an array, as a tensor of its own that autograd knows nothing of.
 Tensor tensor_of(const Array& array);
@@ -42,9 +43,6 @@ inline Tensor part_of(Tensor tensor, int64_t dim, int64_t start, int64_t length)
   return torch::stable::narrow(tensor, dim, start, length);
 }
 inline void copy(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }
-inline Span span_of(torch::headeronly::IntHeaderOnlyArrayRef numbers) {
-  return {numbers.data(), numbers.size()};
-}
 inline torch::headeronly::IntHeaderOnlyArrayRef reference_to(Span numbers) {
   return {numbers.data(), numbers.size()};
 }
