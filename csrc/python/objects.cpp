@@ -85,50 +85,29 @@ const dlpack::Exchange* find_dlpack(const py::object& tensor_type) {
   return reinterpret_cast<const dlpack::Exchange*>(header);
 }
 
-Dtype dtype_of(const dlpack::Tensor& t) {
-  if (t.type_lanes != 1) return Dtype::kOther;
-  switch (t.type_code) {
-    case dlpack::kFloat:
-      return t.type_bits == 32   ? Dtype::kFloat32
-             : t.type_bits == 64 ? Dtype::kFloat64
-             : t.type_bits == 16 ? Dtype::kFloat16
-                                 : Dtype::kOther;
-    case dlpack::kBFloat:
-      return t.type_bits == 16 ? Dtype::kBFloat16 : Dtype::kOther;
-    case dlpack::kComplex:
-      return t.type_bits == 64    ? Dtype::kComplex64
-             : t.type_bits == 128 ? Dtype::kComplex128
-             : t.type_bits == 32  ? Dtype::kComplex32
-                                  : Dtype::kOther;
-    case dlpack::kInt:
-      return t.type_bits == 64 ? Dtype::kInt64 : Dtype::kOther;
-    default:
-      return Dtype::kOther;
-  }
-}
+// By torch's names for them in Python and in C++.
+struct Named {
+  Dtype type;
+  const char* python;
+  const char* name;
+  uint8_t code, bits;
+};
+constexpr Named kDtypes[] = {
+    {Dtype::kFloat32, "float32", "Float", dlpack::kFloat, 32},
+    {Dtype::kBFloat16, "bfloat16", "BFloat16", dlpack::kBFloat, 16},
+    {Dtype::kFloat16, "float16", "Half", dlpack::kFloat, 16},
+    {Dtype::kFloat64, "float64", "Double", dlpack::kFloat, 64},
+    {Dtype::kComplex64, "complex64", "ComplexFloat", dlpack::kComplex, 64},
+    {Dtype::kComplex128, "complex128", "ComplexDouble", dlpack::kComplex, 128},
+    {Dtype::kComplex32, "complex32", "ComplexHalf", dlpack::kComplex, 32},
+    {Dtype::kInt64, "int64", "Long", dlpack::kInt, 64}};
+constexpr Named kOther{Dtype::kOther, "", "another dtype", 0, 0};
 
-// As torch names them.
-const char* name_of(Dtype type) {
-  switch (type) {
-    case Dtype::kFloat32:
-      return "Float";
-    case Dtype::kFloat64:
-      return "Double";
-    case Dtype::kFloat16:
-      return "Half";
-    case Dtype::kBFloat16:
-      return "BFloat16";
-    case Dtype::kComplex64:
-      return "ComplexFloat";
-    case Dtype::kComplex128:
-      return "ComplexDouble";
-    case Dtype::kComplex32:
-      return "ComplexHalf";
-    case Dtype::kInt64:
-      return "Long";
-    default:
-      return "another dtype";
+const Named& dtype_of(const dlpack::Tensor& t) {
+  for (const Named& dtype : kDtypes) {
+    if (dtype.code == t.type_code && dtype.bits == t.type_bits && t.type_lanes == 1) return dtype;
   }
+  return kOther;
 }
 
 Device device_of(const dlpack::Tensor& t) {
@@ -195,13 +174,8 @@ void look_up_torch() {
   torch.precision = kept(c.attr("_get_fp32_precision_getter"));
   torch.has_names = py::hasattr(module.attr("Tensor"), "has_names");
   torch.module = kept(module);
-  const std::pair<const char*, Dtype> dtypes[] = {
-      {"float32", Dtype::kFloat32},     {"float64", Dtype::kFloat64},
-      {"float16", Dtype::kFloat16},     {"bfloat16", Dtype::kBFloat16},
-      {"complex64", Dtype::kComplex64}, {"complex128", Dtype::kComplex128},
-      {"complex32", Dtype::kComplex32}, {"int64", Dtype::kInt64}};
-  for (const auto& [name, type] : dtypes) {
-    torch.dtypes.emplace_back(kept(module.attr(name)), type);
+  for (const Named& dtype : kDtypes) {
+    torch.dtypes.emplace_back(kept(module.attr(dtype.python)), dtype.type);
   }
 
   // The numbers of dispatch keys change from one torch to the next, their names do not.
@@ -257,10 +231,10 @@ bool describe(PyObject* tensor, Array* out) {
     return false;
   }
   const auto dims = static_cast<size_t>(t.dims);
-  const Dtype type = dtype_of(t);
+  const Named& dtype = dtype_of(t);
   *out = {static_cast<char*>(t.data) + t.byte_offset,
-          type,
-          name_of(type),
+          dtype.type,
+          dtype.name,
           t.type_bits * t.type_lanes / 8,
           device_of(t),
           Span(t.shape, dims),

@@ -1,56 +1,34 @@
 // See tensors.h.
 #include "tensors.h"
 
+#include <utility>
+
 #include "../stream/errors.h"
 #include "fills.h"
 
 namespace paraminit {
 namespace {
 
+constexpr std::pair<ScalarType, Dtype> kDtypes[] = {
+    {ScalarType::Float, Dtype::kFloat32},          {ScalarType::Double, Dtype::kFloat64},
+    {ScalarType::Half, Dtype::kFloat16},           {ScalarType::BFloat16, Dtype::kBFloat16},
+    {ScalarType::ComplexFloat, Dtype::kComplex64}, {ScalarType::ComplexDouble, Dtype::kComplex128},
+    {ScalarType::ComplexHalf, Dtype::kComplex32},  {ScalarType::Long, Dtype::kInt64}};
+
 Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::ComplexFloat:
-      return Dtype::kComplex64;
-    case ScalarType::ComplexDouble:
-      return Dtype::kComplex128;
-    case ScalarType::ComplexHalf:
-      return Dtype::kComplex32;
-    case ScalarType::Long:
-      return Dtype::kInt64;
-    default:
-      return Dtype::kOther;
+  for (const auto& [scalar, known] : kDtypes) {
+    if (scalar == type) return known;
   }
+  return Dtype::kOther;
 }
 
 }  // namespace
 
 ScalarType scalar_type_of(Dtype type) {
-  switch (type) {
-    case Dtype::kFloat64:
-      return ScalarType::Double;
-    case Dtype::kFloat16:
-      return ScalarType::Half;
-    case Dtype::kBFloat16:
-      return ScalarType::BFloat16;
-    case Dtype::kComplex64:
-      return ScalarType::ComplexFloat;
-    case Dtype::kComplex128:
-      return ScalarType::ComplexDouble;
-    case Dtype::kComplex32:
-      return ScalarType::ComplexHalf;
-    case Dtype::kInt64:
-      return ScalarType::Long;
-    default:
-      return ScalarType::Float;
+  for (const auto& [scalar, known] : kDtypes) {
+    if (known == type) return scalar;
   }
+  return ScalarType::Byte;
 }
 
 Device device_of(const Tensor& tensor) {

@@ -58,16 +58,22 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _cuda_kernels() -> str:
+    if not CUDA:
+        return "not built"
+    return f"toolkit {CUDA}, for {ARCH}" + ("" if _C.has_cuda() else "; not loaded beside this torch")
+
+
 def info() -> dict[str, str]:
     """Facts by name, in the order in which a reader wants them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _C.read_cpu_quota("")
     return {
         "paraminit_ext": f"{paraminit_ext.__version__}, stream version {paraminit_ext.STREAM_VERSION}",
-        "torch": f"{torch.__version__} running, {TORCH_VERSION} built for",
+        "torch": f"{torch.__version__} running, {TORCH_VERSION} built with",
         "python": f"{platform.python_version()}, {platform.platform()}",
         "compiler": f"{COMPILER}, {CXX_FLAGS}",
-        "cuda kernels": f"toolkit {CUDA}, for {ARCH}" if _C.has_cuda() else "not built",
+        "cuda kernels": _cuda_kernels(),
         "cuda of torch": torch.version.cuda or "none",
         "gpus": _gpus(),
         "cpu": f"{cpu_name()}, {cores} cores in the affinity mask of {os.cpu_count()}",
