@@ -33,6 +33,7 @@ TESTS = (
     "test_stream.py",
     "test_oracle.py",
     "test_ops.py",
+    "test_calls.py",
     "test_shards.py",
     "test_mesh.py",
     "test_pieces.py",

@@ -69,6 +69,7 @@ NOT_OURS = (
 TESTS = (
     "test_stream.py",
     "test_ops.py",
+    "test_calls.py",
     "test_oracle.py",
     "test_shards.py",
     "test_autograd.py",
