@@ -37,7 +37,7 @@ def in_vmap() -> Iterator[None]:
 
 @contextmanager
 def profiled() -> Iterator[None]:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True):
         yield
 
 
@@ -140,7 +140,7 @@ def test_a_fill_moves_the_version_by_one(name: str, source: Key | None) -> None:
 
 
 def test_a_profiler_sees_a_fill_and_a_fill_of_many() -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         init.normal_(torch.zeros(4), generator=KEY)
         import paraminit_ext
 
