@@ -237,6 +237,9 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     std::vector<size_t> entries;
   };
   std::vector<Draws> draws;
+  // The default generator that was asked for last.
+  Device default_of{DeviceKind::kOther, -1};
+  py::object default_one;
   for (size_t i = 0; i < entries.size(); ++i) {
     ManyEntry& entry = entries[i];
     PyObject* const call = PyList_GET_ITEM(calls.ptr(), static_cast<Py_ssize_t>(i));
@@ -258,8 +261,12 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
       entry.key = words_of_key(source);
       continue;
     }
-    const auto generator = source == Py_None ? default_generator(entry.self.device)
-                                             : py::reinterpret_borrow<py::object>(source);
+    if (source == Py_None && !(default_of == entry.self.device)) {
+      default_of = entry.self.device;
+      default_one = default_generator(default_of);
+    }
+    const auto generator =
+        source == Py_None ? default_one : py::reinterpret_borrow<py::object>(source);
     auto of = std::find_if(draws.begin(), draws.end(),
                            [&](const Draws& one) { return one.source.is(generator); });
     if (of == draws.end()) of = draws.insert(of, {generator, tensor, {}});

@@ -268,6 +268,7 @@ void describe_storage(PyObject* tensor, Array* array) {
   if (array->device.kind == DeviceKind::kOther) return;
   const py::object storage = call_method(tensor, names().storage);
   array->storage_bytes = as_integer(call_method(storage.ptr(), names().nbytes));
+  if (array->storage_offset >= 0) return;
   array->storage_offset = as_integer(call_method(tensor, names().storage_offset));
 }
 

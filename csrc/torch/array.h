@@ -64,7 +64,7 @@ struct Array {
   Device device;
   Span sizes, strides;
   // From the storage's beginning on, where they are known; -1 where not.
-  int64_t storage_offset = 0, storage_bytes = -1;
+  int64_t storage_offset = -1, storage_bytes = -1;
 
   int64_t numel() const {
     int64_t product = 1;
