@@ -80,7 +80,7 @@ class Entries:
 # Calls are (local tensor, _, _, source), where a source of False takes no draw; `which` counts in `fills`;
 # `places` has the shape of the whole and the offset of the calls that are for parts; `indices` says which of
 # the entries they are, or -1;
-# `draw(source, tensor, count)` gives the words of that many draws.
+# `draw(generator, count)` gives the words of that many draws.
 def fill_many(
     fills: list[tuple[str, tuple[float, ...] | Tensor]],
     calls: list[tuple[Any, Any, Any, Generator | Key | Literal[False] | None]],
@@ -88,7 +88,8 @@ def fill_many(
     places: dict[int, tuple[tuple[int, ...], tuple[int, ...]]],
     entries: Entries,
     indices: list[int],
-    draw: Callable[[Generator, Tensor, int], Tensor],
+    default_generator: Callable[[Tensor], Generator | None],
+    draw: Callable[[Generator, int], Tensor],
 ) -> None: ...
 
 # For tests: the zeros of a sparse fill of ones, by windows of another width (standard deviations).

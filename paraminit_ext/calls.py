@@ -222,7 +222,9 @@ def _fill_plain(fill: FillName, part: Part, source: Any, parameters: tuple[float
     way on which it is said.
     """
     return (
-        part.given is part.local
+        not torch.compiler.is_compiling()
+        and type(source) is not Held
+        and part.given is part.local
         and not part.several
         and fill in _EAGER
         and _C.fill(fill, part.local, parameters, source, part.global_shape, part.shard_offset)
@@ -263,10 +265,10 @@ def check_and_fill(
     parameters: tuple[float, ...],
 ) -> Tensor:
     """Check everything, take one key, fill: what each function that draws comes down to."""
-    if not torch.compiler.is_compiling() and _fill_plain(fill, part, generator, parameters):
-        return part.given
-    refuse_fill(name, fill, part.local, parameters)
-    return finish(name, fill, part, generator, parameters)
+    if not _fill_plain(fill, part, generator, parameters):
+        refuse_fill(name, fill, part.local, parameters)
+        _hold_or_fill(name, fill, part, generator, parameters)
+    return part.given
 
 
 def finish(
@@ -277,12 +279,19 @@ def finish(
     parameters: tuple[float, ...],
 ) -> Tensor:
     """Take one key and fill, everything having been checked; or leave both for later."""
+    if not _fill_plain(fill, part, generator, parameters):
+        _hold_or_fill(name, fill, part, generator, parameters)
+    return part.given
+
+
+def _hold_or_fill(
+    name: str, fill: FillName, part: Part, generator: Source, parameters: tuple[float, ...]
+) -> None:
     if type(generator) is Held:
         generator.hold(fill, part, parameters)
-    elif torch.compiler.is_compiling() or not _fill_plain(fill, part, generator, parameters):
+    else:
         _apply(fill, part, _take(name, part, generator), parameters)
         mark_written(part.given, part.local)
-    return part.given
 
 
 def refuse_fill(name: str, fill: FillName, local: Tensor, parameters: tuple[float, ...]) -> None:

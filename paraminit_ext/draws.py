@@ -44,13 +44,15 @@ def draw_several(generator: torch.Generator, count: int) -> Tensor:
     """Take ``count`` draws one after the other; returns their words, int64 of shape (count, 2) on the CPU."""
     if generator.device.type == "cuda":
         _, seed, place, *_ = _set_apart(generator, False, count)
-        keys = [_key_of(seed, place + _STEPS * n) for n in range(count)]
-        return torch.tensor(keys, dtype=torch.int64, device="cpu").view(-1, 2)
+        # Key(seed, place / 4).fold_in(0) of each.
+        keys = [words_at(seed, place // _STEPS + n) for n in range(count)]
+        signed = [tuple(map(to_signed, key)) for key in keys]
+        return torch.tensor(signed, dtype=torch.int64, device="cpu").view(-1, 2)
     words = torch.empty(count, 2, dtype=torch.int64, device=generator.device)
     return words.random_(-(2**63), None, generator=generator).cpu()
 
 
-def draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
+def draw_on_device(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """Take one draw; returns its words, int64 of shape (2,) on ``device``, where nothing waits for them.
 
     Under the capture of a graph every replay draws anew.
@@ -108,13 +110,12 @@ def _set_apart(generator: torch.Generator, capturing: bool, count: int) -> _Stat
         return False, generator.initial_seed() % _TWO_64, before, 0, 0, 0
 
 
-def _key_of(seed: int, place: int) -> tuple[int, int]:
-    """Key(seed, place / 4).fold_in(0), as int64."""
-    counter = place // _STEPS
+def words_at(seed: int, counter: int) -> tuple[int, int]:
+    """The four words of a counter under a Philox key, as two u64: what keys are folded to."""
     words = _C.philox((counter & _LOW_32, counter >> 32, 0, 0), (seed & _LOW_32, seed >> 32))
-    low, high = words[0] | words[1] << 32, words[2] | words[3] << 32
-    return _to_signed(low), _to_signed(high)
+    return words[0] | words[1] << 32, words[2] | words[3] << 32
 
 
-def _to_signed(value: int) -> int:
-    return value - _TWO_64 if value >= 1 << 63 else value
+def to_signed(value: int) -> int:
+    """A u64 as the int64 of the same bits, which is how it travels through an op's schema."""
+    return value - _TWO_64 if value >= _TWO_64 >> 1 else value

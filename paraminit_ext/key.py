@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from paraminit_ext import _C
-from paraminit_ext.draws import default_cuda_generator, draw, draw_several
+from paraminit_ext.draws import default_cuda_generator, draw, draw_several, to_signed, words_at
 from paraminit_ext.ops import DRAW_KEY as _draw_key
 from paraminit_ext.ops import FOLD_IN as _fold_in
 
 _TWO_64 = 1 << 64
-_LOW_32 = (1 << 32) - 1
 _HAS_CUDA = _C.has_cuda()
 
 
@@ -42,11 +41,6 @@ def _checked_u64(what: str, value: object) -> int:
             f"paraminit_ext.Key: expected 0 <= {what} < 2**64, got {value}. Reduce it modulo 2**64."
         )
     return value
-
-
-def _to_signed(value: int) -> int:
-    """A u64 as the int64 of the same bits, which is how it travels through an op's schema."""
-    return value - _TWO_64 if value >= _TWO_64 >> 1 else value
 
 
 def _to_unsigned(value: int) -> int:
@@ -95,8 +89,8 @@ class Key:
     _offset: int
 
     def __init__(self, seed: int, offset: int = 0) -> None:
-        object.__setattr__(self, "_seed", _to_signed(_checked_u64("seed", seed)))
-        object.__setattr__(self, "_offset", _to_signed(_checked_u64("offset", offset)))
+        object.__setattr__(self, "_seed", to_signed(_checked_u64("seed", seed)))
+        object.__setattr__(self, "_offset", to_signed(_checked_u64("offset", offset)))
 
     @property
     def seed(self) -> int:
@@ -148,9 +142,7 @@ class Key:
             folded: Key = TracedKey(self._words(None)).fold_in(data)  # type: ignore[assignment]
             return folded
         number = _to_unsigned(_number_of_text(data)) if isinstance(data, str) else _checked_u64("data", data)
-        counter, seed = _to_unsigned(self._offset + number), self.seed
-        words = _C.philox((counter & _LOW_32, counter >> 32, 0, 0), (seed & _LOW_32, seed >> 32))
-        return Key(words[0] | words[1] << 32, words[2] | words[3] << 32)
+        return Key(*words_at(self.seed, _to_unsigned(self._offset + number)))
 
     def split(self, n: int) -> tuple[Key, ...]:
         """Return ``n`` keys, ``fold_in(0)`` to ``fold_in(n - 1)``.
@@ -229,7 +221,7 @@ class TracedKey:
         self.words = words
 
     def fold_in(self, data: int | str) -> TracedKey:
-        number = _number_of_text(data) if isinstance(data, str) else _to_signed(_checked_u64("data", data))
+        number = _number_of_text(data) if isinstance(data, str) else to_signed(_checked_u64("data", data))
         return TracedKey(_fold_in(self.words, number))
 
     def split(self, n: int) -> tuple[TracedKey, ...]:
@@ -314,11 +306,8 @@ def take_key(
         refuse_generator(name, generator, device)
         return _draw_as_operator(device, generator)
     if generator is None:
-        if device.type != "cuda" or not _HAS_CUDA:
-            return draw(torch.default_generator)
-        if _C.is_capturing(device.index):
-            return _draw_on_device(device, None)
-        return draw(default_cuda_generator(device.index))
+        default = generator_of(None, device)
+        return _draw_on_device(device, None) if default is None else draw(default)
     refuse_generator(name, generator, device)
     if isinstance(generator, Key):
         return generator._seed, generator._offset

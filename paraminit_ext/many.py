@@ -269,9 +269,15 @@ class _Calls:
         for step in self.steps:
             if isinstance(step, _Batch):
                 with _seen_by_a_profiler():
-                    places, indices = step.places, step.indices
                     _C.fill_many(
-                        self.fills, step.calls, step.which, places, self.looked, indices, _draw_several
+                        self.fills,
+                        step.calls,
+                        step.which,
+                        step.places,
+                        self.looked,
+                        step.indices,
+                        _default_generator,
+                        draw_several,
                     )
                 for given, local in step.wrapped:
                     mark_written(given, local)
@@ -281,13 +287,8 @@ class _Calls:
         return self.results
 
 
-def _draw_several(generator: torch.Generator, tensor: Tensor, count: int) -> Tensor:
-    """The words of so many draws for tensors on a device."""
-    if generator_of(generator, tensor.device) is None:
-        raise RuntimeError(
-            "paraminit_ext.fill_many: expected no capture of a graph, got one. Make the calls one by one."
-        )
-    return draw_several(generator, count)
+def _default_generator(tensor: Tensor) -> torch.Generator | None:
+    return generator_of(None, tensor.device)
 
 
 def _seen_by_a_profiler() -> AbstractContextManager[Any]:

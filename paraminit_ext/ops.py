@@ -145,14 +145,6 @@ def _through_copy(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
     return kernel
 
 
-def _draw_key(*, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    return draw_on_device(device, generator)
-
-
-def _draw_key_like(like: Tensor) -> Tensor:
-    return draw_on_device(like.device, None)
-
-
 _library = torch.library.Library("paraminit_ext", "FRAGMENT")
 for _name in FILLS:
     for _overload in ("", ".key"):
@@ -167,11 +159,11 @@ for _name in FILLS:
 # recomputes a part of a graph looks for a device under its name.
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
 _library.define("draw_key(*, Device device, Generator? generator=None) -> Tensor", tags=_SEEDED)
-_library.impl("draw_key", _draw_key, "BackendSelect")
-_library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
+_library.impl("draw_key", draw_on_device, "BackendSelect")
+_library.impl("draw_key", draw_on_device, "CompositeExplicitAutograd")
 # For torch.jit.trace, which takes no device for an argument.
 _library.define("draw_key.like(Tensor like) -> Tensor", tags=_SEEDED)
-_library.impl("draw_key.like", _draw_key_like, "CompositeExplicitAutograd")
+_library.impl("draw_key.like", lambda like: draw_on_device(like.device), "CompositeExplicitAutograd")
 _library.impl("draw_key.like", lambda like: torch.empty(2, dtype=torch.int64, device=like.device), "Meta")
 _library.impl("fold_in", lambda key, _: torch.empty_like(key), "Meta")
 _library.impl("statistics", lambda tensor: torch.empty(10, dtype=torch.float64, device=tensor.device), "Meta")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compiler import ROOT, ToolError, output, run
@@ -103,3 +105,16 @@ def tested(
     if done.returncode != 0:
         raise ToolError(f"{last} ({log.relative_to(ROOT)})")
     return re.sub(r" in .*", "", last)
+
+
+def outcome(work: Callable[[], tuple[str, str]]) -> tuple[str, str, float, str]:
+    """What a row's work gives of itself, how many seconds it took, and passed, failed or not run."""
+    begin = time.monotonic()
+    try:
+        what, ran = work()
+        verdict = "passed"
+    except MissingError as error:
+        what, ran, verdict = "", str(error), "not run"
+    except (ToolError, subprocess.SubprocessError) as error:
+        what, ran, verdict = "", str(error), "failed"
+    return what, ran, time.monotonic() - begin, verdict

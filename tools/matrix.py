@@ -11,11 +11,10 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,16 @@ from rich.table import Table
 from benchmarks.compiler import ROOT, ToolError, output
 from tools.build import build_package
 from tools.driver import build, disagreements
-from tools.environments import HERE, MissingError, described, install, new_environment, tested, torch_of
+from tools.environments import (
+    HERE,
+    MissingError,
+    described,
+    install,
+    new_environment,
+    outcome,
+    tested,
+    torch_of,
+)
 
 FOLDER = ROOT / "build" / "matrix"
 TESTS = (
@@ -145,16 +153,8 @@ def emulated() -> tuple[str, str]:
 
 
 def one(name: str) -> Result:
-    begin = time.monotonic()
     row = next((r for r in ROWS if r.name == name), None)
-    try:
-        built, ran = emulated() if row is None else built_and_tested(row)
-        verdict = "passed"
-    except MissingError as error:
-        built, ran, verdict = "", str(error), "not run"
-    except (ToolError, subprocess.SubprocessError) as error:
-        built, ran, verdict = "", str(error), "failed"
-    return Result(name, built, ran, time.monotonic() - begin, verdict)
+    return Result(name, *outcome(emulated if row is None else partial(built_and_tested, row)))
 
 
 def markdown(results: Sequence[Result]) -> str:

@@ -16,11 +16,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from tools.environments import (
     interpreter,
     look_at_import,
     new_environment,
+    outcome,
     pip,
     tested,
     torch_of,
@@ -430,15 +429,7 @@ def last_use(trials: Sequence[Trial], index: int) -> bool:
 
 
 def row(name: str, work: Callable[[], tuple[str, str]]) -> Result:
-    begin = time.monotonic()
-    try:
-        file, ran = work()
-        verdict = "passed"
-    except MissingError as error:
-        file, ran, verdict = "", str(error), "not run"
-    except (ToolError, subprocess.SubprocessError) as error:
-        file, ran, verdict = "", str(error), "failed"
-    return Result(name, file, ran, time.monotonic() - begin, verdict)
+    return Result(name, *outcome(work))
 
 
 def markdown(results: Sequence[Result]) -> str:

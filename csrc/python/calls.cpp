@@ -8,7 +8,6 @@
 #include <cstring>
 #include <string>
 
-#include "../cpu/forked.h"
 #include "../stream/errors.h"
 #include "../stream/overlap.h"
 #include "../torch/fills.h"
@@ -136,13 +135,8 @@ bool fill_plain_with(const py::handle& name, const py::handle& tensor, const py:
     Key key{};
     if (!take(array.device, &key)) return false;
     mark_written(py::make_tuple(tensor).ptr());
-    without_lock<std::decay_t<decltype(law)>>(array.numel(), [&] {
-      if (array.device.kind == DeviceKind::kCpu) {
-        run_with_threads([&] { fill(law, array, {key}, place); });
-      } else {
-        fill(law, array, {key}, place);
-      }
-    });
+    without_lock<std::decay_t<decltype(law)>>(array.numel(),
+                                              [&] { fill(law, array, {key}, place); });
     return true;
   });
 }
@@ -212,7 +206,7 @@ Entries::Entries(py::list entries)
 
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
                      const py::dict& places, const Entries& looked, const py::list& indices,
-                     const py::function& draw) {
+                     const py::function& default_generator, const py::function& draw) {
   std::vector<ManyFill> asked;
   for (const py::handle fill : fills) {
     const auto pair = fill.cast<py::tuple>();
@@ -233,7 +227,6 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
   // Of each generator the entries that draw from it, in order.
   struct Draws {
     py::object source;
-    PyObject* tensor;
     std::vector<size_t> entries;
   };
   std::vector<Draws> draws;
@@ -263,13 +256,13 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
     }
     if (source == Py_None && !(default_of == entry.self.device)) {
       default_of = entry.self.device;
-      default_one = default_generator(default_of);
+      default_one = default_generator(py::handle(tensor));
     }
     const auto generator =
         source == Py_None ? default_one : py::reinterpret_borrow<py::object>(source);
     auto of = std::find_if(draws.begin(), draws.end(),
                            [&](const Draws& one) { return one.source.is(generator); });
-    if (of == draws.end()) of = draws.insert(of, {generator, tensor, {}});
+    if (of == draws.end()) of = draws.insert(of, {generator, {}});
     of->entries.push_back(i);
   }
   for (const auto& [index, place] : places) {
@@ -278,7 +271,7 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
         place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
   }
   for (const Draws& of : draws) {
-    const py::object drawn = draw(of.source, py::handle(of.tensor), of.entries.size());
+    const py::object drawn = draw(of.source, of.entries.size());
     Array words{};
     if (!describe(drawn.ptr(), &words) || words.numel() != 2 * int64_t(of.entries.size())) {
       throw ValueError("paraminit_ext.fill_many: expected two words a draw, got others.");

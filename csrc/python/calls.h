@@ -38,10 +38,11 @@ class Entries {
 };
 
 // The calls of a fill of many; an index of -1 for one whose tensor has to be described anew.
-// `draw(generator, tensor, count)` gives the words of that many draws for tensors on a device.
+// `default_generator(tensor)` is the one for a tensor's device, and `draw(generator, count)` gives
+// the words of that many draws.
 void fill_many_plain(const py::list& fills, const py::list& calls, const py::list& which,
                      const py::dict& places, const Entries& looked, const py::list& indices,
-                     const py::function& draw);
+                     const py::function& default_generator, const py::function& draw);
 
 // The type of the keys, which only Python knows.
 void set_key_type(const py::handle& type);

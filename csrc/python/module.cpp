@@ -118,12 +118,6 @@ std::string load_cuda(const std::string& path) {
   return "";
 }
 
-// Of products of float32 matrices; kernels run without Python's lock.
-bool ask_for_precision(DeviceKind device) {
-  const py::gil_scoped_acquire lock;
-  return paraminit::products_may_round(device);
-}
-
 std::map<std::string, std::string> build_info() {
   return {{"cuda", cuda_backend() != nullptr ? cuda_backend()->toolkit_version : ""},
 #if defined(__clang__)
@@ -159,7 +153,7 @@ PYBIND11_MODULE(_C, m) {
   }
   look_up_torch();
   translate_errors();
-  set_products_may_round(ask_for_precision);
+  set_products_may_round(products_may_round);
 
   m.def("build_info", build_info);
   m.def("cpu_capability", cpu_capability);
@@ -236,7 +230,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<py::list>(), py::arg("entries"))
       .def("first_alike", &Entries::first_alike);
   m.def("fill_many", fill_many_plain, py::arg("fills"), py::arg("calls"), py::arg("which"),
-        py::arg("places"), py::arg("entries"), py::arg("indices"), py::arg("draw"));
+        py::arg("places"), py::arg("entries"), py::arg("indices"), py::arg("default_generator"),
+        py::arg("draw"));
 
   m.def("apply_distribution", apply_distribution, py::arg("name"), py::arg("parameters"),
         py::arg("words"), py::arg("dtype"));

@@ -15,7 +15,7 @@ struct Torch {
   PyObject *tensor_keys, *included_keys;  // functions that give sets of dispatch keys
   PyObject *inference_mode, *profiler, *forward_ad, *increment_version;
   PyObject *empty, *int64, *generator_type, *tensor_type, *parameter_type, *inference;
-  PyObject *precision, *module;
+  PyObject* precision;
   bool has_names;  // named tensors, which torch had before 2.13
   std::vector<std::pair<PyObject*, Dtype>> dtypes;
   // Bits of a set of keys: those of the backends, and those that let a fill pass.
@@ -173,7 +173,6 @@ void look_up_torch() {
   torch.inference = kept(module.attr("inference_mode"));
   torch.precision = kept(c.attr("_get_fp32_precision_getter"));
   torch.has_names = py::hasattr(module.attr("Tensor"), "has_names");
-  torch.module = kept(module);
   for (const Named& dtype : kDtypes) {
     torch.dtypes.emplace_back(kept(module.attr(dtype.python)), dtype.type);
   }
@@ -204,15 +203,10 @@ bool is_tensor(PyObject* object) {
 }
 
 bool products_may_round(DeviceKind device) {
+  const py::gil_scoped_acquire lock;
   const char* const backend = device == DeviceKind::kCuda ? "cuda" : "mkldnn";
   const auto precision = py::handle(torch.precision)(backend, "matmul").cast<std::string>();
   return precision == "tf32" || precision == "bf16";
-}
-
-py::object default_generator(Device device) {
-  const py::handle module = torch.module;
-  if (device.kind != DeviceKind::kCuda) return module.attr("default_generator");
-  return module.attr("cuda").attr("default_generators")[py::int_(device.index)];
 }
 
 bool calls_are_plain() {

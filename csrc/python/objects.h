@@ -17,10 +17,9 @@ void look_up_torch();
 
 // Of torch's own class, or its Parameter.
 bool is_tensor(PyObject* object);
-// Whether the factors of float32 matrix products may be rounded.
+// Whether the factors of float32 matrix products may be rounded; asked by kernels, which run
+// without Python's lock.
 bool products_may_round(DeviceKind device);
-// Of the CPU for all devices but CUDA's.
-py::object default_generator(Device device);
 
 // Whether a call of an operator in this thread reaches its kernel and nothing in between: no mode,
 // transform or trace that would have to see it.

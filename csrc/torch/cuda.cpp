@@ -79,11 +79,7 @@ bool is_capturing(int device) {
   if (cudaGetDeviceCount(&count) != cudaSuccess) return false;
   const bool every = device < 0;
   for (int n = every ? 0 : device; n < (every ? count : device + 1); ++n) {
-    const cudaStream_t stream = current_stream(n);
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    // The default stream is the current device's, and none that can be captured.
-    if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-    if (status != cudaStreamCaptureStatusNone) return true;
+    if (is_being_captured(current_stream(n))) return true;
   }
   return false;
 }
@@ -144,6 +140,13 @@ Tensor device_memory(int64_t bytes, int device) {
 
 Tensor pinned_memory(int64_t bytes) {
   return memory(bytes, torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
+}
+
+bool is_being_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  // The default stream is the current device's, and none that can be captured.
+  if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
 }
 
 int multiprocessors(int device) {

@@ -28,6 +28,7 @@ class DeviceGuard {
 };
 
 cudaStream_t current_stream(int device);
+bool is_being_captured(cudaStream_t stream);
 int multiprocessors(int device);
 // From torch's allocators; that of a device in the order of its current stream. Raise
 // OutOfMemoryError.

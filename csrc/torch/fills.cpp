@@ -6,6 +6,7 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/fill.h"
+#include "../cpu/forked.h"
 #include "../cpu/many.h"
 #include "../cpu/sparse.h"
 #include "../stream/errors.h"
@@ -215,8 +216,9 @@ void fill_constant(const char* op, const Array& self, const Place& place, double
   fill_many_cpu({item});
 }
 
+// An elementwise fill.
 template <class Law>
-void fill_elementwise(const Law& law, const Array& self, KeySource key, const Place& place) {
+void fill_checked(const Law& law, const Array& self, KeySource key, const Place& place) {
   const ElementType type = *real_type(self.type);
   const DefaultFloatMode mode;
   const Plan plan = law.plan(type, is_complex(self.type));
@@ -227,15 +229,6 @@ void fill_elementwise(const Law& law, const Array& self, KeySource key, const Pl
   }
 }
 
-void fill_checked(const Uniform& law, const Array& self, KeySource key, const Place& place) {
-  fill_elementwise(law, self, key, place);
-}
-void fill_checked(const Normal& law, const Array& self, KeySource key, const Place& place) {
-  fill_elementwise(law, self, key, place);
-}
-void fill_checked(const TruncNormal& law, const Array& self, KeySource key, const Place& place) {
-  fill_elementwise(law, self, key, place);
-}
 void fill_checked(const RawWords&, const Array& self, KeySource key, const Place& place) {
   launch(plan_words().request, geometry_of(self, place), self, key);
 }
@@ -244,7 +237,7 @@ void fill_checked(const RawWords&, const Array& self, KeySource key, const Place
 
 void fill_checked(const Sparse& law, const Array& self, KeySource key, const Place& place) {
   const Normal normal{0.0, law.std};
-  if (law.zeros == 0) return fill_elementwise(normal, self, key, place);
+  if (law.zeros == 0) return fill_checked(normal, self, key, place);
   const auto [whole, start] = place;
   const ElementType type = *real_type(self.type);
   const DefaultFloatMode mode;
@@ -282,8 +275,9 @@ void fill_checked(const Orthogonal& law, const Array& self, KeySource key, const
 template <class Law>
 void fill(const Law& law, const Array& self, KeySource key, const Place& place) {
   if (self.numel() == 0) return;
+  const auto work = [&] { fill_checked(law, self, key, place); };
   try {
-    fill_checked(law, self, key, place);
+    self.device.kind == DeviceKind::kCpu ? run_with_threads(work) : work();
   } catch (const std::bad_alloc&) {
     refuse<OutOfMemoryError>(Law::name,
                              "expected memory for lists beside the tensor, got none. Free some and "

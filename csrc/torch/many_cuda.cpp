@@ -37,9 +37,7 @@ Tensor pinned_bytes(int64_t count) {
 void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
   const DeviceGuard guard(device);
   const cudaStream_t stream = current_stream(device);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) {
+  if (is_being_captured(stream)) {
     refuse<std::runtime_error>("fill_many",
                                "expected a stream that is not being captured, got one "
                                "that is. Call the fills one by one.");

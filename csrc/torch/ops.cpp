@@ -4,7 +4,6 @@
 
 #include <cstring>
 
-#include "../cpu/forked.h"
 #include "../stream/errors.h"
 #include "fills.h"
 #include "read.h"
@@ -119,8 +118,6 @@ void run(const Law& law, const Tensor& self, Key value, const Tensor* key, const
     const KeySource source = key != nullptr ? source_of(*key, array.device) : KeySource{value};
     if (!has_kernels(array.device)) {
       fill_by_way_of_host(law, self, array, source, place, kStagingBytes);
-    } else if (array.device.kind == DeviceKind::kCpu) {
-      run_with_threads([&] { fill(law, array, source, place); });
     } else {
       fill(law, array, source, place);
     }

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "../cpu/forked.h"
 #include "../stream/errors.h"
 
 namespace paraminit {
@@ -58,8 +57,7 @@ void fill_by_pieces(const char* op, const Tensor& self, const Array& array, cons
     }
     const Tensor piece =
         torch::stable::view(part_of(buffer, 0, 0, product(size)), reference_to(size));
-    run_with_threads(
-        [&] { fill(array_of(op, piece), {place.whole.empty() ? sizes : place.whole, start}); });
+    fill(array_of(op, piece), {place.whole.empty() ? sizes : place.whole, start});
     copy(view, piece);
     size_t d = dims;
     while (d > 0 && begin[d - 1] + box[d - 1] >= sizes[d - 1]) begin[--d] = 0;
