@@ -29,7 +29,7 @@ def _checked_u64(what: str, value: object) -> int:
     if type(value) is not int:
         kind = type(value).__name__
         try:
-            if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+            if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
                 raise TypeError
             value = operator.index(value)  # type: ignore[arg-type]
         except TypeError:

@@ -65,11 +65,11 @@ constexpr double number(Half x) {
 }
 
 template <class T>
-constexpr double kLeastNormal = 0x1p-126;
+inline constexpr double kLeastNormal = 0x1p-126;
 template <>
-constexpr double kLeastNormal<double> = 0x1p-1022;
+inline constexpr double kLeastNormal<double> = 0x1p-1022;
 template <>
-constexpr double kLeastNormal<Half> = 0x1p-14;
+inline constexpr double kLeastNormal<Half> = 0x1p-14;
 
 // What an element of one or two numbers is.
 enum class NumberKind { kNan, kInfinite, kZero, kSubnormal, kNormal };
