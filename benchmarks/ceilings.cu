@@ -1,6 +1,6 @@
-// What a GPU can do at most, by kernels that do one thing alone: stores of 16 bytes, and the
-// multiplies and logical operations that Philox is made of. Compiled and called by ceilings.py;
-// every function returns CUDA's error code and leaves the work on the stream. Knows no torch.
+// Measures the limits of a GPU with kernels that do only one thing: 16-byte stores, or the
+// multiplies and logical operations of Philox. Compiled and called by ceilings.py. Every function
+// queues its work on the stream and returns the CUDA error code. Does not depend on torch.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChains = 8;  // independent ones a thread, more than any latency in cycles needs
+constexpr int kChains = 8;  // independent chains per thread, more than needed to hide any latency
 
 template <bool streaming>
 __global__ void __launch_bounds__(kThreads) store(uint4* out, int64_t count) {
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) store(uint4* out, int64_t count) {
   }
 }
 
-// In assembly, so that no compiler makes less of it.
+// Written in assembly, so that the compiler cannot simplify it.
 template <bool wide, bool logical>
 __global__ void __launch_bounds__(kThreads) issue(int rounds, uint32_t mask, uint32_t* sink) {
   uint64_t x[kChains];
@@ -49,16 +49,16 @@ __global__ void __launch_bounds__(kThreads) issue(int rounds, uint32_t mask, uin
   }
   uint32_t all = 0;
   for (int n = 0; n < kChains; ++n) all ^= static_cast<uint32_t>(x[n]) ^ y[n];
-  if (all == 0x9E3779B9u) *sink = all;  // keeps the chains, and hardly ever writes
+  if (all == 0x9E3779B9u) *sink = all;  // keeps the chains alive, and almost never writes
 }
 
-// Blocks that fill the device of the current context.
+// Returns the number of blocks that fill the current device.
 int grid_of(const void* kernel) {
-  int device = 0, processors = 0, each = 0;
+  int device = 0, processors = 0, blocks = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0);
-  return processors * each;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
+  return processors * blocks;
 }
 
 template <bool streaming>
@@ -91,8 +91,8 @@ int ceiling_memset(void* out, int64_t bytes, void* stream) {
   return cudaMemsetAsync(out, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream));
 }
 
-// Of the threads, all together: `kind` is 0 for multiplies, 1 for logical operations, 2 for as many
-// of either.
+// Sets `instructions` to the total over all threads. `kind` is 0 for multiplies, 1 for logical
+// operations, 2 for equal numbers of both.
 int ceiling_issue(int kind, int rounds, void* sink, int64_t* instructions, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   if (kind == 0) return run_issue<true, false>(rounds, sink, instructions, s);

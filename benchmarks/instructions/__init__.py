@@ -1,1 +1,1 @@
-"""Instructions an element, counted under callgrind: a guard of speed that no noise disturbs."""
+"""Counts of instructions per element: a check of speed without noise."""

@@ -1,8 +1,8 @@
-"""`make instructions`: counts the instructions of each fill and compares them with the committed figures.
+"""`make instructions`: count the instructions of each fill and compare them with the committed figures.
 
-The driver is compiled from csrc/ alone, with the flags of setup.py and without torch, and run once under
-callgrind. AVX-512 is left out, since valgrind does not know it. A count is no time: a change that is meant to
-gain time may cost instructions, and updates the figures with its reason.
+The driver is compiled from csrc/ alone, with the flags of setup.py and without torch, and runs once under
+callgrind. AVX-512 is left out, because valgrind does not support it. A count is not a time: a change that
+saves time may add instructions. Such a change updates the figures and gives its reason.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SOURCES = (
     "csrc/cpu/fill_avx2.cpp",
 )
 SLACK = 0.05
-# Another major version of the compiler counts differently, and the figures are not its own: only what is much
-# slower is a finding then, and nothing is to be updated.
+# Another compiler or major version counts differently, so the figures do not apply exactly. Then only a much
+# greater count fails, and no figure must be updated.
 OTHER_COMPILER_SLACK = 0.25
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Instructions an element by case, and what they were counted with."""
+    """Instructions per element by case, and the tools that counted them."""
 
     compiler: str
     flags: str
@@ -52,7 +52,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Finding:
-    """One case: what it took, what it takes, and what is wrong with that, or ""."""
+    """One case: its committed figure, its count, and what is wrong, or ""."""
 
     name: str
     known: float | None
@@ -61,7 +61,7 @@ class Finding:
 
 
 def compiler_version(cxx: Sequence[str]) -> str:
-    """As in "gcc 12.2.0"."""
+    """Return the name and version of a compiler, such as "gcc 12.2.0"."""
     first = output([*cxx, "--version"]).partition("\n")[0]
     versions = re.findall(r"\b\d+\.\d+\.\d+", first)
     if not versions:
@@ -70,7 +70,7 @@ def compiler_version(cxx: Sequence[str]) -> str:
 
 
 def build(root: Path, folder: Path, cxx: Sequence[str], flags: Sequence[str]) -> Path:
-    """Compiles the driver into the folder."""
+    """Compile the driver into the folder; return its path."""
 
     def compiled(source: str) -> Path:
         out = folder / f"{Path(source).stem}.o"
@@ -84,7 +84,7 @@ def build(root: Path, folder: Path, cxx: Sequence[str], flags: Sequence[str]) ->
 
 
 def count(driver: Path, folder: Path) -> dict[str, float]:
-    """Instructions an element by case: the difference of two sizes, over the difference of their elements."""
+    """Return instructions per element by case: the difference of two counts over that of their elements."""
     options = ["--collect-atstart=no", "--toggle-collect=measured", "--dump-after=measured"]
     out = folder / "callgrind.out"
     printed = output(["valgrind", "--tool=callgrind", *options, f"--callgrind-out-file={out}", driver])
@@ -104,7 +104,7 @@ def count(driver: Path, folder: Path) -> dict[str, float]:
 
 
 def measure(root: Path = ROOT) -> Figures:
-    """Builds and counts the fills of the sources under `root`."""
+    """Build the fills of the sources under `root`, and count their instructions."""
     if shutil.which("valgrind") is None:
         raise ToolError("expected valgrind, got none; run `apt-get install valgrind`")
     cxx, flags = compiler(), cxx_flags(root)
@@ -121,12 +121,12 @@ def measure(root: Path = ROOT) -> Figures:
 
 
 def same_compiler(a: str, b: str) -> bool:
-    """The same compiler and major version: gcc 12.2.0 and gcc 12.3.0, not gcc 13.1.0."""
+    """Return whether compiler and major version are the same: gcc 12.2.0 and 12.3.0, but not 13.1.0."""
     return a.partition(".")[0] == b.partition(".")[0]
 
 
 def compare(known: Figures, counted: Figures) -> list[Finding]:
-    """A finding for each case, of those known and those counted."""
+    """Return a finding for each case that is known or counted."""
     ours = same_compiler(known.compiler, counted.compiler)
     slack = SLACK if ours else OTHER_COMPILER_SLACK
     findings = []
@@ -153,16 +153,17 @@ def write(path: Path, figures: Figures) -> None:
 
 
 def draw(console: Console, findings: Sequence[Finding]) -> None:
-    table = Table(title="instructions an element")
+    table = Table(title="instructions per element")
     table.add_column("case")
     for header in ("figure", "counted", "change"):
         table.add_column(header, justify="right")
     table.add_column("")
-    for one in findings:
-        both = one.known is not None and one.counted is not None
-        change = f"{one.counted / one.known - 1:+.1%}" if both else ""  # type: ignore[operator]
-        shown = ["" if value is None else f"{value:.2f}" for value in (one.known, one.counted)]
-        table.add_row(escape(one.name), *shown, change, one.wrong, style="red" if one.wrong else "")
+    for finding in findings:
+        known, counted = finding.known, finding.counted
+        change = "" if known is None or counted is None else f"{counted / known - 1:+.1%}"
+        shown = ["" if value is None else f"{value:.2f}" for value in (known, counted)]
+        style = "red" if finding.wrong else ""
+        table.add_row(escape(finding.name), *shown, change, finding.wrong, style=style)
     console.print(table)
 
 
@@ -173,12 +174,12 @@ def supported(machine: str = platform.machine()) -> bool:
 def main(
     update: Annotated[bool, typer.Option("--update", help="write the figures instead of comparing")] = False,
     figures: Annotated[Path, typer.Option(help="the file of figures")] = FIGURES,
-    sources: Annotated[Path, typer.Option(help="the root of the sources that are counted")] = ROOT,
+    sources: Annotated[Path, typer.Option(help="the root of the counted sources")] = ROOT,
 ) -> None:
-    """Counts the instructions of each fill and compares them with the committed figures."""
+    """Count the instructions of each fill and compare them with the committed figures."""
     console = Console(width=None if Console().is_terminal else 120)
     if not supported():
-        console.print(f"instructions: not compared: the figures are of x86-64, this is {platform.machine()}")
+        console.print(f"instructions: not compared: the figures are for x86-64, this is {platform.machine()}")
         return
     try:
         counted = measure(sources)
@@ -194,15 +195,15 @@ def main(
     known = read(figures)
     if not same_compiler(known.compiler, counted.compiler):
         console.print(
-            f"instructions: the figures are {known.compiler}'s, this is {counted.compiler}:"
-            f" only what is slower by more than {OTHER_COMPILER_SLACK:.0%} fails",
+            f"instructions: the figures are for {known.compiler}, this is {counted.compiler}:"
+            f" only cases that are slower by more than {OTHER_COMPILER_SLACK:.0%} fail",
             highlight=False,
         )
     findings = compare(known, counted)
     draw(console, findings)
-    wrong = [one for one in findings if one.wrong]
-    for one in wrong:
-        console.print(f"{one.name}: {one.wrong}", highlight=False, markup=False)
+    wrong = [finding for finding in findings if finding.wrong]
+    for finding in wrong:
+        console.print(f"{finding.name}: {finding.wrong}", highlight=False, markup=False)
     if wrong:
         raise typer.Exit(1)
     console.print(f"instructions: {len(findings)} cases within the slack", highlight=False)

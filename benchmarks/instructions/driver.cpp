@@ -1,5 +1,6 @@
-// Runs each fill once in two sizes, for callgrind to count: one call of `measured` is one count.
-// Prints "instruction set, case, element type, elements" of each call, in order. Knows no torch.
+// Runs each fill once in each of two sizes under callgrind, which counts the instructions of each
+// call of `measured`. Prints "instruction set, case, element type, elements" for each call, in
+// order. Does not depend on torch.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -8,12 +9,12 @@
 #include <vector>
 
 #include "../../csrc/stream/constants.h"
-#include "../../csrc/cpu/run_function.h"
+#include "../../csrc/cpu/kernel_table.h"
 
 using namespace paraminit;
 
-// What callgrind counts, found by its name (--toggle-collect, --dump-after).
-extern "C" __attribute__((noinline)) void measured(decltype(RunFunctions::fill) fill,
+// callgrind finds this function by its name (--toggle-collect, --dump-after).
+extern "C" __attribute__((noinline)) void measured(decltype(FillKernels::fill) fill,
                                                    const FillRequest& request, int64_t count,
                                                    void* out) {
   fill(request, 0, count, out);
@@ -23,12 +24,12 @@ namespace {
 
 struct InstructionSet {
   const char* name;
-  RunFunctions (*functions)(const FillRequest&);
+  FillKernels (*functions)(const FillRequest&);
 };
 const InstructionSet kSets[] = {
-    {"baseline", baseline::run_functions},
+    {"baseline", baseline::fill_kernels},
 #if defined(__x86_64__)
-    {"avx2", avx2::run_functions},
+    {"avx2", avx2::fill_kernels},
 #endif
 };
 
@@ -56,7 +57,8 @@ const Case kCases[] = {
      }},
 };
 
-// Multiples of every block of vectors; the difference of two counts is free of what a call costs.
+// Multiples of the block size of every instruction set. The difference between the two counts does
+// not contain the fixed cost of a call.
 constexpr int64_t kSizes[] = {4096, 20480};
 
 }  // namespace

@@ -1,7 +1,7 @@
-"""The guard of what a CUDA fill takes: instructions an element in the machine code for sm_90, against limits.
+"""Compare instructions per element of CUDA fills, counted in machine code for sm_90, with limits.
 
-Counted on the hot path of a kernel's main loop, which is the shortest way round that makes all of its 16-byte
-stores. Needs no GPU, and of packages none: it reads what `cuobjdump` makes of a built extension.
+The count covers the hot path of a kernel's main loop: the shortest path through the loop, which must contain
+all of its 16-byte stores. This needs no GPU and no packages: it reads `cuobjdump`'s listing of an extension.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ LIMITS = {
     "NormalF fp32, many": 32.5,
     "NormalF bf16, many": 33.0,
 }
-# A kernel that takes its key from device memory makes most of the key schedule anew in each round.
+# A kernel that reads its key from device memory recomputes most of the key schedule in each loop iteration.
 KEY_ON_DEVICE = ", key on the device"
 SCHEDULE = 22
 # A kernel that fills many tensors.
 MANY = ", many"
-# What must not be in a main loop at all: local memory, barriers, approximations but those that a correctly
-# rounded root or a quotient of doubles begins with.
+# Instructions that a main loop must not contain: local memory, barriers, and approximations. Allowed are the
+# approximations that a correctly rounded root or a division of doubles starts with.
 FORBIDDEN = re.compile(r"^(LDL|STL|BAR|MUFU(?!\.(RSQ|RSQ64H|RCP64H)$))")
 TYPES = {"f": ("fp32", 4), "d": ("fp64", 8), "NS_4HalfE": ("fp16", 2), "NS_8BFloat16E": ("bf16", 2)}
 
 
 class SassError(Exception):
-    """What keeps the guard from counting, in one line."""
+    """Instructions cannot be counted. The message is one line that says why."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a listing: where it stands, under which predicate, what it is."""
+    """One line of a listing: its address, its predicate, its text."""
 
     address: int
     predicate: str
@@ -63,7 +63,7 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """The target address of a branch; None for other instructions."""
         found = re.match(r"BRA\b.*?(0x[0-9a-f]+)$", self.text)
         return int(found[1], 16) if found else None
 
@@ -74,13 +74,13 @@ class Instruction:
 
     @property
     def stores_packet(self) -> bool:
-        # ST is for an address that came from memory, of which no compiler knows the space.
+        # The compiler uses ST, for generic addresses, if an address was loaded from memory.
         return re.match(r"STG?\.E(\.\w+)*\.128\b", self.text) is not None
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that the guard knows: its distribution, its element type, where its key comes from."""
+    """A kernel of dense fills. The name has its distribution, its element type and the source of its key."""
 
     name: str
     element_size: int
@@ -88,7 +88,7 @@ class Kernel:
 
 
 def kernels(listing: str) -> list[Kernel]:
-    """The kernels of dense fills, of one tensor and of many, in the listing."""
+    """Return the kernels of dense fills, of one tensor and of many tensors, in the listing."""
     found = []
     for part in re.split(r"^\s*Function : ", listing, flags=re.MULTILINE)[1:]:
         mangled, _, body = part.partition("\n")
@@ -97,7 +97,7 @@ def kernels(listing: str) -> list[Kernel]:
             continue
         length = int(start[2])
         distribution, rest = mangled[start.end() :][:length], mangled[start.end() + length :]
-        # Whether it is clamped; a uniform's second flag, of round ranges, is the CPU's.
+        # The flag says whether the fill clamps. The second flag of a uniform is for the CPU and always 0.
         kind = re.match(rf"(?:ILb([01])E(?:Lb0E)?E)?E({'|'.join(TYPES)})(?:Lb([01])E)?E", rest)
         if kind is None:
             raise SassError(f"sass: expected the name of a kernel of dense fills, got {mangled}")
@@ -111,13 +111,15 @@ def kernels(listing: str) -> list[Kernel]:
 
 
 def main_loop(kernel: Kernel) -> list[Instruction]:
-    """Of the loops with no loop inside, the one that stores most; of those, the first."""
+    """Return the innermost loop with the most 16-byte stores; of several, the first."""
     code = kernel.instructions
-    place = {one.address: index for index, one in enumerate(code)}
+    place = {instruction.address: index for index, instruction in enumerate(code)}
     spans = [
-        (place[one.target], index)
-        for index, one in enumerate(code)
-        if one.target is not None and one.target in place and place[one.target] < index
+        (place[instruction.target], index)
+        for index, instruction in enumerate(code)
+        if instruction.target is not None
+        and instruction.target in place
+        and place[instruction.target] < index
     ]
     inner = [
         span
@@ -125,21 +127,25 @@ def main_loop(kernel: Kernel) -> list[Instruction]:
         if not any(span[0] <= other[0] and other[1] <= span[1] for other in spans if other != span)
     ]
     loops = [code[first : last + 1] for first, last in inner]
-    if not any(one.stores_packet for loop in loops for one in loop):
+    if not any(instruction.stores_packet for loop in loops for instruction in loop):
         raise SassError(f"sass: expected a loop with 16-byte stores in {kernel.name}, got none")
-    return max(loops, key=lambda loop: sum(one.stores_packet for one in loop))
+    return max(loops, key=lambda loop: sum(instruction.stores_packet for instruction in loop))
 
 
 def hot_path(loop: Sequence[Instruction]) -> list[Instruction]:
-    """The shortest way from the head of a loop to its last instruction, which jumps back."""
-    place = {one.address: index for index, one in enumerate(loop)}
+    """Return the shortest path from the head of a loop to its last instruction, which jumps back."""
+    place = {instruction.address: index for index, instruction in enumerate(loop)}
     last = len(loop) - 1
     lengths: dict[int, int] = {last: 1}
     follow: dict[int, int] = {}
     for index in range(last - 1, -1, -1):
-        one = loop[index]
-        nexts = [place[one.target]] if one.target in place and place[one.target] > index else []
-        if one.falls_through:
+        instruction = loop[index]
+        nexts = (
+            [place[instruction.target]]
+            if instruction.target in place and place[instruction.target] > index
+            else []
+        )
+        if instruction.falls_through:
             nexts.append(index + 1)
         reaching = [after for after in nexts if after in lengths]
         if reaching:
@@ -154,7 +160,7 @@ def hot_path(loop: Sequence[Instruction]) -> list[Instruction]:
 
 @dataclass(frozen=True)
 class Count:
-    """What the hot path of a kernel takes."""
+    """The instructions and elements of the hot path of a kernel."""
 
     name: str
     instructions: int
@@ -162,53 +168,55 @@ class Count:
     forbidden: list[str]
 
     @property
-    def an_element(self) -> float:
+    def per_element(self) -> float:
         return self.instructions / self.elements
 
 
 def count(kernel: Kernel) -> Count:
     loop = main_loop(kernel)
     path = hot_path(loop)
-    stores = sum(one.stores_packet for one in path)
-    if stores != sum(one.stores_packet for one in loop):
+    stores = sum(instruction.stores_packet for instruction in path)
+    if stores != sum(instruction.stores_packet for instruction in loop):
         raise SassError(f"sass: expected all stores on the hot path of {kernel.name}, got {stores} of them")
-    forbidden = sorted({one.text.split()[0] for one in loop if FORBIDDEN.match(one.text.split()[0])})
+    names = {instruction.text.split()[0] for instruction in loop}
+    forbidden = sorted(name for name in names if FORBIDDEN.match(name))
     return Count(kernel.name, len(path), stores * 16 // kernel.element_size, forbidden)
 
 
-def limit_of(one: Count) -> float | None:
-    limit = LIMITS.get(one.name.removesuffix(KEY_ON_DEVICE))
-    if limit is None or KEY_ON_DEVICE not in one.name:
+def limit_of(kernel: Count) -> float | None:
+    """Return the limit of instructions per element, or None if the kernel has none."""
+    limit = LIMITS.get(kernel.name.removesuffix(KEY_ON_DEVICE))
+    if limit is None or KEY_ON_DEVICE not in kernel.name:
         return limit
-    return limit + SCHEDULE / one.elements
+    return limit + SCHEDULE / kernel.elements
 
 
 def wrong(counted: Sequence[Count]) -> list[str]:
-    """One line for each limit that does not hold, or that nothing was counted for."""
+    """Return one line for each exceeded limit, forbidden instruction and missing kernel."""
     lines = []
-    for one in counted:
-        limit = limit_of(one)
-        if limit is not None and one.an_element > limit:
+    for kernel in counted:
+        limit = limit_of(kernel)
+        if limit is not None and kernel.per_element > limit:
             lines.append(
-                f"sass: expected {one.name} at most {limit:.2f} an element, got {one.an_element:.2f}"
+                f"sass: expected {kernel.name} at most {limit:.2f} an element, got {kernel.per_element:.2f}"
             )
-        if one.forbidden:
-            lines.append(f"sass: expected none of {', '.join(one.forbidden)} in {one.name}")
-    missing = LIMITS.keys() - {one.name for one in counted}
+        if kernel.forbidden:
+            lines.append(f"sass: expected none of {', '.join(kernel.forbidden)} in {kernel.name}")
+    missing = LIMITS.keys() - {kernel.name for kernel in counted}
     return lines + [f"sass: expected a kernel {name}, got none" for name in sorted(missing)]
 
 
 def listing(extension: Path) -> str:
-    """The machine code of a built extension, or "" where it has none for the architecture."""
+    """Return cuobjdump's listing of the machine code of a built extension for the architecture."""
     site = Path(sysconfig.get_path("purelib"))
-    # Beside nvcc where the toolkit is whole, else in the wheel of Triton that torch brings.
+    # cuobjdump is next to nvcc in a complete toolkit, and otherwise in the Triton wheel that torch installs.
     folders = [Path(home) / "bin" for home in (os.environ.get("CUDA_HOME"),) if home]
     folders += [Path("/usr/local/cuda/bin"), site / "triton/backends/nvidia/bin"]
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, folders)])
     tool = shutil.which("cuobjdump", path=path)
     if tool is None:
-        raise SassError("sass: expected cuobjdump, got none; install the CUDA toolkit's, or triton")
-    # It runs nvdisasm, which lies beside it.
+        raise SassError("sass: expected cuobjdump, got none. Install the CUDA toolkit or triton.")
+    # cuobjdump runs nvdisasm, which is in the same folder.
     environment = {**os.environ, "PATH": f"{Path(tool).parent}{os.pathsep}{path}"}
     command = [tool, "-sass", "-arch", ARCHITECTURE, str(extension)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -226,15 +234,16 @@ def main(arguments: Sequence[str]) -> int:
         if f"code for {ARCHITECTURE}" not in text:
             print(f"sass: not compared: {arguments[0]} has no code for {ARCHITECTURE}")
             return 0
-        counted = sorted((count(kernel) for kernel in kernels(text)), key=lambda one: one.name)
+        counted = sorted((count(kernel) for kernel in kernels(text)), key=lambda found: found.name)
     except SassError as error:
         print(error)
         return 1
-    print(f"instructions an element ({ARCHITECTURE}, hot path of the main loop)")
-    for one in counted:
-        limit = limit_of(one)
+    print(f"instructions per element ({ARCHITECTURE}, hot path of the main loop)")
+    for kernel in counted:
+        limit = limit_of(kernel)
         shown = "" if limit is None else f"  limit {limit:6.2f}"
-        print(f"  {one.name:<40} {one.instructions:4} / {one.elements:2} = {one.an_element:6.2f}{shown}")
+        ratio = f"{kernel.instructions:4} / {kernel.elements:2} = {kernel.per_element:6.2f}"
+        print(f"  {kernel.name:<40} {ratio}{shown}")
     lines = wrong(counted)
     print("\n".join(lines) if lines else f"sass: {len(counted)} kernels within {len(LIMITS)} limits")
     return 1 if lines else 0

@@ -1,6 +1,6 @@
-// What a CUDA generator sets apart for a draw, in one step and under the capture of a graph, which
-// torch shows to no one but its own C++ before 2.15. The only file that needs a particular torch:
-// it is built from source beside that torch, and no wheel has it.
+// Reserves a part of a CUDA generator's Philox stream for a draw, atomically and also during graph
+// capture. Before torch 2.15, only torch's C++ interface offers this. This is the only file that
+// depends on a particular torch: it is built from source for that torch, and no wheel contains it.
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -11,14 +11,14 @@ namespace {
 
 namespace py = pybind11;
 
-// Whether it is being captured; seed and offset, or where they will lie when the graph is replayed
-// and this draw's place in the graph.
+// Returns (captured, seed, offset, seed address, offset address, offset in the graph). During
+// capture, seed and offset are only known at replay, and are then at these addresses.
 std::tuple<bool, uint64_t, uint64_t, uintptr_t, uintptr_t, uint64_t> philox_state(
     const at::Generator& generator, uint64_t increment) {
   auto* const cuda = at::check_generator<at::CUDAGeneratorImpl>(generator);
   at::PhiloxCudaState state;
   {
-    const py::gil_scoped_release others_run;
+    const py::gil_scoped_release no_gil;
     const std::lock_guard<std::mutex> lock(cuda->mutex_);
     state = cuda->philox_cuda_state(increment);
   }

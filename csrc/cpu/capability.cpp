@@ -14,7 +14,7 @@ namespace paraminit {
 namespace {
 
 #if defined(__x86_64__)
-// Clang's __builtin_cpu_supports does not know the name.
+// Clang's __builtin_cpu_supports does not accept "f16c".
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
@@ -23,13 +23,13 @@ bool has_f16c() {
 
 struct Capability {
   const char* name;
-  bool (*runs_here)();
-  RunFunctions (*run_functions)(const FillRequest&);
-  ColumnFunctions (*column_functions)();
+  bool (*is_supported)();
+  FillKernels (*fill_kernels)(const FillRequest&);
+  ColumnKernels (*column_kernels)();
 };
 
-// __builtin_cpu_supports asks the operating system as well (XGETBV), so a kernel that does not save
-// the wide registers counts as a CPU that lacks them.
+// __builtin_cpu_supports also checks that the operating system saves the wide registers (XGETBV).
+// If it does not, the instruction set counts as unsupported.
 const Capability kCapabilities[] = {
 #if defined(__x86_64__)
     {"avx512",
@@ -37,28 +37,28 @@ const Capability kCapabilities[] = {
        return bool(__builtin_cpu_supports("avx512f")) && bool(__builtin_cpu_supports("avx512dq")) &&
               bool(__builtin_cpu_supports("avx512bw")) && bool(__builtin_cpu_supports("avx512vl"));
      },
-     avx512::run_functions, avx512::column_functions},
+     avx512::fill_kernels, avx512::column_kernels},
     {"avx2",
      [] {
        return bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma")) &&
               has_f16c();
      },
-     avx2::run_functions, avx2::column_functions},
+     avx2::fill_kernels, avx2::column_kernels},
 #endif
-    {"baseline", [] { return true; }, baseline::run_functions, baseline::column_functions},
+    {"baseline", [] { return true; }, baseline::fill_kernels, baseline::column_kernels},
 };
 
 const Capability* find_capability(const std::string& name) {
   for (const Capability& c : kCapabilities) {
-    if (name == c.name && c.runs_here()) return &c;
+    if (name == c.name && c.is_supported()) return &c;
   }
   std::string list;
   for (const std::string& n : available_cpu_capabilities()) list += (list.empty() ? "" : ", ") + n;
   throw std::invalid_argument("paraminit_ext.set_cpu_capability: expected one of " + list +
-                              " (those that this CPU runs), got '" + name + "'.");
+                              " (supported by this CPU), got '" + name + "'.");
 }
 
-std::atomic<const Capability*>& chosen() {
+std::atomic<const Capability*>& selected_capability() {
   static std::atomic<const Capability*> capability = [] {
     if (const char* name = std::getenv("PARAMINIT_CPU_CAPABILITY"); name != nullptr && *name) {
       return find_capability(name);
@@ -73,25 +73,27 @@ std::atomic<const Capability*>& chosen() {
 std::vector<std::string> available_cpu_capabilities() {
   std::vector<std::string> names;
   for (const Capability& c : kCapabilities) {
-    if (c.runs_here()) names.emplace_back(c.name);
+    if (c.is_supported()) names.emplace_back(c.name);
   }
   return names;
 }
 
-std::string cpu_capability() { return chosen().load()->name; }
+std::string cpu_capability() { return selected_capability().load()->name; }
 
-void set_cpu_capability(const std::string& name) { chosen().store(find_capability(name)); }
-
-RunFunctions run_functions(const FillRequest& request) {
-  return chosen().load()->run_functions(request);
+void set_cpu_capability(const std::string& name) {
+  selected_capability().store(find_capability(name));
 }
 
-ColumnFunctions column_functions() { return chosen().load()->column_functions(); }
+FillKernels fill_kernels(const FillRequest& request) {
+  return selected_capability().load()->fill_kernels(request);
+}
+
+ColumnKernels column_kernels() { return selected_capability().load()->column_kernels(); }
 
 #if defined(__x86_64__)
 DefaultFloatMode::DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
 DefaultFloatMode::~DefaultFloatMode() {
-  // Keep the exception flags that the caller had, not those raised here.
+  // Also restores the exception flags of the caller.
   _mm_setcsr(static_cast<unsigned>(saved_));
 }
 #elif defined(__aarch64__)

@@ -1,26 +1,27 @@
-// The instruction sets that this machine runs, the one that fills use, and the state of the
-// floating-point unit while they do. Knows no torch.
+// The instruction sets that this CPU supports, the selected one, and the floating-point mode of
+// fills. Does not depend on torch.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "run_function.h"
+#include "kernel_table.h"
 
 namespace paraminit {
 
-// Names of the instruction sets that this machine runs, best first.
+// Returns the names of the instruction sets that this CPU supports, best first.
 std::vector<std::string> available_cpu_capabilities();
 std::string cpu_capability();
-// Throws std::invalid_argument, which lists those available.
+// Throws std::invalid_argument, which lists the supported names, if `name` is not among them.
 void set_cpu_capability(const std::string& name);
 
-// Of the instruction set that is chosen now.
-RunFunctions run_functions(const FillRequest& request);
-ColumnFunctions column_functions();
+// Return the kernels of the currently selected instruction set.
+FillKernels fill_kernels(const FillRequest& request);
+ColumnKernels column_kernels();
 
-// Rounding to nearest, no flushing of subnormals, for as long as it lives: torch lets users and
-// other libraries change both for the thread, and values may not follow.
+// Sets rounding to nearest without flushing of subnormals, and restores the caller's mode on
+// destruction. torch and other libraries can change the mode of a thread, and values must not
+// depend on it.
 class DefaultFloatMode {
  public:
   DefaultFloatMode();

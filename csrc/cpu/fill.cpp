@@ -1,10 +1,10 @@
-// A fill: the request with the distribution's run function, over the units of the tensor.
+// See fill.h.
 #include "fill.h"
 
 #include <cstdlib>
 #include <cstring>
 
-#include "units.h"
+#include "parallel.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -13,19 +13,19 @@
 namespace paraminit {
 namespace {
 
-// Shorter runs leave most of a vector unused.
+// A shorter run leaves most of a vector unused.
 constexpr int64_t kShortRun = 8;
 
 }  // namespace
 
-// Silent where the system has no huge pages or gives none: then the pages are small.
+// Failures are ignored: without huge pages, the fill uses small pages.
 void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  static const bool wanted = [] {
+  static const bool enabled = [] {
     const char* choice = std::getenv("PARAMINIT_HUGEPAGES");
     return choice == nullptr || std::strcmp(choice, "0") != 0;
   }();
-  if (!wanted) return;
+  if (!enabled) return;
   constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHugePage - 1);
@@ -38,13 +38,12 @@ bool is_large(int64_t size, const Geometry& g) {
 }
 
 FillFunction fill_function(const FillRequest& request, const Geometry& g) {
-  // A vector's worth of work for a handful of elements: the scalar lane writes the same bits.
-  return (g.run_length < kShortRun ? baseline::run_functions(request) : run_functions(request))
-      .fill;
+  // For short runs the scalar lane does less work than a full vector, and writes the same bits.
+  return (g.run_length < kShortRun ? baseline::fill_kernels(request) : fill_kernels(request)).fill;
 }
 
-void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
-  FillRequest request = asked;
+void fill_cpu(const FillRequest& base_request, const Geometry& g, void* data) {
+  FillRequest request = base_request;
   const int64_t size = element_size(request.type);
   if (is_large(size, g)) {
     request.streaming = true;
@@ -59,7 +58,7 @@ void fill_cpu(const FillRequest& asked, const Geometry& g, void* data) {
 
 void apply_cpu(const FillRequest& request, const uint32_t* words, int64_t groups, void* out) {
   const DefaultFloatMode mode;
-  run_functions(request).apply(request, words, groups, out);
+  fill_kernels(request).apply(request, words, groups, out);
 }
 
 }  // namespace paraminit

@@ -1,12 +1,13 @@
-// The fills for one instruction set. Only what follows the pragma may use it: standard headers come
-// first, or their inline functions would reach the linker compiled for a CPU that others lack.
+// The fills for AVX2. Only code after the pragma is compiled for it. Standard headers must come
+// before the pragma: otherwise the linker could choose their inline functions compiled for AVX2 for
+// all CPUs.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "run_function.h"
+#include "kernel_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -17,8 +18,8 @@
 #define PARAMINIT_ISA avx2
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #include "lane_avx2.h"
-#include "columns.h"
-#include "run.h"
+#include "column_kernel.h"
+#include "fill_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,6 +1,6 @@
-// The fills in plain C++: for CPUs without a vector lane here, and the arbiter in tests.
+// The fills in plain C++, for CPUs without a vector lane and as the reference in tests.
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #include "../stream/lane_scalar.h"
-#include "columns.h"
-#include "run.h"
+#include "column_kernel.h"
+#include "fill_kernel.h"

@@ -1,6 +1,6 @@
-// Eight floats or four doubles: AVX2, FMA and F16C.
-// Counters stand in the order 0 2 1 3, for the reason that lane_avx512.h gives.
-// No instruction here rounds or flushes otherwise than the scalar lane does.
+// Eight floats or four doubles with AVX2, FMA and F16C.
+// Counters are in the order 0 2 1 3, for the reason given in lane_avx512.h.
+// Every instruction rounds and handles subnormals exactly as the scalar lane does.
 #pragma once
 
 #include "../stream/request.h"
@@ -10,8 +10,8 @@ namespace paraminit::PARAMINIT_ISA {
 struct Lane {
   static constexpr int kGroups = 4;
   static constexpr int kCalls = 1;
-  static constexpr int kUnroll = 4;     // two leave units idle; six are no faster
-  static constexpr int kBothWords = 5;  // takes 8 to 15 % off the truncated normals
+  static constexpr int kUnroll = 4;           // 2 leaves execution units idle, 6 is no faster
+  static constexpr int kInterleaveLimit = 5;  // saves 8 to 15 % of the time of truncated normals
   static constexpr bool kStreams = true;
   static constexpr bool kFuses = true;
 
@@ -40,7 +40,7 @@ struct Lane {
   PARAMINIT_FN U64 to_high(U64 low) { return _mm256_slli_epi64(low, 32); }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return _mm256_xor_si256(a, b); }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return xor2(xor2(a, c), b); }
-  // Low halves of `low` and of `high`, or their high halves, side by side.
+  // Packs the low halves (join) or the high halves (join_high) of `low` and `high` side by side.
   PARAMINIT_FN U32 join(U64 low, U64 high) { return _mm256_blend_epi32(low, to_high(high), 0xAA); }
   PARAMINIT_FN U32 join_high(U64 low, U64 high) {
     return _mm256_blend_epi32(high32(low), high, 0xAA);
@@ -55,16 +55,16 @@ struct Lane {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
   }
   PARAMINIT_FN U32 minus(U32 a, U32 b) { return _mm256_sub_epi32(a, b); }
-  // Comparisons are without sign; masks have a bit a word.
+  // Comparisons are unsigned. Masks have one bit per word.
   PARAMINIT_FN U32 at_most(U32 a, U32 b) { return _mm256_cmpeq_epi32(_mm256_min_epu32(a, b), a); }
   PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(at_most(a, b))));
   }
-  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) {
+  PARAMINIT_FN U32 add_if_at_most(U32 sum, U32 a, U32 b) {
     return _mm256_sub_epi32(sum, at_most(a, b));
   }
-  // min(least, w) where a <= b, else least.
-  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+  // min(least, w) if a <= b, otherwise least.
+  PARAMINIT_FN U32 min_if_at_most(U32 a, U32 b, U32 w, U32 least) {
     return _mm256_blendv_epi8(least, _mm256_min_epu32(least, w), at_most(a, b));
   }
 
@@ -76,11 +76,11 @@ struct Lane {
   }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return xor2(w, splat_word(mask)); }
   PARAMINIT_FN U32 fold31(U32 w) {
-    const U32 kept = _mm256_xor_si256(w, _mm256_srai_epi32(w, 31));  // ~ of what is wanted
-    return _mm256_andnot_si256(kept, _mm256_set1_epi32(0x7FFFFFFF));
+    const U32 inverted = _mm256_xor_si256(w, _mm256_srai_epi32(w, 31));  // ~ of the result
+    return _mm256_andnot_si256(inverted, _mm256_set1_epi32(0x7FFFFFFF));
   }
   PARAMINIT_FN F32 from_int32(U32 w) { return _mm256_cvtepi32_ps(w); }
-  // Both halves are exact, so that their sum rounds once, as one conversion would.
+  // Both halves are exact, so the result is rounded only once, as by a single conversion.
   PARAMINIT_FN F32 from_uint32(U32 w) {
     const F32 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(w, 16));
     const F32 low = _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(0xFFFF)));
@@ -140,11 +140,11 @@ struct Lane {
   PARAMINIT_FN bool any(M64 m) { return _mm256_movemask_pd(m) != 0; }
   PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) { return xor2(x, splat64(mask)); }
   PARAMINIT_FN U64 fold63(U64 x) {
-    // The high halves' signs, copied over each 64-bit element.
+    // Copy the sign of each 64-bit element to all of its bits.
     const U64 sign = _mm256_shuffle_epi32(_mm256_srai_epi32(x, 31), 0xF5);
     return _mm256_and_si256(xor2(x, sign), splat64(0x7FFFFFFFFFFFFFFF));
   }
-  // n < 2^53, its halves placed into the fractions of 2^84 and 2^52: every step is exact.
+  // For n < 2^53. The halves of n become the fractions of 2^84 and 2^52. Every operation is exact.
   PARAMINIT_FN F64 from_integer(U64 n) {
     const U64 high = _mm256_or_si256(_mm256_srli_epi64(n, 32), splat64(0x4530000000000000));
     const U64 low = _mm256_blend_epi32(n, splat64(0x4330000000000000), 0xAA);
@@ -176,7 +176,7 @@ struct Lane {
     const U64 mantissa =
         _mm256_or_si256(_mm256_and_si256(b, splat64(0xFFFFFFFFFFFFF)), splat64(0x3FE0000000000000));
     f = _mm256_sub_pd(_mm256_castsi256_pd(mantissa), splat(1.0));
-    // The biased exponent in the fraction of 2^52.
+    // Convert the biased exponent to double by placing it in the fraction of 2^52.
     const U64 biased = _mm256_or_si256(_mm256_srli_epi64(b, 52), splat64(0x4330000000000000));
     exponent = _mm256_sub_pd(_mm256_castsi256_pd(biased), splat(0x1p+52 + 1022.0));
   }
@@ -187,7 +187,7 @@ struct Lane {
     exponent = _mm256_blendv_pd(positive_exponent, _mm256_setzero_pd(), v);
   }
 
-  // --- stores; a streaming one needs its own alignment
+  // --- stores; a non-temporal store requires alignment to its own size
   template <bool streaming, class T>
   PARAMINIT_FN void put(T* out, __m256i v) {
     __m256i* to = reinterpret_cast<__m256i*>(out);

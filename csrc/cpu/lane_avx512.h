@@ -1,7 +1,7 @@
-// Sixteen floats or eight doubles: AVX-512 F, DQ, BW and VL.
-// Counters stand in the order 0 4 1 5 2 6 3 7, so that unpacking the even with the odd values of
-// the sixteen pairs yields two registers of consecutive elements without crossing 128-bit lanes.
-// No instruction here rounds or flushes otherwise than the scalar lane does.
+// Sixteen floats or eight doubles with AVX-512 F, DQ, BW and VL.
+// Counters are in the order 0 4 1 5 2 6 3 7. With this order, unpacking the even and odd values of
+// the sixteen pairs gives two registers of consecutive elements without crossing 128-bit lanes.
+// Every instruction rounds and handles subnormals exactly as the scalar lane does.
 #pragma once
 
 #include "../stream/request.h"
@@ -11,8 +11,9 @@ namespace paraminit::PARAMINIT_ISA {
 struct Lane {
   static constexpr int kGroups = 8;
   static constexpr int kCalls = 1;
-  static constexpr int kUnroll = 6;     // four leave units idle (4 % on Zen 4), eight spill
-  static constexpr int kBothWords = 4;  // takes 5 to 9 % off; with more kept, spills add as much
+  static constexpr int kUnroll = 6;  // 4 leaves execution units idle (4 % on Zen 4), 8 spills
+  static constexpr int kInterleaveLimit =
+      4;  // saves 5 to 9 %; with more live values, spills cost as much
   static constexpr bool kStreams = true;
   static constexpr bool kFuses = true;
 
@@ -29,7 +30,7 @@ struct Lane {
     return _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(first)),
                             _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
   }
-  // 16-bit pairs are joined in place.
+  // Pairs of bfloat16 are combined in place, so their counters are in natural order.
   PARAMINIT_FN U64 counters(uint64_t first, const BFloat16*) {
     return _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(first)),
                             _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
@@ -38,14 +39,14 @@ struct Lane {
   PARAMINIT_FN U64 splat64(uint64_t v) { return _mm512_set1_epi64(static_cast<long long>(v)); }
   PARAMINIT_FN U64 add64(U64 a, U64 b) { return _mm512_add_epi64(a, b); }
   PARAMINIT_FN U64 mul_low32(U64 a, uint32_t b) { return _mm512_mul_epu32(a, splat_word(b)); }
-  // A shuffle and not a shift, which on Intel would wait for the port that multiplies: 3 % of a
-  // fill.
+  // A shuffle instead of a shift: on Intel a shift competes with multiplications for a port, which
+  // costs 3 % of a fill.
   PARAMINIT_FN U64 high32(U64 a) {
     return _mm512_shuffle_epi32(a, static_cast<_MM_PERM_ENUM>(0xF5));
   }
   PARAMINIT_FN U64 xor2(U64 a, U64 b) { return _mm512_xor_si512(a, b); }
   PARAMINIT_FN U64 xor3(U64 a, U64 b, U64 c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-  // Low halves of `low` and of `high`, or their high halves, side by side.
+  // Packs the low halves (join) or the high halves (join_high) of `low` and `high` side by side.
   PARAMINIT_FN U32 join(U64 low, U64 high) {
     return _mm512_mask_shuffle_epi32(low, 0xAAAA, high, static_cast<_MM_PERM_ENUM>(0xA0));
   }
@@ -61,15 +62,24 @@ struct Lane {
   PARAMINIT_FN U32 load(const uint32_t* from) { return _mm512_loadu_si512(from); }
   PARAMINIT_FN void save(uint32_t* to, U32 w) { _mm512_storeu_si512(to, w); }
   PARAMINIT_FN U32 minus(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
-  // Comparisons are without sign; masks have a bit a word.
+  // Comparisons are unsigned. Masks have one bit per word.
   PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) { return _mm512_cmple_epu32_mask(a, b); }
-  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) {
+  PARAMINIT_FN U32 add_if_at_most(U32 sum, U32 a, U32 b) {
     return _mm512_mask_add_epi32(sum, _mm512_cmple_epu32_mask(a, b), sum, _mm512_set1_epi32(1));
   }
-  // min(least, w) where a <= b, else least.
-  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+  // min(least, w) if a <= b, otherwise least.
+  PARAMINIT_FN U32 min_if_at_most(U32 a, U32 b, U32 w, U32 least) {
     return _mm512_mask_min_epu32(least, _mm512_cmple_epu32_mask(a, b), least, w);
   }
+
+  // Moves the words of the mask to the front; the others are zero.
+  PARAMINIT_FN U32 compress(uint32_t mask, U32 w) {
+    return _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), w);
+  }
+  PARAMINIT_FN U32 iota() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  PARAMINIT_FN U32 plus(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
 
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm512_and_si512(w, _mm512_set1_epi32(0xFFFFFF)); }
@@ -173,7 +183,7 @@ struct Lane {
     exponent = _mm512_maskz_add_pd(positive, _mm512_getexp_pd(v), splat(1.0));
   }
 
-  // --- stores; a streaming one needs its own alignment
+  // --- stores; a non-temporal store requires alignment to its own size
   template <bool streaming, class T>
   PARAMINIT_FN void put(T* out, __m512i v) {
     __m512i* to = reinterpret_cast<__m512i*>(out);
@@ -208,7 +218,7 @@ struct Lane {
     put<streaming>(out, _mm512_cvtps_ph(_mm512_unpacklo_ps(even, odd), nearest));
     put<streaming>(out + 16, _mm512_cvtps_ph(_mm512_unpackhi_ps(even, odd), nearest));
   }
-  // Round to nearest even by integer addition: vcvtne2ps2bf16 would flush subnormals.
+  // Rounds to nearest even by integer addition, because vcvtne2ps2bf16 flushes subnormals.
   PARAMINIT_FN U32 rounded_bfloat16(F32 a) {
     const U32 b = _mm512_castps_si512(a);
     const M32 odd = _mm512_test_epi32_mask(b, _mm512_set1_epi32(0x10000));

@@ -1,4 +1,4 @@
-// How many processors the control groups of this process pay for. Knows no torch.
+// The CPU quota of this process's control groups. Does not depend on torch.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,12 @@
 
 namespace paraminit {
 
-// The least quota of the process's control group and of those around it, in processors, rounded up;
-// 0 where there is none, as on a system without control groups. `root` stands before /proc and
-// /sys.
+// Returns the minimum quota of the process's control group and its ancestors, in processors,
+// rounded up. Returns 0 if there is no quota or the system has no control groups. `root` is
+// prepended to /proc and /sys.
 int64_t read_cpu_quota(const std::string& root);
 
-// The same of the system itself, read once.
+// Returns read_cpu_quota(""), which is read once per process.
 int64_t cpu_quota();
 
 }  // namespace paraminit

@@ -1,18 +1,18 @@
-// The statistics of consecutive elements in memory, on all threads. Knows no torch.
+// Statistics of contiguous elements, computed on all threads. Does not depend on torch.
 #pragma once
 
 #include "../stream/statistics.h"
 
 namespace paraminit {
 
-// `type` is a floating-point one, of a complex tensor that of its parts. The result depends neither
-// on the threads nor on the instruction set.
+// `type` is a floating-point type. For complex tensors it is the type of the real and imaginary
+// parts. The result does not depend on the number of threads or the instruction set.
 Statistics statistics_cpu(ElementType type, bool is_complex, const void* data, int64_t count);
 
-// The same of bytes, each of which stands for a number: of the dtypes of 8 bits.
+// The statistics of a tensor with an 8-bit dtype. A byte b has the value numbers[b].
 Statistics statistics_of_bytes_cpu(const float (&numbers)[256], const void* data, int64_t count);
 
-// Of one unit or less, on this thread: what each instruction set has.
+// Computes the statistics of at most one unit on the calling thread. One per instruction set.
 using StatisticsFunction = Statistics (*)(const void* data, int64_t count);
 
 namespace baseline {

@@ -1,4 +1,4 @@
-// The statistics of a run for one instruction set: only what follows the pragma may use it.
+// Statistics for AVX-512. Only code after the pragma is compiled for it.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -18,7 +18,7 @@
 #define PARAMINIT_ISA avx512
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #define PARAMINIT_WIDTH 64
-#include "statistics_run.h"
+#include "statistics_kernel.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,4 +1,4 @@
-// The statistics of a run for every processor of the architecture.
+// Statistics for every CPU of the architecture.
 #include <cstring>
 
 #include "statistics.h"
@@ -6,4 +6,4 @@
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
 #define PARAMINIT_WIDTH 16
-#include "statistics_run.h"
+#include "statistics_kernel.h"

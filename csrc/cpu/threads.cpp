@@ -1,4 +1,4 @@
-// See threads.h. Until a pool is handed in, work stays on the thread that brings it.
+// See threads.h. Until a pool is set, work runs on the calling thread.
 #include "threads.h"
 
 namespace paraminit {
@@ -9,7 +9,7 @@ ThreadPool pool{[] { return int64_t{1}; }, [](int64_t n, void (*body)(void*, int
 
 }  // namespace
 
-void set_thread_pool(const ThreadPool& given) { pool = given; }
+void set_thread_pool(const ThreadPool& new_pool) { pool = new_pool; }
 const ThreadPool& thread_pool() { return pool; }
 
 }  // namespace paraminit

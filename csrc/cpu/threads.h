@@ -1,5 +1,5 @@
-// The threads that work is spread over: a pool that the outside hands in, torch's own in the
-// package. Knows no torch.
+// The thread pool of fills. The caller provides it; in the package it is torch's own. Does not
+// depend on torch.
 #pragma once
 
 #include <cstdint>
@@ -7,18 +7,18 @@
 namespace paraminit {
 
 struct ThreadPool {
-  // How many threads a piece of work may have, this one included.
+  // Returns the maximum number of threads for a parallel region, including the calling thread.
   int64_t (*count)();
-  // Calls body(context, first, last) for parts of [0, n), each once, on at most n threads; returns
-  // when all are done.
+  // Divides [0, n) into parts and calls body(context, first, last) once for each, on at most n
+  // threads. Returns when all calls have returned.
   void (*run)(int64_t n, void (*body)(void* context, int64_t first, int64_t last), void* context);
 };
 
-// Set once, before any fill.
+// Must be called at most once, before any fill.
 void set_thread_pool(const ThreadPool& pool);
 const ThreadPool& thread_pool();
 
-// The same for a callable of (first, last).
+// Runs a callable with parameters (first, last) on the thread pool.
 template <class Body>
 void run_on_pool(int64_t n, const Body& body) {
   thread_pool().run(

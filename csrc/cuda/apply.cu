@@ -1,5 +1,5 @@
-// The distributions on given words instead of Philox's: how tests reach every word on a CUDA
-// device. The functors and the lane are those of the fills; only the loop around them is its own.
+// Applies distributions to given words instead of Philox's, so that tests can reach every word on a
+// CUDA device. Uses the functors and the lane of the fills; only the loop is separate.
 #include "launch.h"
 
 #define PARAMINIT_ISA cuda

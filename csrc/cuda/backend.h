@@ -1,6 +1,7 @@
-// What the library of the CUDA kernels offers, as a table of functions: it is loaded only where it
-// can be, and may be built for another CUDA than its neighbour. No header of CUDA, none of torch.
-// Everything runs on the current stream of the tensor's device; nothing waits for it.
+// The interface of the CUDA kernel library, as a table of functions. There is one library per CUDA
+// major version; the one for torch's version is loaded at run time, if it exists. All work is
+// queued on the current stream of the tensor's device, without synchronisation. Must not include
+// CUDA or torch headers.
 #pragma once
 
 #include <vector>
@@ -13,46 +14,48 @@
 
 namespace paraminit {
 
-// What a generator has set apart for one draw: numbers, or where they lie when a captured graph is
-// replayed.
+// The Philox state that a CUDA generator reserves for one draw. During graph capture, seed and
+// offset are only known at replay: they are read from the addresses `seed_address` and
+// `offset_address`, and `offset_in_graph` is added to the offset.
 struct PhiloxState {
   bool captured;
   uint64_t seed, offset;
-  const int64_t* seed_there;
-  const int64_t* offset_there;
+  const int64_t* seed_address;
+  const int64_t* offset_address;
   uint64_t offset_in_graph;
 };
 
 struct CudaBackend {
-  // Of a fill and a sparse fill: the key is `key`, or, where `device_key` is not null, the two
-  // words that it points to; `strides` are those of the elements held here, in real numbers.
+  // A fill and a sparse fill. If `device_key` is not null, it points to the key (seed, offset) in
+  // device memory, and `key` is ignored. `strides` are those of the shard, in real numbers.
   void (*fill)(const FillRequest& request, const Geometry& geometry, void* data, Key key,
                const uint64_t* device_key, int device);
   void (*sparse)(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
                  const uint64_t* device_key, int device);
-  // None of them overlaps another.
+  // The items must not overlap.
   void (*fill_many)(const std::vector<ManyItem>& items, int device);
-  // The distribution of the request, of float32, applied to given words, four a group: for tests.
+  // For tests: applies the distribution of a float32 request to given words, four per group.
   void (*apply)(const FillRequest& request, const uint32_t* words, int64_t groups, float* out,
                 int device);
-  // Key(seed, philox_offset / 4).fold_in(0) of a generator's state, and one key derived of another.
+  // Computes Key(seed, philox_offset / 4).fold_in(0) from a generator's state.
   void (*draw_key)(const PhiloxState& state, uint64_t* key, int device);
+  // Derives a key from another key. Both are in device memory.
   void (*fold_in)(const uint64_t* key, uint64_t data, uint64_t* folded, int device);
-  // Whether the current stream of a device, or of any device for -1, is being captured.
+  // Returns whether the current stream of a device is being captured. -1 means any device.
   bool (*is_capturing)(int device);
-  // Units of statistics to `units`, and those of `count` units merged to kStatistics numbers; all
-  // of them on the device.
+  // Writes the statistics of each unit of elements to `units`. All pointers are device memory.
   void (*statistics)(ElementType type, bool is_complex, const void* data, int64_t count,
                      Statistics* units, int device);
+  // Merges the statistics of `count` units into kStatistics numbers.
   void (*merge)(const Statistics* units, int64_t count, double* out, int device);
-  // out = out - a b of row-major or column-major matrices that torch holds, by its handles: the
-  // one product that torch's stable dispatcher has no numbers for.
+  // out = out - a b for row-major or column-major matrices, given as torch tensor handles. torch's
+  // stable dispatcher cannot pass the Scalar arguments of this operation.
   void (*subtract_product)(void* out, void* a, void* b);
   const char* toolkit_version;
 };
 
-// What the library exports, under this name. Both are built from the same sources, which `built`
-// stands for.
+// The function that the library exports, and its name. `built` identifies the sources of the
+// caller. The function returns null if the library was built from other sources.
 constexpr const char* kCudaBackendSymbol = "paraminit_cuda_backend";
 using GetCudaBackend = const CudaBackend* (*)(const char* built);
 

@@ -1,5 +1,5 @@
-// One kernel a fill, over groups: dense runs by 16-byte packets, everything else group by group.
-// Which thread computes a group, and when, decides nothing about its values.
+// One kernel per fill. Dense runs are written in 16-byte packets, all other geometries group by
+// group. The assignment of groups to threads never affects values.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ constexpr int kPacketBytes = 16;
 template <class Dist>
 constexpr int kGroup = sizeof(typename Dist::Real) == 4 ? 4 : 2;
 
-// Element of a group before it is stored: words are stored as they are.
+// The type of an element before it is stored. Raw words are stored as they are.
 template <class Dist, class T>
 struct ValueOf {
   using type = typename Dist::Real;
@@ -32,7 +32,7 @@ struct ValueOf<Dist, int64_t> {
   using type = uint32_t;
 };
 
-// The greatest of floats, if it is not negative.
+// Returns the greatest of the floats, or 0 if all are negative.
 template <int count>
 __device__ __forceinline__ float greatest(const float (&r)[count]) {
   int most = 0;
@@ -43,14 +43,14 @@ __device__ __forceinline__ float greatest(const float (&r)[count]) {
   return __int_as_float(most);
 }
 
-// Distributions whose values come in two steps, the second of which few words need. A warp skips it
-// where none of its threads needs it: of TruncInteriorF it is a clamp that next to no word needs,
-// and all groups are asked at once; of TruncTwoSidedF it is the tail too, and each is asked for
-// itself.
+// Distributions with a second step that few words need. A warp skips the step if none of its
+// threads needs it. For TruncInteriorF, the step is a clamp that almost no word needs, so one test
+// covers all groups of a thread. For TruncTwoSidedF, the step also computes the tail, so each group
+// is tested separately.
 template <class Dist>
-constexpr bool kCompletesAll = std::is_same_v<Dist, TruncInteriorF>;
+constexpr bool kFinalValueAll = std::is_same_v<Dist, TruncInteriorF>;
 template <class Dist>
-constexpr bool kCompletesSome = std::is_same_v<Dist, TruncTwoSidedF>;
+constexpr bool kFinalValueSome = std::is_same_v<Dist, TruncTwoSidedF>;
 
 template <class Dist, int groups>
 __device__ __forceinline__ void two_step_values(const Constants<float>& c, const uint64_t (*x)[4],
@@ -60,13 +60,13 @@ __device__ __forceinline__ void two_step_values(const Constants<float>& c, const
 #pragma unroll
   for (int n = 0; n < 4 * groups; ++n) {
     w[n] = static_cast<uint32_t>(x[n / 4][n % 4]);
-    v[n / 4][n % 4] = Dist::template most<Lane>(c, w[n], r[n]);
+    v[n / 4][n % 4] = Dist::template unclamped_value<Lane>(c, w[n], r[n]);
   }
-  if (greatest(r) <= c.calm) return;
+  if (greatest(r) <= c.unclamped_limit) return;
 #pragma unroll
   for (int n = 0; n < 4 * groups; ++n) {
-    if (kCompletesAll<Dist> || r[n] > c.calm) {
-      v[n / 4][n % 4] = Dist::template completed<Lane>(c, w[n], r[n], v[n / 4][n % 4]);
+    if (kFinalValueAll<Dist> || r[n] > c.unclamped_limit) {
+      v[n / 4][n % 4] = Dist::template final_value<Lane>(c, w[n], r[n], v[n / 4][n % 4]);
     }
   }
 }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void two_step_values(const Constants<float>& c, const
 template <class Dist, class V>
 __device__ __forceinline__ void group_values(const Constants<typename Dist::Real>& c,
                                              const uint64_t (&x)[4], V (&v)[kGroup<Dist>]) {
-  if constexpr (kCompletesAll<Dist> || kCompletesSome<Dist>) {
+  if constexpr (kFinalValueAll<Dist> || kFinalValueSome<Dist>) {
     two_step_values<Dist, 1>(c, &x, &v);
   } else if constexpr (kGroup<Dist> == 2) {
     uint64_t even, odd;
@@ -88,12 +88,12 @@ __device__ __forceinline__ void group_values(const Constants<typename Dist::Real
   }
 }
 
-// The values of groups from their words.
+// Computes the values of groups from their words.
 template <class Dist, int groups, class V>
 __device__ __forceinline__ void values(const Constants<typename Dist::Real>& c,
                                        const uint64_t (&x)[groups][4],
                                        V (&v)[groups][kGroup<Dist>]) {
-  if constexpr (kCompletesAll<Dist>) {
+  if constexpr (kFinalValueAll<Dist>) {
     two_step_values<Dist, groups>(c, x, v);
   } else {
 #pragma unroll
@@ -120,7 +120,7 @@ __device__ __forceinline__ uint32_t packed(const BFloat16*, float low, float hig
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// A packet: one group of float32 or float64, two of a 16-bit type.
+// Store one packet: one group of float32 or float64, or two groups of a 16-bit type.
 __device__ __forceinline__ void store_packet(float* out, const float (*v)[4]) {
   *reinterpret_cast<float4*>(out) = make_float4(v[0][0], v[0][1], v[0][2], v[0][3]);
 }
@@ -134,7 +134,8 @@ __device__ __forceinline__ void store_packet(T* out, const float (*v)[4]) {
                  packed(out, v[1][0], v[1][1]), packed(out, v[1][2], v[1][3]));
 }
 
-// The schedule by value, in the constant bank, or expanded from a key in memory.
+// Returns the key schedule: the kernel argument (in the constant bank), or one expanded from a key
+// in device memory.
 template <bool from_memory>
 __device__ __forceinline__ KeySchedule schedule(const KeySchedule& keys,
                                                 const uint64_t* device_key) {
@@ -145,12 +146,12 @@ __device__ __forceinline__ KeySchedule schedule(const KeySchedule& keys,
   }
 }
 
-// Blocks of a multiprocessor that registers are limited for.
+// The minimum number of resident blocks per multiprocessor, which limits the registers per thread.
 template <class Dist>
 constexpr int kBlocks = sizeof(typename Dist::Real) == 4 ? 3 : 1;
 
-// A tile is what a block writes in one round of the dense kernel: `kPacketsInFlight` packets a
-// thread, kThreads apart, so that a warp's stores are contiguous.
+// A tile is the memory that a block writes in one round of the dense kernel. Each thread writes
+// `kPacketsInFlight` packets, kThreads packets apart, so that the stores of a warp are contiguous.
 template <class Dist, class T>
 struct Tile {
   static constexpr int kPacket = kPacketBytes / sizeof(T);
@@ -162,7 +163,7 @@ struct Tile {
   static constexpr int kGroups = kPackets * kPacketGroups;
 };
 
-// The values of one packet, the counter of its first group being `counter`.
+// Computes the values of one packet. `counter` is the counter of its first group.
 template <class Dist, class T>
 __device__ __forceinline__ void packet_values(
     const Constants<typename Dist::Real>& c, const KeySchedule& keys, uint64_t counter,
@@ -175,7 +176,7 @@ __device__ __forceinline__ void packet_values(
   values<Dist>(c, x, v);
 }
 
-// The elements of a packet from `begin` to before `end`, by ones where these are not all.
+// Stores elements [begin, end) of a packet, one by one if the packet is not complete.
 template <class Dist, class T>
 __device__ __forceinline__ void store_part(
     T* out, const typename Dist::Real (&v)[Tile<Dist, T>::kPacketGroups][kGroup<Dist>],
@@ -191,59 +192,59 @@ __device__ __forceinline__ void store_part(
   }
 }
 
-// What Philox makes of the low word of a counter first, its product with kPhiloxM0, for each group
-// that a thread has in flight; the low word, `low` for the first, does not wrap between them. With
-// the next tile each grows by the product of the step, which one multiply-add does: of counters,
-// each would be added to and then multiplied.
+// The first product of Philox, the low word of the counter times kPhiloxM0, for each group that a
+// thread has in flight. `low` is the low word of the first group, and must not wrap before the last
+// one. From tile to tile, each product grows by step * kPhiloxM0, which takes one multiply-add.
+// Counters would need an addition and then a multiplication.
 template <class Dist, class T>
 struct LowProducts {
   using Shape = Tile<Dist, T>;
-  uint64_t of[Shape::kGroupsInFlight];
+  uint64_t product[Shape::kGroupsInFlight];
 
   __device__ __forceinline__ explicit LowProducts(uint32_t low) {
-    constexpr int of_packet = Shape::kPacketGroups;
+    constexpr int packet_groups = Shape::kPacketGroups;
 #pragma unroll
     for (int n = 0; n < Shape::kGroupsInFlight; ++n) {
-      const uint32_t ahead = n / of_packet * (kThreads * of_packet) + n % of_packet;
-      of[n] = wide_product(low + ahead, kPhiloxM0);
+      const uint32_t ahead = n / packet_groups * (kThreads * packet_groups) + n % packet_groups;
+      product[n] = wide_product(low + ahead, kPhiloxM0);
     }
   }
   __device__ __forceinline__ void advance(uint32_t step) {
 #pragma unroll
-    for (int n = 0; n < Shape::kGroupsInFlight; ++n) of[n] += uint64_t{step} * kPhiloxM0;
+    for (int n = 0; n < Shape::kGroupsInFlight; ++n) product[n] += uint64_t{step} * kPhiloxM0;
   }
 };
 
-// A thread's packets of one tile. Their counters agree in the high word, of which Philox has made
-// `high`.
+// Computes and stores a thread's packets of one tile. `high` is the first Philox product of the
+// high counter word, which all these packets share.
 template <class Dist, class T>
 __device__ __forceinline__ void store_packets(const Constants<typename Dist::Real>& c,
                                               const KeySchedule& keys, uint64_t high,
                                               const LowProducts<Dist, T>& low, T* out) {
   using Shape = Tile<Dist, T>;
-  constexpr int groups = Shape::kGroupsInFlight, of_packet = Shape::kPacketGroups;
+  constexpr int groups = Shape::kGroupsInFlight, packet_groups = Shape::kPacketGroups;
   uint64_t x[groups][4];
 #pragma unroll
-  for (int n = 0; n < groups; ++n) first_rounds<Lane>(keys, low.of[n], high, x[n]);
+  for (int n = 0; n < groups; ++n) first_rounds<Lane>(keys, low.product[n], high, x[n]);
   later_rounds<Lane, groups>(keys, x);
   typename Dist::Real v[groups][kGroup<Dist>];
   values<Dist>(c, x, v);
 #pragma unroll
   for (int n = 0; n < Shape::kPacketsInFlight; ++n) {
-    store_packet(out + n * kThreads * Shape::kPacket, v + n * of_packet);
+    store_packet(out + n * kThreads * Shape::kPacket, v + n * packet_groups);
   }
 }
 
-// A run of consecutive elements, numbered from the first one of the packet that it begins in: it is
-// [head, end), of less than 2^32 groups. `first_group` is that packet's.
+// A run of consecutive elements [head, end) with less than 2^32 groups. Elements are counted from
+// the beginning of the packet in which the run begins. `first_group` is the first group there.
 struct DenseRun {
   uint64_t first_group;
   int64_t head;
   int64_t end;
-  uint32_t rounds;  // tiles of each block; what they leave of the run is done packet by packet
+  uint32_t rounds;  // tiles per block; the rest of the run is written packet by packet
 };
 
-// `out` is where element 0 lies, or would, aligned to a packet.
+// `out` is the address of element 0, even if that is before the run. It is aligned to a packet.
 template <class Dist, class T, bool device_key_given>
 __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
     dense_kernel(const __grid_constant__ Constants<typename Dist::Real> c,
@@ -255,8 +256,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
   const uint64_t counter = keys.offset + run.first_group;  // of packet 0
   const int64_t whole_begin = run.head == 0 ? 0 : 1;       // in packets
   const uint64_t tiles = static_cast<uint64_t>(run.rounds) * gridDim.x;
-  // The low word of the counter wraps once at most. The tile in which it does is set aside, so that
-  // a thread's high word changes between rounds alone, and is worked on outside of their loop.
+  // The low word of the counter wraps at most once. The tile in which it wraps is skipped here and
+  // written after the loop. The first pass of the outer loop does the rounds before that tile, the
+  // second pass those after it, so that a thread's high word is constant within a pass.
   const uint64_t tile_counter = counter + static_cast<uint64_t>(whole_begin) * Shape::kPacketGroups;
   const uint64_t wrap_tile =
       ((uint64_t{1} << 32) - static_cast<uint32_t>(tile_counter)) / Shape::kGroups;
@@ -271,12 +273,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
   const int64_t stride = static_cast<int64_t>(gridDim.x) * Shape::kPackets * packet;
   for (;;) {
     const uint64_t tile = blockIdx.x + static_cast<uint64_t>(round) * gridDim.x;
-    const uint64_t mine = tile_counter + tile * Shape::kGroups + threadIdx.x * Shape::kPacketGroups;
+    const uint64_t first_counter =
+        tile_counter + tile * Shape::kGroups + threadIdx.x * Shape::kPacketGroups;
     const uint64_t high =
-        opaque(wide_product(static_cast<uint32_t>(mine >> 32) ^ keys.k0[0], kPhiloxM0));
-    const uint32_t low = static_cast<uint32_t>(mine);
+        opaque(wide_product(static_cast<uint32_t>(first_counter >> 32) ^ keys.k0[0], kPhiloxM0));
+    const uint32_t low = static_cast<uint32_t>(first_counter);
     const uint32_t end = low + (stop - round) * step;
-    const uint32_t end_product = end * kPhiloxM0;  // of no other low word, for kPhiloxM0 is odd
+    const uint32_t end_product = end * kPhiloxM0;  // unique to `end`, as kPhiloxM0 is odd
     LowProducts<Dist, T> products(low);
     T* to =
         out + (whole_begin + static_cast<int64_t>(tile * Shape::kPackets + threadIdx.x)) * packet;
@@ -285,8 +288,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
       for (;;) {
         store_packets(c, keys, high, products, to);
         products.advance(step);
-        if (static_cast<uint32_t>(products.of[0]) == end_product) break;
-        to += stride;  // not before the way out: ptxas would move it up, and copy the old one
+        if (static_cast<uint32_t>(products.product[0]) == end_product) break;
+        to += stride;  // after the break: ptxas would otherwise hoist it and copy the old value
       }
     }
     if (stop == run.rounds) break;
@@ -294,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
     stop = run.rounds;
   }
 
-  // A partial packet at the head, then what follows the tiles, then the tile set aside.
+  // The partial packet at the head, then the packets after the tiles, then the skipped tile.
   const int64_t tiles_end = whole_begin + static_cast<int64_t>(tiles * Shape::kPackets);
   const int64_t outside = (run.end + packet - 1) / packet - (tiles_end - whole_begin);
   const int64_t rest = outside + (wraps ? Shape::kPackets : 0);
@@ -302,20 +305,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
 #pragma unroll 1
   for (int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < rest;
        n += threads) {
-    int64_t which = n;
+    int64_t index = n;
     if (n >= outside) {
-      which += whole_begin + static_cast<int64_t>(wrap_tile) * Shape::kPackets - outside;
+      index += whole_begin + static_cast<int64_t>(wrap_tile) * Shape::kPackets - outside;
     } else if (n >= whole_begin) {
-      which += tiles_end - whole_begin;
+      index += tiles_end - whole_begin;
     }
     typename Dist::Real v[Shape::kPacketGroups][kGroup<Dist>];
-    packet_values<Dist, T>(c, keys, counter + static_cast<uint64_t>(which) * Shape::kPacketGroups,
+    packet_values<Dist, T>(c, keys, counter + static_cast<uint64_t>(index) * Shape::kPacketGroups,
                            v);
-    store_part<Dist>(out + which * packet, v, run.head - which * packet, run.end - which * packet);
+    store_part<Dist>(out + index * packet, v, run.head - index * packet, run.end - index * packet);
   }
 }
 
-// Any geometry: a unit is one group of one run.
+// Handles any geometry. A unit is one group of one run.
 template <class Dist, class T>
 __global__ void __launch_bounds__(kThreads)
     scattered_kernel(const __grid_constant__ Constants<typename Dist::Real> c,
@@ -325,7 +328,7 @@ __global__ void __launch_bounds__(kThreads)
   const KeySchedule keys = device_key != nullptr ? schedule<true>(by_value, device_key) : by_value;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
-  // A run that begins inside a group touches one group more.
+  // A run that begins inside a group touches one more group.
   const int64_t run_groups = (geometry.run_length + group - 1) / group + 1;
   for (int64_t unit = thread; unit < run_groups * geometry.run_count; unit += threads) {
     int64_t offset;
@@ -347,9 +350,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Blocks of the kernel that the device holds at once. The kernel is an argument of the template,
-// not of the function: kernels of one type differ in their registers, and each has a store of its
-// own.
+// Returns the number of blocks of the kernel that the device holds at once. The kernel is a
+// template argument so that each kernel has its own cache: kernels of the same function type differ
+// in their registers.
 template <auto kernel>
 int64_t resident_blocks(int device, int multiprocessors) {
   constexpr int kDevices = 64;
@@ -359,7 +362,7 @@ int64_t resident_blocks(int device, int multiprocessors) {
     const cudaError_t error =
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
     if (error != cudaSuccess || resident == 0) {
-      cudaGetLastError();  // or the check after the launch would find it
+      cudaGetLastError();  // or the check after the launch would report this error
       return multiprocessors;
     }
     if (device < kDevices) blocks_of_a_multiprocessor[device].store(resident);
@@ -367,7 +370,8 @@ int64_t resident_blocks(int device, int multiprocessors) {
   return static_cast<int64_t>(resident) * multiprocessors;
 }
 
-// Blocks for units of which each thread takes at least one, as many as the device holds at once.
+// Returns the grid size for `units` units: no more threads than units, and no more blocks than the
+// device holds at once.
 template <auto kernel>
 int grid_size(int device, int multiprocessors, int64_t units) {
   const int64_t wanted = (units + kThreads - 1) / kThreads;
@@ -396,8 +400,9 @@ cudaError_t launch_scattered(const Launch& launch) {
   return cudaGetLastError();
 }
 
-// Rounds and blocks for as many tiles. The blocks have equally many and at most `resident` run, so
-// that none waits for another; too few tiles to go round are better done packet by packet.
+// Returns the number of rounds and blocks for the tiles. Every block has the same number of tiles,
+// and at most `resident` blocks are launched, so that no block waits for another. If there are
+// fewer tiles than multiprocessors, there are no rounds, because packet by packet is faster.
 struct Rounds {
   uint32_t rounds;
   int64_t blocks;
@@ -412,7 +417,7 @@ template <class Dist, class T>
 cudaError_t launch_fill(const Launch& launch) {
   using Shape = Tile<Dist, T>;
   constexpr int packet = Shape::kPacket;
-  // What one launch may hold, so that a counter's low word wraps once at most.
+  // The elements per launch are limited, so that the low word of the counter wraps at most once.
   constexpr int64_t kMost = (int64_t{1} << 31) * kGroup<Dist>;
   const Geometry& g = launch.geometry;
   int64_t head = static_cast<int64_t>(g.first_index % packet);
@@ -445,7 +450,7 @@ cudaError_t launch_fill(const Launch& launch) {
   return cudaSuccess;
 }
 
-// float32 and the 16-bit types.
+// Launches a fill of float32 or a 16-bit type.
 template <class Dist>
 cudaError_t launch_fill32(const Launch& launch) {
   switch (launch.request.type) {

@@ -1,5 +1,5 @@
-// Keys on the device: one derived of another, and one of what a generator has set apart, which
-// under the capture of a graph is known only when the graph is replayed.
+// Computes keys on the device: a key derived from another key, and the key of a draw from a
+// generator. During graph capture, the state of the generator is only known at replay.
 #include "launch.h"
 
 #define PARAMINIT_ISA cuda
@@ -24,9 +24,9 @@ __global__ void fold_in_kernel(const uint64_t* key, uint64_t data, uint64_t* fol
 }
 
 __global__ void draw_key_kernel(const __grid_constant__ PhiloxState state, uint64_t* key) {
-  const uint64_t seed = state.captured ? static_cast<uint64_t>(*state.seed_there) : state.seed;
+  const uint64_t seed = state.captured ? static_cast<uint64_t>(*state.seed_address) : state.seed;
   const uint64_t offset = state.captured
-                              ? static_cast<uint64_t>(*state.offset_there) + state.offset_in_graph
+                              ? static_cast<uint64_t>(*state.offset_address) + state.offset_in_graph
                               : state.offset;
   write_folded({seed, offset / 4}, 0, key);
 }

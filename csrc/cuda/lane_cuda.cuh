@@ -1,6 +1,6 @@
-// The lane of one CUDA thread. Intrinsics with an explicit rounding, so that no flag can fuse or
-// flush; of approximations only the one that a correctly rounded root begins with. Names and
-// meanings as in stream/lane_scalar.h.
+// The lane of one CUDA thread. Uses intrinsics with explicit rounding, so that no compiler flag can
+// fuse them. The only approximate instruction is the first step of the correctly rounded square
+// root. Names and meanings are those of stream/lane_scalar.h.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,7 +28,7 @@ struct Lane {
   }
   PARAMINIT_FN U64 splat_word(uint32_t w) { return w; }
   PARAMINIT_FN U64 high32(U64 a) { return a >> 32; }
-  // Only low halves are read, so that 32-bit instructions do.
+  // 32-bit operations suffice, because only the low halves are read.
   PARAMINIT_FN U64 xor2(U64 a, U64 b) {
     return static_cast<uint32_t>(a) ^ static_cast<uint32_t>(b);
   }
@@ -59,19 +59,19 @@ struct Lane {
   // --- float32
   PARAMINIT_FN F32 splat(float v) { return v; }
   template <auto bits>
-  PARAMINIT_FN auto held() {
+  PARAMINIT_FN auto splat_bits() {
     if constexpr (sizeof(bits) == 4) {
-      return __uint_as_float(held_constant<bits>);
+      return __uint_as_float(register_constant<bits>);
     } else {
-      return __longlong_as_double(static_cast<long long>(held_constant<bits>));
+      return __longlong_as_double(static_cast<long long>(register_constant<bits>));
     }
   }
   PARAMINIT_FN F32 add(F32 a, F32 b) { return __fadd_rn(a, b); }
   PARAMINIT_FN F32 sub(F32 a, F32 b) { return __fsub_rn(a, b); }
   PARAMINIT_FN F32 mul(F32 a, F32 b) { return __fmul_rn(a, b); }
   PARAMINIT_FN F32 fma(F32 a, F32 b, F32 c) { return __fmaf_rn(a, b, c); }
-  // For 2^-100 <= a <= 2^100. These steps are those of sqrt.rn itself, without its branch for what
-  // lies outside.
+  // For 2^-100 <= a <= 2^100. These are the steps of sqrt.rn, without its branch for values outside
+  // this range.
   PARAMINIT_FN F32 sqrt(F32 a) {
     const float r = approximate_rsqrt(a);
     const float root = __fmul_rn(a, r), half = __fmul_rn(r, 0.5f);
@@ -90,31 +90,31 @@ struct Lane {
     const uint32_t mask = static_cast<uint32_t>(static_cast<int32_t>(w) >> 31);
     return __uint_as_float((__float_as_uint(set) & mask) | (__float_as_uint(clear) & ~mask));
   }
-  // Exponents come as differences of a float's bits.
+  // split() returns exponents as differences of float bit patterns, that is, in this unit.
   static constexpr float kExponentUnit = 0x1p23f;
   PARAMINIT_FN void split(F32 s, F32& f, F32& exponent) {
     const uint32_t b = __float_as_uint(s);
-    const uint32_t m = (b & 0x7FFFFFu) | held_constant<0x3F000000u>;
+    const uint32_t m = (b & 0x7FFFFFu) | register_constant<0x3F000000u>;
     f = __fsub_rn(__uint_as_float(m), 1.0f);
     exponent = __int2float_rn(static_cast<int>(b - m));
   }
-  // Of s in [1/16, 1]. Its exponent negated, 0 to 3, is the difference of two floats' bits times
-  // 2^-23. These bits are themselves a float, that number times 2^-126, except that 3 would be 4:
-  // so no integer is converted. s = 1 has the exponent 1, whose bits would be those of -infinity;
-  // of that fma_interior() makes 0, which is -2 ln 1.
+  // For s in [1/16, 1]. The negated exponent, 0 to 3, times 2^23 is a difference of two float bit
+  // patterns. Read as a float, this difference is the negated exponent times 2^-126, except that 3
+  // reads as 4 and is clamped. This avoids an integer conversion. For s = 1 the exponent is 1 and
+  // the difference reads as -infinity, for which fma_interior() returns 0, which is -2 ln 1.
   static constexpr float kInteriorExponentUnit = -0x1p-126f;
   PARAMINIT_FN void split_interior(F32 s, F32& f, F32& exponent) {
     const uint32_t b = __float_as_uint(s);
-    const uint32_t m = (b & 0x7FFFFFu) | held_constant<0x3F000000u>;
+    const uint32_t m = (b & 0x7FFFFFu) | register_constant<0x3F000000u>;
     f = __fsub_rn(__uint_as_float(m), 1.0f);
     constexpr int three = 0x01400000;  // 3 * 2^-126
     exponent = __int_as_float(__viaddmin_s32(static_cast<int>(m), -static_cast<int>(b), three));
   }
-  // Clamped to [0, 1], where -2 ln s lies in its unit.
+  // Clamps the result to [0, 1], the range of -2 ln s in its unit.
   PARAMINIT_FN F32 fma_interior(F32 a, F32 b, F32 c) { return saturated_fma(a, b, c); }
-  // v comes doubled. Its exponent is taken for that of 1 where it is negative, and no 1 is
-  // subtracted there; the bits of the mantissa then come from b, and the others are those of 1 or
-  // again of b.
+  // The argument is 2 v. If v is negative, f = v and the exponent is 0. Otherwise `m` is 2 v with
+  // the exponent bits of 1, and f = m / 2 - 1. Without a branch, `m` takes the bits outside of
+  // `one` from b, and the other bits from `one`, or from b if v is negative.
   static constexpr float kSignedUnit = 2.0f;
   PARAMINIT_FN void split_signed(F32 twice_v, F32& f, F32& exponent) {
     const uint32_t one = 0x3F800000u;

@@ -1,5 +1,6 @@
-// The kernels as the outside calls them: one function a family, each in a translation unit of its
-// own so that they compile side by side, none of which reads a torch header.
+// The host interface of the CUDA kernels. Each family of distributions has one launch function, in
+// its own translation unit, so that the families compile in parallel. Must not include torch
+// headers.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,7 +17,7 @@ struct Launch {
   FillRequest request;
   Geometry geometry;
   void* data;
-  // Two words on the device that replace the key schedule of the request, or null.
+  // A key (seed, offset) in device memory that replaces the key schedule of the request, or null.
   const uint64_t* device_key;
   cudaStream_t stream;
   int device;
@@ -28,7 +29,7 @@ cudaError_t launch_normal(const Launch& launch);
 cudaError_t launch_trunc_normal(const Launch& launch);
 cudaError_t launch_words(const Launch& launch);
 
-// By the request's distribution.
+// Calls the launch function of the request's distribution.
 inline cudaError_t dispatch(const Launch& launch) {
   switch (family_of(launch.request.distribution)) {
     case Family::kUniform:
@@ -43,16 +44,17 @@ inline cudaError_t dispatch(const Launch& launch) {
   return launch_words(launch);
 }
 
-// The distribution of a float32 request on given words, four a group: for tests.
+// For tests: applies the distribution of a float32 request to given words, four per group.
 cudaError_t launch_apply(const FillRequest& request, const uint32_t* words, int64_t groups,
                          float* out, cudaStream_t stream);
 
-// `width` columns of the whole from `first` on; `data` is their first element held here.
+// A sparse fill of columns [first, first + width) of the global matrix. `data` is the first element
+// of the shard in these columns.
 struct SparseLaunch {
   SparseRequest request;
   int64_t first, width;
   void* data;
-  // Keys on the device, which replace those of the request, or null.
+  // Keys in device memory that replace the key schedules of the request, or null.
   const uint64_t* device_key;
   const uint64_t* device_word_key;
   // Workspace: thresholds[width], counters[2 width], found[width * capacity].
@@ -68,13 +70,13 @@ struct SparseLaunch {
 int64_t sparse_capacity(const SparseRequest& request);
 cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry);
 
-// The key of a draw, and one derived of another; all of them on the device.
+// Compute the key of a draw, and a key derived from another key. The keys are in device memory.
 cudaError_t launch_draw_key(const PhiloxState& state, uint64_t* key, cudaStream_t stream);
 cudaError_t launch_fold_in(const uint64_t* key, uint64_t data, uint64_t* folded,
                            cudaStream_t stream);
 
-// The statistics of consecutive elements, one for each unit of them; those of units merged, as
-// kStatistics numbers.
+// Compute the statistics of each unit of consecutive elements, and merge the statistics of units
+// into kStatistics numbers.
 cudaError_t launch_statistics(ElementType type, bool is_complex, const void* data, int64_t count,
                               Statistics* units, cudaStream_t stream);
 cudaError_t launch_merge(const Statistics* units, int64_t count, double* out, cudaStream_t stream);

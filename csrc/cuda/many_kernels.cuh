@@ -1,5 +1,6 @@
-// One kernel for many tensors: blocks take chunks, find a chunk's tensor by bisection, and fill it
-// with the values of kernels.cuh. A chunk is of one tensor; which block takes it decides nothing.
+// One kernel for many tensors. Each block fills one chunk, a part of a single tensor: it finds the
+// tensor by binary search and computes the values as kernels.cuh does. The assignment of chunks to
+// blocks never affects values.
 #pragma once
 
 #include "kernels.cuh"
@@ -9,7 +10,7 @@ namespace paraminit::cuda {
 
 static_assert(kManyThreads == kThreads);
 
-// The item that this block's chunk belongs to, and which of the item's chunks it is.
+// Returns the item of this block's chunk. Sets `chunk` to the index of the chunk within the item.
 __device__ __forceinline__ const DeviceItem& find_item(const DeviceItem* items,
                                                        const int64_t* first_chunk, int count,
                                                        int64_t& chunk) {
@@ -26,7 +27,8 @@ __device__ __forceinline__ const DeviceItem& find_item(const DeviceItem* items,
   return items[low];
 }
 
-// Which of a chunk's `size` elements, the first of them element `first` of the run, are in the run.
+// Computes which elements [low, high) of a chunk of `size` elements are in the run. `first` is the
+// index in the run of the chunk's first element.
 __device__ __forceinline__ void clip(const DeviceItem& item, int64_t first, int size, int& low,
                                      int& high) {
   const int64_t before = item.head - first, there = item.end - first;
@@ -44,31 +46,33 @@ __device__ __forceinline__ const Constants<typename Dist::Real>& item_constants(
   }
 }
 
-// A chunk of a run of packets: its whole tiles, which are its first ones, then packet by packet.
+// Fills one chunk of a dense run: first its complete tiles, then the rest packet by packet.
 template <class Dist, class T>
 __device__ __forceinline__ void fill_dense(const DeviceItem& item, int64_t chunk) {
   using Shape = Tile<Dist, T>;
   constexpr int packet = Shape::kPacket, tile = Shape::kPackets * packet;
   constexpr int tiles = kManyGroups / Shape::kGroupsInFlight;
-  // By value: what is stored below might otherwise be these.
+  // A copy, because the compiler must assume that the stores below may alias `item`.
   const Constants<typename Dist::Real> c = item_constants<Dist>(item);
   const KeySchedule keys = key_schedule(item.key);
   const uint64_t counter =
       keys.offset + item.first_group + static_cast<uint64_t>(chunk) * (tiles * Shape::kGroups);
   int low, high;
   clip(item, chunk * (tiles * tile), tiles * tile, low, high);
-  // Where the low word of the counter wraps, or the run begins inside, all is done by packets.
+  // If the low word of the counter wraps, or the run begins inside the chunk, the whole chunk is
+  // written packet by packet.
   const bool wraps =
       static_cast<uint32_t>(counter) > -static_cast<uint32_t>(tiles * Shape::kGroups);
   const int whole = low > 0 || wraps ? 0 : high / tile;
 
-  const uint64_t mine = counter + threadIdx.x * Shape::kPacketGroups;
-  const uint64_t of_high = wide_product(static_cast<uint32_t>(mine >> 32) ^ keys.k0[0], kPhiloxM0);
+  const uint64_t first_counter = counter + threadIdx.x * Shape::kPacketGroups;
+  const uint64_t high_product =
+      wide_product(static_cast<uint32_t>(first_counter >> 32) ^ keys.k0[0], kPhiloxM0);
   T* out = static_cast<T*>(item.data) + chunk * (tiles * tile) + threadIdx.x * packet;
-  LowProducts<Dist, T> products(static_cast<uint32_t>(mine));
+  LowProducts<Dist, T> products(static_cast<uint32_t>(first_counter));
 #pragma unroll 1
   for (int n = 0; n < whole; ++n) {
-    store_packets(c, keys, of_high, products, out);
+    store_packets(c, keys, high_product, products, out);
     products.advance(Shape::kGroups);
     out += tile;
   }
@@ -90,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Dist>)
   fill_dense<Dist, T>(item, chunk);
 }
 
-// Elements of 2, 4 or 8 bytes, moved by their bits.
+// Fills with constants of 2, 4 or 8 bytes, given by their bits.
 template <class Bits>
 __global__ void __launch_bounds__(kManyThreads)
     many_constant_kernel(const DeviceItem* items, const int64_t* first_chunk, int count) {
@@ -131,7 +135,7 @@ __global__ void __launch_bounds__(kManyThreads)
   }
 }
 
-// A block for each chunk: blocks that come and go are spread better than a loop would be.
+// Launches one block per chunk, which balances the load better than a loop over chunks.
 template <class Kernel>
 cudaError_t launch_chunks(Kernel kernel, const ManyLaunch& launch) {
   if (launch.chunks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;

@@ -1,4 +1,4 @@
-// The kernels of fills of many tensors as the outside calls them. Knows no torch header.
+// The host interface of the kernels that fill many tensors. Must not include torch headers.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,28 +9,29 @@
 namespace paraminit {
 
 constexpr int kManyThreads = 256;
-// Groups (or, of a constant, 16-byte packets) that a thread of one chunk fills: enough to pay for
-// finding the chunk's tensor, and few enough that tensors of a million elements go round.
+// The number of groups (for constants: 16-byte packets) that a thread fills in a chunk. Large
+// enough to amortise the search for the tensor. Small enough that a tensor of a million elements
+// has chunks for all multiprocessors.
 constexpr int kManyGroups = 8;
 
-// One tensor, in the device's memory.
+// Describes one tensor to the kernels. Stored in device memory.
 struct DeviceItem {
   union {
     Constants<float> c32;
     Constants<double> c64;
-    uint64_t value[2];  // of a constant: the bits of one element
+    uint64_t value[2];  // constants: the bits of one element
   };
   Key key;
-  // Where `geometry` is null: elements [head, end) of a run of whole packets of 16 bytes, whose
-  // first one, at `data`, holds the group `first_group`.
+  // If `geometry` is null, the tensor is elements [head, end) of a run of 16-byte packets. The
+  // first packet is at `data` and begins with group `first_group`.
   uint64_t first_group;
   int64_t head, end;
   void* data;
   const Geometry* geometry;
 };
 
-// Items of one distribution and element type. Chunks [first_chunk[i], first_chunk[i + 1]) of the
-// launch are those of item i; the arrays lie in the device's memory.
+// Items of one distribution and element type. Item i consists of chunks
+// [first_chunk[i], first_chunk[i + 1]) of the launch. Both arrays are in device memory.
 struct ManyLaunch {
   Distribution distribution;
   ElementType type;
@@ -44,7 +45,7 @@ struct ManyLaunch {
 cudaError_t launch_many_uniform(const ManyLaunch& launch);
 cudaError_t launch_many_normal(const ManyLaunch& launch);
 cudaError_t launch_many_trunc_normal(const ManyLaunch& launch);
-// Constants of elements of 2, 4 or 8 bytes.
+// Fills with constants of `size` bytes, which is 2, 4 or 8.
 cudaError_t launch_many_constant(const ManyLaunch& launch, int64_t size);
 
 }  // namespace paraminit

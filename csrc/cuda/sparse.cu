@@ -1,14 +1,16 @@
-// A sparse fill on a CUDA device: count and collect, select, write, as cpu/sparse.cpp does, but
-// with (word, row) whole in the lists and thresholds. Atomics decide the order within a list alone.
+// Sparse fills on a CUDA device, in the steps of cpu/sparse.cpp: count and collect, select, write.
+// Here, lists and thresholds hold complete (word, row) pairs. Atomics affect only the order within
+// a list.
 #include "kernels.cuh"
 
 namespace paraminit {
 namespace cuda {
 namespace {
 
-constexpr int kLanes = 4;  // that a thread of the counting kernel owns, a group's worth
+constexpr int kLanes = 4;  // per thread of the counting kernel, as many as a group has words
 constexpr int kSelectThreads = 128;
-// Lists up to here are ranked by comparing all pairs; a digit of a longer one costs two barriers.
+// Lists up to this length are ranked by comparing all pairs. Longer lists are ranked digit by
+// digit, and every digit costs barriers.
 constexpr int kPairwise = 1024;
 constexpr int kDigits = 256;
 
@@ -25,8 +27,8 @@ __device__ __forceinline__ void group_words(const KeySchedule& keys, uint64_t gr
   for (int n = 0; n < 4; ++n) words[n] = static_cast<uint32_t>(x[0][n]);
 }
 
-// The words of elements index .. index + 3. Whether that is one group is the same for all threads
-// of a row.
+// Computes the words of elements index to index + 3, from one or two groups. The number of groups
+// is the same for all threads of a row, so the branch does not diverge.
 __device__ __forceinline__ void four_words(const KeySchedule& keys, uint64_t index,
                                            uint32_t (&words)[4]) {
   const int skip = static_cast<int>(index % 4);
@@ -40,11 +42,11 @@ __device__ __forceinline__ void four_words(const KeySchedule& keys, uint64_t ind
 }
 
 struct CountPlan {
-  int64_t rows, columns;  // of the whole
+  int64_t rows, columns;  // of the global matrix
   int64_t first, width;   // the panel's columns
-  int64_t fold;           // rows side by side, where the panel is all columns and they are few
-  int64_t chunk_strips;   // folded rows of a block
-  uint32_t low, high;     // the window
+  int64_t fold;  // rows processed side by side, if the panel has all columns and they are few
+  int64_t chunk_strips;  // strips of `fold` rows per block
+  uint32_t low, high;    // the window
   int64_t capacity;
 };
 
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       ++passed[n];
       if (words[n] < plan.low) continue;
       const uint32_t at = atomicAdd(&counts[column[n]], 1u);
-      // A list that is too short is seen by the kernel that selects.
+      // select_kernel detects a list that has overflowed.
       if (at < plan.capacity) {
         found[column[n] * plan.capacity + at] =
             ranked(words[n], static_cast<uint64_t>(row + folded[n]));
@@ -89,8 +91,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The `rank`-th smallest of `count` distinct numbers, digit by digit from the highest. Called by a
-// whole block, which it answers through `answer`.
+// Writes the `rank`-th smallest (from 0) of `count` distinct numbers to `answer`. Determines its
+// digits one by one, from the highest. All threads of the block must call this function.
 template <class At>
 __device__ void select_by_digits(const At& at, int64_t count, uint64_t rank, uint64_t* answer) {
   __shared__ unsigned long long histogram[kDigits];
@@ -105,7 +107,7 @@ __device__ void select_by_digits(const At& at, int64_t count, uint64_t rank, uin
     const uint64_t above = prefix;
     for (int64_t i = threadIdx.x; i < count; i += kSelectThreads) {
       const uint64_t x = at(i);
-      // A shift by all 64 bits would be none at all.
+      // The first test avoids a shift by 64 bits, which is undefined.
       if (shift == 56 || x >> (shift + 8) == above) atomicAdd(&histogram[x >> shift & 255], 1ull);
     }
     __syncthreads();
@@ -119,7 +121,7 @@ __device__ void select_by_digits(const At& at, int64_t count, uint64_t rank, uin
   if (threadIdx.x == 0) *answer = prefix;
 }
 
-// One block a column.
+// Computes the thresholds of the columns, with one block per column.
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const __grid_constant__ KeySchedule by_value, const uint64_t* device_key,
                   const CountPlan plan, int64_t zeros, const uint32_t* up_to,
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int64_t rank = zeros - 1 - (static_cast<int64_t>(up_to[column]) - count);
   const uint64_t* const list = found + column * plan.capacity;
   if (count > plan.capacity || rank < 0 || rank >= count) {
-    // The window missed: the whole column is looked at.
+    // The threshold is outside the window or the list overflowed: search the whole column.
     const KeySchedule keys =
         device_key != nullptr ? schedule<true>(by_value, device_key) : by_value;
     const auto at = [&](int64_t row) {
@@ -162,10 +164,11 @@ struct WritePlan {
   uint64_t columns, first;
   int64_t width;
   int parts;
-  bool packed;  // one run that begins with a packet, in memory as in the stream
+  bool packed;  // a single run that begins with a packet, both in memory and by index
 };
 
-// Row and column of an element; indices of 32 bits are divided in 32 bits, a third of the cost.
+// Computes the row and column of an element. 32-bit indices use a 32-bit division, which costs a
+// third.
 __device__ __forceinline__ void locate_element(uint64_t element, uint64_t columns, uint64_t& row,
                                                uint64_t& column) {
   if ((element | columns) >> 32 == 0) {
@@ -176,7 +179,7 @@ __device__ __forceinline__ void locate_element(uint64_t element, uint64_t column
   column = element - row * columns;
 }
 
-// A unit is one packet's worth of a run.
+// Writes the values and zeros. A unit is one packet of a run.
 template <class Dist, class T>
 __global__ void __launch_bounds__(kThreads)
     write_kernel(const __grid_constant__ Constants<typename Dist::Real> c,
@@ -192,12 +195,12 @@ __global__ void __launch_bounds__(kThreads)
       device_word_key != nullptr ? schedule<true>(words_by_value, device_word_key) : words_by_value;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
-  // A run that begins inside a packet touches one packet more.
+  // A run that begins inside a packet touches one more packet.
   const int64_t run_packets = (geometry.run_length + packet - 1) / packet + (plan.packed ? 0 : 1);
   for (int64_t unit = thread; unit < run_packets * geometry.run_count; unit += threads) {
     int64_t offset = 0, position = unit;
     uint64_t index = geometry.first_index;
-    if (geometry.run_count != 1) {  // 64-bit divisions, a quarter of the kernel
+    if (geometry.run_count != 1) {  // 64-bit divisions cost a quarter of the kernel
       position = unit % run_packets;
       locate_run(geometry, unit / run_packets, offset, index);
     }
@@ -210,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
       x[0][0] = keys.offset + g;
       philox<Lane, 1>(keys, x);
       group_values<Dist>(c, x[0], v[i]);
-      // 4, 2 or 1 elements stand in a group of values, and never in two groups of words.
+      // A group of values holds 4, 2 or 1 elements, whose words are all in one group of words.
       const uint64_t element = g * group >> (plan.parts == 2 ? 1 : 0);
       uint32_t words[4];
       group_words(word_keys, element / 4, words);
@@ -219,15 +222,15 @@ __global__ void __launch_bounds__(kThreads)
       bool zero = false;
 #pragma unroll
       for (int n = 0; n < group; ++n) {
-        const bool begins = plan.parts == 1 || n % 2 == 0;
-        if (begins) {
+        const bool begins_element = plan.parts == 1 || n % 2 == 0;
+        if (begins_element) {
           const int at =
               static_cast<int>((element + static_cast<uint64_t>(plan.parts == 1 ? n : n / 2)) % 4);
           const uint32_t word = at == 0   ? words[0]
                                 : at == 1 ? words[1]
                                 : at == 2 ? words[2]
                                           : words[3];
-          // Neighbours of the run in its first and last packet may lie outside the panel.
+          // Elements outside the run, in its first and last packet, may be outside the panel.
           const uint64_t lane = column - plan.first;
           zero = lane < static_cast<uint64_t>(plan.width) && ranked(word, row) <= thresholds[lane];
           if (++column == plan.columns) {
@@ -238,7 +241,7 @@ __global__ void __launch_bounds__(kThreads)
         if (zero) v[i][n] = 0;
       }
     }
-    const int64_t first = static_cast<int64_t>(first_group * group - index);  // of the run
+    const int64_t first = static_cast<int64_t>(first_group * group - index);  // index in the run
     if (plan.packed && first + packet <= geometry.run_length) {
       store_packet(out + offset + first, v);
       continue;
@@ -304,10 +307,10 @@ cudaError_t launch_sparse(const SparseLaunch& launch, const Geometry& geometry) 
   constexpr int64_t block_lanes = int64_t{cuda::kLanes} * cuda::kThreads;
   const int64_t blocks = (launch.width * plan.fold + block_lanes - 1) / block_lanes;
   const int64_t strips = (r.rows + plan.fold - 1) / plan.fold;
-  // Some 16 blocks a multiprocessor, and at least 16 rows a block to pay for its atomics.
+  // About 16 blocks per multiprocessor, and at least 16 strips per block to amortise its atomics.
   int64_t chunks = (int64_t{16} * launch.multiprocessors + blocks - 1) / blocks;
-  const int64_t most = (strips + 15) / 16 < 65535 ? (strips + 15) / 16 : 65535;
-  if (chunks > most) chunks = most;
+  const int64_t max_chunks = (strips + 15) / 16 < 65535 ? (strips + 15) / 16 : 65535;
+  if (chunks > max_chunks) chunks = max_chunks;
   plan.chunk_strips = (strips + chunks - 1) / chunks;
   chunks = (strips + plan.chunk_strips - 1) / plan.chunk_strips;
   cuda::count_kernel<<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(chunks)),

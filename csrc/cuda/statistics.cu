@@ -1,5 +1,6 @@
-// The statistics of consecutive elements on a GPU: a block reads a unit, one block merges them.
-// Sums are added up in an order that depends on the number of elements alone.
+// The statistics of consecutive elements on a GPU. Each block reads one unit, and a single block
+// merges the units. The order of the additions depends only on the number of elements and on
+// whether their memory is aligned to 16 bytes.
 #include "../stream/statistics.h"
 
 #include "launch.h"
@@ -9,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// What a thread has read, and after the tree what its block has.
+// The sums of one thread, or of its block after the reduction.
 struct Part {
   double sums[2], squares;
   double least, greatest;
@@ -41,21 +42,21 @@ __device__ __forceinline__ void read(const T* element, const double (&k)[2], Par
   part.zeros += kind == NumberKind::kZero;
   part.subnormals += kind == NumberKind::kSubnormal;
   for (int p = 0; p < parts; ++p) {
-    const double apart = v[p] - k[p];
-    part.sums[p] += apart;
-    part.squares += apart * apart;
+    const double distance = v[p] - k[p];
+    part.sums[p] += distance;
+    part.squares += distance * distance;
     part.least = v[p] < part.least ? v[p] : part.least;
     part.greatest = v[p] > part.greatest ? v[p] : part.greatest;
   }
 }
 
-// Elements that are loaded at once.
+// The elements of one load.
 template <class T, int parts, int elements>
 struct alignas(sizeof(T) * parts * elements) Pack {
   T numbers[parts * elements];
 };
 
-// `pack` elements a load: 16 bytes where the memory is aligned to them, else one element.
+// Reads `pack` elements per load: 16 bytes if the memory is aligned, otherwise one element.
 template <class T, int parts, int pack>
 __global__ void __launch_bounds__(kThreads, 4)
     unit_kernel(const T* data, int64_t count, Statistics* units) {
@@ -65,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const T* x = data + first * parts;
   double k[2] = {};
   for (int p = 0; p < parts; ++p) k[p] = number(x[p]);
-  // Distances are from any number that is not far off: that of the first element.
+  // Sums are taken of the distances from `k`, a number near the elements: the first element, or 0
+  // if that is not finite.
   if (const NumberKind kind = kind_of<T>(k);
       kind == NumberKind::kNan || kind == NumberKind::kInfinite) {
     k[0] = k[1] = 0.0;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
   if (threadIdx.x != 0) return;
   const Part& all = found[0];
-  Statistics s = no_statistics();
+  Statistics s = empty_statistics();
   s.finite = all.finite;
   s.zeros = all.zeros;
   s.subnormals = all.subnormals;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   __shared__ Statistics found[kThreads];
   const int64_t own = (count + kThreads - 1) / kThreads;
   const int64_t first = threadIdx.x * own;
-  Statistics s = no_statistics();
+  Statistics s = empty_statistics();
   for (int64_t i = first; i < first + own && i < count; ++i) s = merged(s, units[i]);
   found[threadIdx.x] = s;
   for (int step = 1; step < kThreads; step *= 2) {

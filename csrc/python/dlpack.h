@@ -1,5 +1,5 @@
-// The parts of DLPack's C interface for exchange that are used here, as its ABI fixes them (DLPack
-// 1.3, include/dlpack/dlpack.h): torch.Tensor offers it from torch 2.10 on.
+// The parts of DLPack's C exchange API that are used here, as its ABI defines them (DLPack 1.3,
+// include/dlpack/dlpack.h). torch.Tensor provides this API since torch 2.10.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct Exchange {
   void* allocate;
   void* managed_from_object;
   void* managed_to_object;
-  // Describes the tensor for as long as it lives and keeps its shape; -1 with a Python error where
-  // it has no memory to describe.
+  // Writes a description to `out` that is valid while the tensor lives and keeps its shape. Returns
+  // -1 and sets a Python error if the tensor has no memory.
   int (*describe)(void* object, Tensor* out);
   int (*current_stream)(int32_t device_type, int32_t device_index, void** out);
 };

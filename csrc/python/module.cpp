@@ -1,4 +1,4 @@
-// What Python sees of the compiled parts beside the operators.
+// Defines the Python module _C. The operators are registered in csrc/torch/ops.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,8 +19,8 @@
 #include "../torch/fills.h"
 #include "../torch/ops.h"
 #include "../torch/orthogonal.h"
-#include "calls.h"
-#include "objects.h"
+#include "fast_path.h"
+#include "python_tensor.h"
 
 #define PARAMINIT_ISA baseline
 #define PARAMINIT_FN static inline __attribute__((always_inline))
@@ -40,18 +40,18 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint3
   return {words[0], words[1], words[2], words[3]};
 }
 
-Array described(const py::handle& tensor) {
+Array described_or_throw(const py::handle& tensor) {
   Array array{};
   if (!describe(tensor.ptr(), &array))
     throw ValueError("paraminit_ext._C: expected a dense tensor.");
   return array;
 }
 
-// What the distribution makes of these words (int32, four a group), for tests of the numbers. On a
-// CUDA device it does so for float32.
+// For tests: applies a distribution to given words (int32, four per group). On a CUDA device, only
+// for float32.
 py::object apply_distribution(const std::string& name, const std::vector<double>& parameters,
                               const py::object& words, const py::object& dtype) {
-  const Array from = described(words);
+  const Array from = described_or_throw(words);
   if (from.sizes.size() != 2 || from.sizes[1] != 4 || from.element_bytes != 4 ||
       !is_contiguous(from.sizes, from.strides)) {
     throw ValueError(
@@ -64,13 +64,14 @@ py::object apply_distribution(const std::string& name, const std::vector<double>
     if constexpr (requires { law.plan(type, false); }) plan = law.plan(type, false);
   });
   if (plan.is_constant) {
-    throw ValueError("paraminit_ext._C.apply_distribution: one value takes no words.");
+    throw ValueError(
+        "paraminit_ext._C.apply_distribution: expected a distribution of several values.");
   }
-  const int64_t each = type == ElementType::kFloat64 ? 2 : 4;
+  const int64_t group = type == ElementType::kFloat64 ? 2 : 4;
   const py::object out = py::module_::import("torch").attr("empty")(
-      from.sizes[0] * each, py::arg("dtype") = dtype, py::arg("device") = words.attr("device"));
+      from.sizes[0] * group, py::arg("dtype") = dtype, py::arg("device") = words.attr("device"));
   const auto* const data = static_cast<const uint32_t*>(from.data);
-  void* const to = described(out).data;
+  void* const to = described_or_throw(out).data;
   if (from.device.kind == DeviceKind::kCpu) {
     apply_cpu(plan.request, data, from.sizes[0], to);
   } else if (has_kernels(from.device) && type == ElementType::kFloat32) {
@@ -82,39 +83,39 @@ py::object apply_distribution(const std::string& name, const std::vector<double>
   return out;
 }
 
-// The zeros of a sparse fill of ones, thresholds being looked for in a window of another width: for
-// tests, since the width may decide nothing.
+// For tests: a sparse fill of ones that searches its thresholds in a window of another width. The
+// width must not affect the result.
 void sparse_ones(const py::object& tensor, int64_t zeros, std::pair<uint64_t, uint64_t> key,
                  double spread) {
-  const Array matrix = described(tensor);
+  const Array matrix = described_or_throw(tensor);
   if (matrix.device.kind != DeviceKind::kCpu || matrix.type != Dtype::kFloat32 ||
       matrix.sizes.size() != 2 || matrix.numel() == 0 || zeros < 1 || zeros > matrix.sizes[0]) {
     throw ValueError(
         "paraminit_ext._C.sparse_ones: expected a float32 matrix on the CPU and 1 to "
         "rows zeros.");
   }
-  const Key given{key.first, key.second};
+  const Key fill_key{key.first, key.second};
   SparseRequest request{};
   request.values = plan_normal(ElementType::kFloat32, 1.0, 0x1p-100).request;
-  request.values.keys = make_key_schedule(given);
-  request.word_keys = make_key_schedule(fold_in(given, 1));
+  request.values.keys = make_key_schedule(fill_key);
+  request.word_keys = make_key_schedule(fold_in(fill_key, 1));
   request.parts = 1;
   request.rows = matrix.sizes[0];
   request.columns = matrix.sizes[1];
-  request.held = {0, 0, request.rows, request.columns};
+  request.shard = {0, 0, request.rows, request.columns};
   request.zeros = zeros;
   request.spread = spread;
   sparse_cpu(request, {matrix.strides[0], matrix.strides[1]}, matrix.data);
 }
 
-// Loads the library of the CUDA kernels; returns why it cannot be, or nothing.
+// Loads the CUDA kernel library. Returns the reason if that fails, otherwise an empty string.
 std::string load_cuda(const std::string& path) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return dlerror();
   const auto get = reinterpret_cast<GetCudaBackend>(dlsym(library, kCudaBackendSymbol));
-  const CudaBackend* const found = get != nullptr ? get(PARAMINIT_BUILT) : nullptr;
-  if (found == nullptr) return path + " was built from other sources";
-  set_cuda_backend(found);
+  const CudaBackend* const backend = get != nullptr ? get(PARAMINIT_BUILT) : nullptr;
+  if (backend == nullptr) return path + " was built from other sources";
+  set_cuda_backend(backend);
   return "";
 }
 
@@ -151,7 +152,7 @@ PYBIND11_MODULE(_C, m) {
   } catch (const std::invalid_argument& error) {
     throw py::import_error(std::string("PARAMINIT_CPU_CAPABILITY: ") + error.what());
   }
-  look_up_torch();
+  load_torch_functions();
   translate_errors();
   set_products_may_round(products_may_round);
 
@@ -172,42 +173,43 @@ PYBIND11_MODULE(_C, m) {
       py::arg("device_index"));
   m.def(
       "write_drawn_key",
-      [](const py::object& key, bool captured, uint64_t seed, uint64_t offset, uintptr_t seed_there,
-         uintptr_t offset_there, uint64_t offset_in_graph) {
-        const Array to = described(key);
+      [](const py::object& key, bool captured, uint64_t seed, uint64_t offset,
+         uintptr_t seed_address, uintptr_t offset_address, uint64_t offset_in_graph) {
+        const Array to = described_or_throw(key);
         cuda_backend()->draw_key(
-            {captured, seed, offset, reinterpret_cast<const int64_t*>(seed_there),
-             reinterpret_cast<const int64_t*>(offset_there), offset_in_graph},
+            {captured, seed, offset, reinterpret_cast<const int64_t*>(seed_address),
+             reinterpret_cast<const int64_t*>(offset_address), offset_in_graph},
             static_cast<uint64_t*>(to.data), to.device.index);
       },
       py::arg("key"), py::arg("captured"), py::arg("seed"), py::arg("offset"),
-      py::arg("seed_there"), py::arg("offset_there"), py::arg("offset_in_graph"));
+      py::arg("seed_address"), py::arg("offset_address"), py::arg("offset_in_graph"));
 
   m.def("set_key_type", set_key_type, py::arg("key_type"));
-  m.def("take_refusal", take_refusal);
-  m.def("calls_are_plain", calls_are_plain);
+  m.def("take_error_type", take_error_type);
+  m.def("dispatch_is_plain", dispatch_is_plain);
   m.def(
       "is_plain",
       [](const py::handle& tensor) {
-        Array found{};
-        return describe_plain(tensor.ptr(), &found);
+        Array array{};
+        return describe_plain(tensor.ptr(), &array);
       },
       py::arg("tensor"));
   m.def(
       "is_fillable",
       [](const py::handle& tensor) {
-        Array found{};
-        return describe_plain(tensor.ptr(), &found) && has_own_elements(tensor.ptr(), &found) &&
+        Array array{};
+        return !is_wrapped(tensor.ptr()) && describe_plain(tensor.ptr(), &array) &&
+               has_own_elements(tensor.ptr(), &array) &&
                (!is_inference(tensor.ptr()) || is_inference_mode());
       },
       py::arg("tensor"));
   m.def(
-      "lacks_storage",
+      "storage_too_small",
       [](const py::handle& tensor) {
         Array array{};
-        if (!describe(tensor.ptr(), &array)) return false;
+        if (is_wrapped(tensor.ptr()) || !describe(tensor.ptr(), &array)) return false;
         describe_storage(tensor.ptr(), &array);
-        return lacks_storage(array);
+        return storage_too_small(array);
       },
       py::arg("tensor"));
   m.def(
@@ -228,7 +230,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("key"), py::arg("whole"), py::arg("start"));
   py::class_<Entries>(m, "Entries")
       .def(py::init<py::list>(), py::arg("entries"))
-      .def("first_alike", &Entries::first_alike);
+      .def("first_equivalent", &Entries::first_equivalent);
   m.def("fill_many", fill_many_plain, py::arg("fills"), py::arg("calls"), py::arg("which"),
         py::arg("places"), py::arg("entries"), py::arg("indices"), py::arg("default_generator"),
         py::arg("draw"));
@@ -242,9 +244,9 @@ PYBIND11_MODULE(_C, m) {
       [](const std::string& name, const std::vector<double>& parameters, const py::handle& tensor,
          std::pair<uint64_t, uint64_t> key, const std::vector<int64_t>& whole,
          const std::vector<int64_t>& start, int64_t bytes) {
-        Array array = described(tensor);
+        Array array = described_or_throw(tensor);
         describe_storage(tensor.ptr(), &array);
-        const py::gil_scoped_release others_run;
+        const py::gil_scoped_release no_gil;
         fill_staged(name, parameters, array, {key.first, key.second}, {whole, start}, bytes);
       },
       py::arg("name"), py::arg("parameters"), py::arg("tensor"), py::arg("key"), py::arg("whole"),

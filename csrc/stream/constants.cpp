@@ -1,5 +1,6 @@
-// The constants of a fill. Double arithmetic in the order written here is part of the contract:
-// -ffp-contract=off keeps a compiler from fusing it, and the caller keeps rounding to nearest.
+// Computes the constants of a fill. The order of the double operations is part of the stream
+// contract. -ffp-contract=off prevents the compiler from fusing them. The caller must round to
+// nearest.
 #include "constants.h"
 
 #define PARAMINIT_ISA baseline
@@ -13,14 +14,16 @@ namespace {
 
 using L = baseline::Lane;
 
-// Both bounds this close: u = 2 Phi(z) - 1 keeps |dz| below 2^-19.5 in float32.
+// If both bounds are within this limit, computing z from u = 2 Phi(z) - 1 in float32 keeps |dz|
+// below 2^-19.5.
 constexpr double kInteriorLimit = 2.125;
-constexpr double kInteriorMost = 5.45;  // -2 ln(1 - u^2) there, or more
-// From here on a one-sided interval is evaluated relative to the mass beyond its nearer bound: in
-// float32 as far as kTailDegree fits, in float64 as far as quantile_central64 reaches from 1/2.
+constexpr double kInteriorMost = 5.45;  // upper bound of -2 ln(1 - u^2) within kInteriorLimit
+// If the nearer bound is at least this far from 0, a one-sided interval is evaluated relative to
+// the mass beyond that bound. The limit follows in float32 from the accuracy of the fit of degree
+// kTailDegree, and in float64 from the range of quantile_central64.
 constexpr double kOneSidedLimit32 = 1.5;
 constexpr double kOneSidedLimit64 = 1.0;
-// No normal of the stream is further out: |z| is at most sqrt(66 ln 2) and sqrt(108 ln 2).
+// Upper bounds of |z| in the stream's normal fills: sqrt(66 ln 2) and sqrt(108 ln 2), rounded up.
 constexpr double kNormalReach32 = 6.77;
 constexpr double kNormalReach64 = 8.66;
 
@@ -31,12 +34,12 @@ constexpr double kInverseRootTwoPi = 0x1.9884533d43651p-2;
 
 double power_of_two(int exponent) { return L::from_bits64(uint64_t(1023 + exponent) << 52); }
 
-// Of a normal number.
+// Returns false for subnormal powers of two.
 bool is_power_of_two(double x) {
   return x > 0 && x <= 0x1p1023 && (L::bits(x) & 0xFFFFFFFFFFFFFu) == 0;
 }
 
-// exp(-y) for 0 <= y <= 700.
+// Returns exp(-y) for 0 <= y <= 700.
 double exp_minus(double y) {
   const int n = static_cast<int>(y * 0x1.71547652b82fep+0 + 0.5);
   const double r = L::fma(n, kLn2Low, L::fma(n, kLn2High, -y));  // |r| <= ln 2 / 2
@@ -45,15 +48,15 @@ double exp_minus(double y) {
   return n < 1000 ? sum * power_of_two(-n) : sum * power_of_two(-1000) * power_of_two(1000 - n);
 }
 
-// (1 - Phi(x)) / phi(x) for x >= 2.5, by the continued fraction 1/(x + 1/(x + 2/(x + 3/...)))
-// (Laplace); 64 terms leave less than 2^-60.
+// Returns (1 - Phi(x)) / phi(x) for x >= 2.5, from Laplace's continued fraction
+// 1/(x + 1/(x + 2/(x + 3/...))). With 64 terms the truncation error is below 2^-60.
 double mills_ratio(double x) {
   double sum = x;
   for (int k = 64; k >= 1; --k) sum = x + k / sum;
   return 1.0 / sum;
 }
 
-// Phi(x) - 1/2 = phi(x) (x + x^3/3 + x^5/15 + ...) for 0 <= x < 2.5 (Marsaglia 2004).
+// Returns Phi(x) - 1/2 = phi(x) (x + x^3/3 + x^5/15 + ...) for 0 <= x < 2.5 (Marsaglia 2004).
 double central_mass(double x) {
   double term = x, sum = x;
   for (int k = 3; k <= 101; k += 2) {
@@ -95,7 +98,8 @@ double decode_half(uint16_t h) {
   return h >> 15 ? -v : v;
 }
 
-// The neighbour of a finite or infinite float of `bits` bits, as bits: signed-magnitude order.
+// Returns the bits of the next larger (`up`) or next smaller floating-point number. `b` has the
+// bits of a finite or infinite number in sign-magnitude format.
 template <class Bits>
 Bits step_bits(Bits b, bool up) {
   const Bits sign = Bits(1) << (8 * sizeof(Bits) - 1);
@@ -144,10 +148,10 @@ double largest_below(ElementType type, double x) {
   return v < x ? v : neighbour(type, v, false);
 }
 
-// What values are clamped to before they are rounded to 16 bits: `bound`, the value of the type
-// that the limit leaves, but the limit itself where that is a zero: then values between the two
-// keep their sign. A limit of zero gets the sign that makes min and max indifferent to how they
-// order -0 and +0.
+// Return the bounds to which values are clamped before they are rounded to 16 bits. This is
+// `bound`, the extreme value of the element type within `limit`. If `bound` is zero, it is `limit`
+// instead, so that values between the two keep their sign. A limit of zero gets the sign with which
+// the result does not depend on how min and max order -0 and +0.
 double lower_clamp(double limit, double bound) {
   return bound != 0 ? bound : limit < 0 ? limit : 0.0;
 }
@@ -164,7 +168,7 @@ Plan constant_plan(ElementType type, double x) {
   return plan;
 }
 
-Constants<float> narrowed(const Constants<double>& c) {
+Constants<float> to_float(const Constants<double>& c) {
   Constants<float> f{};
   f.scale = static_cast<float>(c.scale);
   f.shift = static_cast<float>(c.shift);
@@ -176,7 +180,7 @@ Constants<float> narrowed(const Constants<double>& c) {
   f.upper = static_cast<float>(c.upper);
   f.log_tail = static_cast<float>(c.log_tail);
   f.middle = static_cast<float>(c.middle);
-  f.calm = static_cast<float>(c.calm);
+  f.unclamped_limit = static_cast<float>(c.unclamped_limit);
   for (int k = 0; k <= kTailDegree; ++k) f.tail[k] = static_cast<float>(c.tail[k]);
   f.flip = c.flip;
   return f;
@@ -187,12 +191,13 @@ Plan make_plan(ElementType type, Distribution distribution, const Constants<doub
   plan.request.type = type;
   plan.request.distribution = distribution;
   plan.request.c64 = c;
-  if (type != ElementType::kFloat64) plan.request.c32 = narrowed(c);
+  if (type != ElementType::kFloat64) plan.request.c32 = to_float(c);
   return plan;
 }
 
-// In which precision bounds and parameters are read: double for float64, else float.
-double working(ElementType type, double x) {
+// Rounds a bound or parameter to the precision of the computation: double for float64, otherwise
+// float.
+double round_to_computed(ElementType type, double x) {
   return type == ElementType::kFloat64 ? x : static_cast<double>(static_cast<float>(x));
 }
 
@@ -242,35 +247,37 @@ void fit_tail(double middle, double half, double (&tail)[kTailDegree + 1]) {
   }
 }
 
-// Constants::calm for bounds on both sides of 0. What r = -2 ln(1 - u^2) leaves uncertain of z is
-// far below the margin, as long as r is not much below 1.
-double calm_limit(const Constants<double>& c, double most) {
-  // As the fill has them: a mean far from 0 is rounded by more than the margin.
+// Returns Constants::unclamped_limit for bounds on both sides of 0, at most `most`. The margin of
+// 2^-14 far exceeds the error of z as computed from r = -2 ln(1 - u^2), if r is not much below 1.
+double find_unclamped_limit(const Constants<double>& c, double most) {
+  // Use the parameters as rounded for the fill: rounding can move a mean far from 0 by more than
+  // the margin.
   const double shift = static_cast<float>(c.shift), std = static_cast<float>(c.std);
   const double below = (shift - c.low) / std, above = (c.high - shift) / std;
   const double reach = (below < above ? below : above) - 0x1p-14;
-  if (!(reach >= 0.5)) return -1.0;  // no r is as low
+  if (!(reach >= 0.5)) return -1.0;  // r is never negative, so every value is clamped
   if (reach >= kNormalReach32) return most;
   const double t = upper_tail(reach);
   const double r = baseline::minus_two_log<L>(4.0 * t * (1.0 - t));
   return r < most ? r : most;
 }
 
-// alpha and beta on the same side of 0, the nearer at least 1 away.
+// Requires alpha and beta on the same side of 0, both at least 1 away from it.
 Distribution plan_one_sided(ElementType type, double alpha, double beta, Constants<double>& c) {
   const bool wide = type == ElementType::kFloat64;
   const bool mirrored = beta < 0;
   const double nearer = mirrored ? -beta : alpha;
   const double farther = mirrored ? -alpha : beta;
   c.log_tail = minus_two_log_upper_tail(nearer);
-  // Share of the nearer bound's tail mass that lies beyond the farther one.
+  // `beyond` is the mass beyond the farther bound divided by the mass beyond the nearer bound.
   const double distance = farther > 100.0 ? 1400.0 : minus_two_log_upper_tail(farther) - c.log_tail;
   const double beyond = distance >= 1400.0 ? 0.0 : exp_minus(0.5 * distance);
   const double within = 1.0 - beyond;
   c.slope = within * (wide ? 0x1p-53 : 0x1p-32);
   c.lower = wide ? beyond : beyond + within * 0x1p-33;
   if (mirrored) c.std = -c.std;
-  // Above 0 the share counts down from p = 1: 1 - p is the word with its bits flipped.
+  // If the interval is above 0, the share must decrease as p increases. Flipping the bits of the
+  // word gives 1 - p.
   if (wide) {
     c.flip = mirrored ? 0 : ~uint64_t(0);
   } else {
@@ -298,33 +305,34 @@ Key fold_in(Key key, uint64_t data) {
 
 Plan plan_uniform(ElementType type, double a, double b) {
   const bool wide = type == ElementType::kFloat64;
-  const double start = working(type, a), end = working(type, b);
+  const double start = round_to_computed(type, a), end = round_to_computed(type, b);
   if (a == b) return constant_plan(type, start);
   const double least = smallest_not_below(type, start), most = largest_below(type, end);
   if (least > most) return constant_plan(type, start);
   Constants<double> c{};
   c.shift = start;
   c.low = lower_clamp(start, least);
-  c.high = most;  // a zero here is +0, and no sum of the fill is -0
-  const double range = working(type, end - start);
+  c.high = most;  // if this is a zero, it is +0, and no sum of the fill is -0
+  const double range = round_to_computed(type, end - start);
   if (range < (wide ? 0x1p-960 : 0x1p-100)) {
     c.scale = range;
     return make_plan(type, Distribution::kUniformTiny, c);
   }
   c.scale = range * (wide ? 0x1p-53 : 0x1p-24);
-  // Values grow with u, so that the last one tells whether any reaches the upper bound; the first
-  // is the lower bound itself, rounded.
-  const double last =
-      working(type, working(type, range * (wide ? 1 - 0x1p-53 : 1 - 0x1p-24)) + start);
-  const bool from_least = nearest(type, start) >= least;
-  const bool inside = nearest(type, last) <= most && from_least;
-  Plan plan = make_plan(type, inside ? Distribution::kUniform : Distribution::kUniformClamped, c);
-  plan.request.round_range = from_least && is_power_of_two(range);
+  // Values increase with u. The first value is the rounded lower bound, and the last value
+  // determines whether any value reaches the upper bound.
+  const double last = round_to_computed(
+      type, round_to_computed(type, range * (wide ? 1 - 0x1p-53 : 1 - 0x1p-24)) + start);
+  const bool starts_in_bounds = nearest(type, start) >= least;
+  const bool in_bounds = nearest(type, last) <= most && starts_in_bounds;
+  Plan plan =
+      make_plan(type, in_bounds ? Distribution::kUniform : Distribution::kUniformClamped, c);
+  plan.request.round_range = starts_in_bounds && is_power_of_two(range);
   return plan;
 }
 
 Plan plan_normal(ElementType type, double mean, double std) {
-  if (working(type, std) == 0) return constant_plan(type, working(type, mean));
+  if (round_to_computed(type, std) == 0) return constant_plan(type, round_to_computed(type, mean));
   Constants<double> c{};
   c.shift = mean;
   c.std = std;
@@ -333,7 +341,7 @@ Plan plan_normal(ElementType type, double mean, double std) {
 
 Plan plan_trunc_normal(ElementType type, double mean, double std, double a, double b) {
   const bool wide = type == ElementType::kFloat64;
-  const double lower = working(type, a), upper = working(type, b);
+  const double lower = round_to_computed(type, a), upper = round_to_computed(type, b);
   const double least = smallest_not_below(type, lower), most = largest_not_above(type, upper);
   if (a == b || least > most) return constant_plan(type, lower);
   Constants<double> c{};
@@ -344,13 +352,15 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   const double alpha = (lower - mean) / std, beta = (upper - mean) / std;
   const double reach = wide ? kNormalReach64 : kNormalReach32;
   if (alpha < -reach && beta > reach) {
-    // As the fill has them: rounding is monotonic, so that these two bound every value of it.
-    const double shift = working(type, mean), scaled = reach * working(type, std);
-    // A bound of zero is for the clamp to give its sign.
-    const bool inside = c.low != 0 && c.high != 0 &&
-                        nearest(type, working(type, shift - scaled)) >= c.low &&
-                        nearest(type, working(type, shift + scaled)) <= c.high;
-    return make_plan(type, inside ? Distribution::kNormal : Distribution::kNormalClamped, c);
+    // Compute the extreme values with the roundings of the fill. Rounding is monotonic, so they
+    // bound every value.
+    const double shift = round_to_computed(type, mean),
+                 scaled = reach * round_to_computed(type, std);
+    // If a bound is zero, the clamp is needed because it sets the sign of zeros.
+    const bool in_bounds = c.low != 0 && c.high != 0 &&
+                           nearest(type, round_to_computed(type, shift - scaled)) >= c.low &&
+                           nearest(type, round_to_computed(type, shift + scaled)) <= c.high;
+    return make_plan(type, in_bounds ? Distribution::kNormal : Distribution::kNormalClamped, c);
   }
   const double one_sided = wide ? kOneSidedLimit64 : kOneSidedLimit32;
   if (alpha >= one_sided || beta <= -one_sided) {
@@ -361,13 +371,13 @@ Plan plan_trunc_normal(ElementType type, double mean, double std, double a, doub
   if (!wide && alpha >= -kInteriorLimit && beta <= kInteriorLimit) {
     c.slope = within * 0x1p-31;
     c.lower = (below - above) + within * 0x1p-32;
-    c.calm = calm_limit(c, kInteriorMost) / baseline::kInteriorUnit;
+    c.unclamped_limit = find_unclamped_limit(c, kInteriorMost) / baseline::kInteriorUnit;
     return make_plan(type, Distribution::kTruncInterior, c);
   }
   c.slope = within * (wide ? 0x1p-53 : 0x1p-32);
   c.lower = wide ? below : below + within * 0x1p-33;
   c.upper = wide ? above : above + within * 0x1p-33;
-  if (!wide) c.calm = calm_limit(c, baseline::kCentralLimit);
+  if (!wide) c.unclamped_limit = find_unclamped_limit(c, baseline::kCentralLimit);
   return make_plan(type, Distribution::kTruncTwoSided, c);
 }
 

@@ -1,6 +1,7 @@
-// From the parameters of a distribution to the constants of a fill: the only place that evaluates
-// the normal distribution function, in a fixed sequence of double operations without libm.
-// Arguments have been checked (ops.cpp); the results belong to the stream contract. No torch.
+// Converts the parameters of a distribution to the constants of a fill. Only this file evaluates
+// the normal distribution function, in a fixed sequence of double operations without libm. The
+// caller has checked the arguments. The results are part of the stream contract. Does not depend on
+// torch.
 #pragma once
 
 #include "request.h"
@@ -10,10 +11,10 @@ namespace paraminit {
 KeySchedule make_key_schedule(Key key);
 Key fold_in(Key key, uint64_t data);
 
-// What a fill turns out to be: a request for the kernels, or one value for every element.
+// A planned fill: either a request for the kernels or one value for every element.
 struct Plan {
   bool is_constant;
-  double value;  // where is_constant
+  double value;  // if is_constant
   FillRequest request;
 };
 
@@ -22,10 +23,11 @@ Plan plan_normal(ElementType type, double mean, double std);
 Plan plan_trunc_normal(ElementType type, double mean, double std, double a, double b);
 Plan plan_words();
 
-// Bounds of a truncated normal further than this on the wrong side have no mass to speak of.
+// The nearer bound of a one-sided truncated normal must be within this many standard deviations of
+// the mean. Beyond this limit, the mass of the interval is negligible.
 constexpr double kFarthestBound = 37.0;
 
-// Standard-normal upper tail mass and -2 ln of it, for x >= 0. Exposed for tests.
+// The mass of the standard normal above x, and -2 ln of this mass, for x >= 0. Exposed for tests.
 double upper_tail(double x);
 double minus_two_log_upper_tail(double x);
 

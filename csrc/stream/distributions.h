@@ -1,8 +1,7 @@
-// The distributions: each a functor that turns a pair of words into a pair of values, and nothing
-// else. `even` and `odd` belong to elements 2n and 2n + 1 of the stream; constants come from
-// constants.h. A value is clamped to [low, high] before it is rounded to 16 bits: the bounds are
-// values of the element type and rounding is monotone, so that is the same as clamping after. Knows
-// no tensors.
+// The distributions. Each is a functor that maps a pair of words to a pair of values. `even` and
+// `odd` belong to elements 2n and 2n + 1 of the stream. Constants come from constants.h. A value is
+// clamped to [low, high] before it is rounded to 16 bits. The bounds are values of the element type
+// and rounding is monotonic, so this gives the same result as clamping after rounding.
 #pragma once
 
 #include "request.h"
@@ -15,15 +14,17 @@ PARAMINIT_FN V clamp(V x, const Constants<Real>& c) {
   return L::maximum(L::minimum(x, L::splat(c.high)), L::splat(c.low));
 }
 
-// A distribution of one word an element, from its scalar `value`; of both words of a pair at once
-// where that is a long chain, of which `kept` numbers are kept on the way, and the lane has the
-// registers.
-template <class Derived, int kept = 0>
+// Base of distributions with one word per element, computed by Derived::value(). If value() is a
+// long dependency chain, both words of a pair are interleaved so that their chains overlap.
+// `live_values` is the number of values per word that are live in the chain (0: do not interleave).
+// Interleaving is only used if the lane has enough registers.
+template <class Derived, int live_values = 0>
 struct Elementwise {
   template <class L, class Word, class V, class Real>
   PARAMINIT_FN void pair(const Constants<Real>& c, Word even, Word odd, V& x, V& y) {
-    if constexpr (requires { requires kept > 0 && L::kBothWords >= kept; }) {
-      L::parted(Derived::template value<typename L::Both>(c, L::both(even, odd)), x, y);
+    if constexpr (requires { requires live_values > 0 && L::kInterleaveLimit >= live_values; }) {
+      L::deinterleave(Derived::template value<typename L::Interleaved>(c, L::interleave(even, odd)),
+                      x, y);
     } else {
       x = Derived::template value<L>(c, even);
       y = Derived::template value<L>(c, odd);
@@ -31,9 +32,9 @@ struct Elementwise {
   }
 };
 
-// fl(fl(u * range) + start): with u = k 2^-24 (2^-53), k (range 2^-24) rounds as u * range does.
-// Where the request's round_range holds, as for [0, 1) and [-1, 1), `round` gives the same values
-// in fewer steps: 4 % off a fill, 7 % where it is clamped.
+// fl(fl(u * range) + start). With u = k 2^-24 (2^-53), k (range 2^-24) rounds exactly as u * range
+// does. If the request's round_range is set, as for [0, 1) and [-1, 1), `round` gives the same
+// values with fewer instructions: a fill takes 4 % less time, a clamped fill 7 % less.
 template <class L, bool clamped, bool round, class V, class Real>
 PARAMINIT_FN V uniform(const Constants<Real>& c, V k) {
   if constexpr (round) {
@@ -81,7 +82,7 @@ struct UniformTinyD : Elementwise<UniformTinyD> {
   }
 };
 
-// Box and Muller (1958): the even word is the radius, the odd one the angle.
+// Box and Muller (1958): the even word determines the radius, the odd word the angle.
 template <bool clamped>
 struct NormalF {
   using Real = float;
@@ -116,65 +117,67 @@ struct NormalD {
   }
 };
 
-// Truncated normals by inversion, z = Phi^-1(Phi(alpha) + p (Phi(beta) - Phi(alpha))), one word
-// and no rejection. Which of the three evaluates a fill is decided from its bounds alone.
+// Truncated normals by inverse CDF, z = Phi^-1(Phi(alpha) + p (Phi(beta) - Phi(alpha))), from one
+// word and without rejection. The bounds alone determine which of the three forms is used.
 
-// Two of them in float32 also come in two steps, for a lane that would rather not clamp what needs
-// none: most() is the value wherever r, which it gives besides, is at most c.calm, in the same
-// unit; completed() takes both and is the value everywhere.
+// The interior and two-sided form in float32 also have a two-step interface, for lanes that skip
+// the clamp if it is not needed. unclamped_value() returns a value and r. If r <= c.unclamped_limit
+// (in the same unit), that value is final. final_value() takes both and returns the final value for
+// every r.
 
-// u = 2 Phi(z) - 1 is affine in the word read as a signed integer. Bounds within 2.125 leave
-// 1 - u^2 above 1/16.
+// u = 2 Phi(z) - 1 is affine in the word as a signed integer. With bounds within 2.125 standard
+// deviations, 1 - u^2 is above 1/16.
 struct TruncInteriorF : Elementwise<TruncInteriorF, 4> {
   using Real = float;
   template <class L>
-  PARAMINIT_FN typename L::F32 most(const Constants<float>& c, typename L::U32 w,
-                                    typename L::F32& r) {
+  PARAMINIT_FN typename L::F32 unclamped_value(const Constants<float>& c, typename L::U32 w,
+                                               typename L::F32& r) {
     const typename L::F32 u = L::fma(L::from_int32(w), L::splat(c.slope), L::splat(c.lower));
     r = minus_two_log_interior<L>(L::fma(L::negate(u), u, L::splat(1.0f)));
     const typename L::F32 z = L::mul(u, quantile_interior<L>(r));
     return L::fma(z, L::splat(c.std), L::splat(c.shift));
   }
   template <class L>
-  PARAMINIT_FN typename L::F32 completed(const Constants<float>& c, typename L::U32,
-                                         typename L::F32, typename L::F32 x) {
+  PARAMINIT_FN typename L::F32 final_value(const Constants<float>& c, typename L::U32,
+                                           typename L::F32, typename L::F32 x) {
     return clamp<L>(x, c);
   }
   template <class L>
   PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
     typename L::F32 r;
-    return clamp<L>(most<L>(c, w, r), c);
+    return clamp<L>(unclamped_value<L>(c, w, r), c);
   }
 };
 
-// t is the mass beyond z on the side of the word's half, small where z is far out.
+// t is the mass below z if p is in its lower half, otherwise the mass above z. It is small in the
+// tails.
 struct TruncTwoSidedF : Elementwise<TruncTwoSidedF, 5> {
   using Real = float;
   template <class L>
-  PARAMINIT_FN typename L::F32 most(const Constants<float>& c, typename L::U32 w,
-                                    typename L::F32& r) {
-    return placed<L>(c, w, central<L>(c, w, r));
+  PARAMINIT_FN typename L::F32 unclamped_value(const Constants<float>& c, typename L::U32 w,
+                                               typename L::F32& r) {
+    return scale_and_shift<L>(c, w, central_z<L>(c, w, r));
   }
   template <class L>
-  PARAMINIT_FN typename L::F32 completed(const Constants<float>& c, typename L::U32 w,
-                                         typename L::F32 r, typename L::F32 x) {
+  PARAMINIT_FN typename L::F32 final_value(const Constants<float>& c, typename L::U32 w,
+                                           typename L::F32 r, typename L::F32 x) {
     const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
-    if (L::any(far)) x = L::select(far, placed<L>(c, w, quantile_tail<L>(L::sqrt(r))), x);
+    if (L::any(far)) x = L::select(far, scale_and_shift<L>(c, w, quantile_tail<L>(L::sqrt(r))), x);
     return clamp<L>(x, c);
   }
   template <class L>
   PARAMINIT_FN typename L::F32 value(const Constants<float>& c, typename L::U32 w) {
     typename L::F32 r;
-    typename L::F32 z = central<L>(c, w, r);
+    typename L::F32 z = central_z<L>(c, w, r);
     const typename L::M32 far = L::greater(r, L::splat(kCentralLimit));
     if (L::any(far)) z = L::select(far, quantile_tail<L>(L::sqrt(r)), z);
-    return clamp<L>(placed<L>(c, w, z), c);
+    return clamp<L>(scale_and_shift<L>(c, w, z), c);
   }
 
  private:
   template <class L>
-  PARAMINIT_FN typename L::F32 central(const Constants<float>& c, typename L::U32 w,
-                                       typename L::F32& r) {
+  PARAMINIT_FN typename L::F32 central_z(const Constants<float>& c, typename L::U32 w,
+                                         typename L::F32& r) {
     const typename L::F32 end = L::select_sign(w, L::splat(c.lower), L::splat(c.upper));
     const typename L::F32 t = L::fma(L::from_int32(L::fold31(w)), L::splat(c.slope), end);
     const typename L::F32 u = L::fma(t, L::splat(-2.0f), L::splat(1.0f));
@@ -183,14 +186,14 @@ struct TruncTwoSidedF : Elementwise<TruncTwoSidedF, 5> {
     return L::mul(u, quantile_central<L>(r));
   }
   template <class L>
-  PARAMINIT_FN typename L::F32 placed(const Constants<float>& c, typename L::U32 w,
-                                      typename L::F32 z) {
+  PARAMINIT_FN typename L::F32 scale_and_shift(const Constants<float>& c, typename L::U32 w,
+                                               typename L::F32 z) {
     return L::fma(L::flip_sign(z, w), L::splat(c.std), L::splat(c.shift));
   }
 };
 
-// Relative to the mass Q beyond the bound nearer to 0: with y the share of it beyond z and
-// s^2 = -2 ln(Q y), z is smooth in s, and the fill carries its own polynomial for it.
+// Q is the mass beyond the bound nearer to 0, and y is the share of Q that is beyond z. z is a
+// smooth function of s with s^2 = -2 ln(Q y). The request contains a polynomial fitted to it.
 struct TruncOneSidedF : Elementwise<TruncOneSidedF, 4> {
   using Real = float;
   template <class L>
@@ -216,7 +219,7 @@ struct TruncTwoSidedD : Elementwise<TruncTwoSidedD, 5> {
     if (L::any(far)) {
       z = L::select(far, quantile_tail64<L>(L::sqrt(minus_two_log<L>(t))), z);
     }
-    // Bit 63 set is the upper half of p, so the sign flips where it is clear.
+    // If bit 63 is set, p is in its upper half. Flip the sign if it is clear.
     z = L::flip_sign64(z, L::flip_bits64(x, 0x8000000000000000u));
     return clamp<L>(L::fma(z, L::splat(c.std), L::splat(c.shift)), c);
   }
@@ -234,7 +237,7 @@ struct TruncOneSidedD : Elementwise<TruncOneSidedD, 5> {
   }
 };
 
-// The words themselves, for what selects by comparing them.
+// Returns the words themselves, for selection by comparison.
 struct Words {
   using Real = float;
   template <class L>

@@ -1,5 +1,5 @@
-// What a fill raises, by the kind of error that Python is to see, and the one line that it says.
-// Knows no torch.
+// The exceptions of a fill, one class per Python exception type, and the format of their messages.
+// Does not depend on torch.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,12 @@
 
 namespace paraminit {
 
-// A parameter, a shape or a place that cannot be: Python's ValueError.
+// Python's ValueError: an invalid parameter, shape or shard offset.
 class ValueError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// A dtype or a layout that has no fill: Python's NotImplementedError.
+// Python's NotImplementedError: a dtype or layout without a fill.
 class NotImplementedError : public std::logic_error {
   using std::logic_error::logic_error;
 };
@@ -25,14 +25,14 @@ class OutOfMemoryError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// As in [2, 3].
+// Prints numbers in the format [2, 3].
 inline std::ostream& operator<<(std::ostream& out, std::span<const int64_t> numbers) {
   out << '[';
   for (size_t i = 0; i < numbers.size(); ++i) out << (i == 0 ? "" : ", ") << numbers[i];
   return out << ']';
 }
 
-// What is said, from its parts one after the other; "paraminit_ext.<op>: " comes before them.
+// Throws Error with the message "paraminit_ext.<op>: " followed by the parts.
 template <class Error, class... Parts>
 [[noreturn]] void refuse(const char* op, const Parts&... parts) {
   std::ostringstream text;

@@ -1,39 +1,40 @@
-// Where the elements of a (part of a) tensor lie in memory, and which elements of the whole they
-// are. Dimensions are merged as far as both agree; the inner ones form runs of consecutive indices.
-// Pure integer arithmetic for host and device, 64 bits throughout. Knows no torch.
+// Maps the elements of a local tensor to memory offsets and to indices in the global tensor.
+// Dimensions are merged if that is possible in both. The inner dimensions with consecutive indices
+// form a run. Pure 64-bit integer arithmetic for host and device. Does not depend on torch.
 #pragma once
 
 #include <cstdint>
 
 namespace paraminit {
 
-constexpr int kMaxDims = 64;  // as torch
+constexpr int kMaxDims = 64;  // same limit as torch
 
 struct Geometry {
   int dims;
-  int run_begin;       // dimensions from here on form a run
-  int64_t run_length;  // elements of one run
+  int run_begin;       // dimensions [run_begin, dims) form a run
+  int64_t run_length;  // elements per run
   int64_t run_count;
-  uint64_t first_index;  // of the first element here, in the whole
+  uint64_t first_index;  // index of the first local element in the global tensor
   int64_t sizes[kMaxDims];
-  int64_t strides[kMaxDims];         // in memory, elements
-  uint64_t index_strides[kMaxDims];  // in the whole, elements
+  int64_t strides[kMaxDims];         // in memory, in elements
+  uint64_t index_strides[kMaxDims];  // in the global tensor, in elements
 
   int64_t numel() const { return run_length * run_count; }
-  // Runs lie in memory as they are numbered.
+  // Whether each run is contiguous in memory.
   bool dense_runs() const {
     return run_begin == dims || (run_begin + 1 == dims && strides[run_begin] == 1);
   }
 };
 
 #ifdef __CUDACC__
-#define PARAMINIT_BOTH __host__ __device__ __forceinline__
+#define PARAMINIT_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define PARAMINIT_BOTH inline
+#define PARAMINIT_HOST_DEVICE inline
 #endif
 
-// Memory offset and index of the first element of run `run`.
-PARAMINIT_BOTH void locate_run(const Geometry& g, int64_t run, int64_t& offset, uint64_t& index) {
+// Sets the memory offset and the index of the first element of run `run`.
+PARAMINIT_HOST_DEVICE void locate_run(const Geometry& g, int64_t run, int64_t& offset,
+                                      uint64_t& index) {
   offset = 0;
   index = g.first_index;
   for (int d = g.run_begin - 1; d >= 0; --d) {
@@ -44,8 +45,9 @@ PARAMINIT_BOTH void locate_run(const Geometry& g, int64_t run, int64_t& offset, 
   }
 }
 
-// Memory offset of element `position` of a run, relative to the run's first.
-PARAMINIT_BOTH int64_t locate_in_run(const Geometry& g, int64_t position) {
+// Returns the memory offset of element `position` of a run, relative to the first element of the
+// run.
+PARAMINIT_HOST_DEVICE int64_t locate_in_run(const Geometry& g, int64_t position) {
   int64_t offset = 0;
   for (int d = g.dims - 1; d >= g.run_begin; --d) {
     offset += position % g.sizes[d] * g.strides[d];
@@ -54,16 +56,19 @@ PARAMINIT_BOTH int64_t locate_in_run(const Geometry& g, int64_t position) {
   return offset;
 }
 
-// `whole` and `start` may be null: then the tensor is the whole. numel must not be 0.
+// If `global_sizes` and `shard_offset` are null, the local tensor is the global tensor. No size may
+// be 0.
 inline Geometry make_geometry(int dims, const int64_t* sizes, const int64_t* strides,
-                              const int64_t* whole, const int64_t* start) {
+                              const int64_t* global_sizes, const int64_t* shard_offset) {
   Geometry g{};
   uint64_t index_stride = 1;
   uint64_t index_strides[kMaxDims] = {};
   for (int d = dims - 1; d >= 0; --d) {
     index_strides[d] = index_stride;
-    if (start != nullptr) g.first_index += static_cast<uint64_t>(start[d]) * index_stride;
-    index_stride *= static_cast<uint64_t>(whole != nullptr ? whole[d] : sizes[d]);
+    if (shard_offset != nullptr) {
+      g.first_index += static_cast<uint64_t>(shard_offset[d]) * index_stride;
+    }
+    index_stride *= static_cast<uint64_t>(global_sizes != nullptr ? global_sizes[d] : sizes[d]);
   }
   for (int d = 0; d < dims; ++d) {
     if (sizes[d] == 1) continue;

@@ -1,5 +1,6 @@
-// The lane of one: plain C++ on any CPU, and the arbiter that the vector lanes are compared with.
-// A fused multiply-add is the hardware's where the compiler may assume one, else libm's exact one.
+// The scalar lane: plain C++ for any CPU. It is the reference with which the vector lanes are
+// compared. A fused multiply-add is an instruction if the compiler may assume one, otherwise libm's
+// exact one.
 #pragma once
 
 #include "request.h"
@@ -7,12 +8,12 @@
 namespace paraminit::PARAMINIT_ISA {
 
 struct Lane {
-  static constexpr int kGroups = 1;  // counters in one U64
-  static constexpr int kCalls = 2;   // pairs of U32 that the words of kGroups groups fill
-  static constexpr int kUnroll = 2;  // U64s in flight
-  static constexpr int kBothWords = 0;
-  static constexpr bool kStreams = false;
-  static constexpr bool kFuses = false;  // where a CPU cannot, a library does
+  static constexpr int kGroups = 1;           // counters per U64
+  static constexpr int kCalls = 2;            // pairs of U32 for the words of kGroups groups
+  static constexpr int kUnroll = 2;           // U64s in flight
+  static constexpr int kInterleaveLimit = 0;  // see Elementwise
+  static constexpr bool kStreams = false;     // has non-temporal stores
+  static constexpr bool kFuses = false;  // fma is an instruction; here it may be a library call
 
   using U32 = uint32_t;
   using U64 = uint64_t;
@@ -40,11 +41,11 @@ struct Lane {
   PARAMINIT_FN U32 load(const uint32_t* from) { return *from; }
   PARAMINIT_FN void save(uint32_t* to, U32 w) { *to = w; }
   PARAMINIT_FN U32 minus(U32 a, U32 b) { return a - b; }
-  // Comparisons are without sign; masks have a bit a word.
+  // Comparisons are unsigned. Masks have one bit per word.
   PARAMINIT_FN uint32_t mask_at_most(U32 a, U32 b) { return a <= b; }
-  PARAMINIT_FN U32 plus_at_most(U32 sum, U32 a, U32 b) { return sum + (a <= b); }
-  // min(least, w) where a <= b, else least.
-  PARAMINIT_FN U32 least_where_at_most(U32 a, U32 b, U32 w, U32 least) {
+  PARAMINIT_FN U32 add_if_at_most(U32 sum, U32 a, U32 b) { return sum + (a <= b); }
+  // min(least, w) if a <= b, otherwise least.
+  PARAMINIT_FN U32 min_if_at_most(U32 a, U32 b, U32 w, U32 least) {
     return a <= b && w < least ? w : least;
   }
 
@@ -52,7 +53,7 @@ struct Lane {
   PARAMINIT_FN U32 low24(U32 w) { return w & 0xFFFFFFu; }
   PARAMINIT_FN U32 twice_plus_odd_half(U32 w) { return (w << 1) + 0x80000001u; }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return w ^ mask; }
-  // Distance of w, as a signed integer, from the end of its own half of the range.
+  // The distance of w, as a signed integer, from INT32_MIN if w < 0, otherwise from INT32_MAX.
   PARAMINIT_FN U32 fold31(U32 w) { return (w >> 31 ? w : ~w) & 0x7FFFFFFFu; }
   PARAMINIT_FN F32 from_int32(U32 w) { return static_cast<float>(static_cast<int32_t>(w)); }
   PARAMINIT_FN F32 from_uint32(U32 w) { return static_cast<float>(w); }
@@ -88,7 +89,7 @@ struct Lane {
     f = from_bits((b & 0x7FFFFFu) | 0x3F000000u) - 1.0f;
     exponent = static_cast<float>(static_cast<int32_t>(b >> 23) - 126);
   }
-  // The same, but a negative v is f already.
+  // As split() for v >= 0. For negative v, f = v and exponent = 0.
   PARAMINIT_FN void split_signed(F32 v, F32& f, F32& exponent) {
     split(v, f, exponent);
     if (v < 0) {
@@ -147,7 +148,7 @@ struct Lane {
     }
   }
 
-  // --- stores: elements 2n and 2n + 1 of a run
+  // --- stores of elements 2n and 2n + 1 of a run
   template <bool streaming>
   PARAMINIT_FN void store(float* out, F32 even, F32 odd) {
     out[0] = even;
@@ -178,7 +179,7 @@ struct Lane {
     out[0] = even;
     out[1] = odd;
   }
-  // Round to nearest even; no value of a fill is NaN.
+  // Rounds to nearest even. A fill never has a NaN value.
   PARAMINIT_FN uint16_t to_bfloat16(F32 a) {
     const uint32_t b = bits(a);
     return static_cast<uint16_t>((b + 0x7FFFu + (b >> 16 & 1u)) >> 16);
@@ -187,7 +188,8 @@ struct Lane {
     const uint32_t b = bits(a), sign = b >> 16 & 0x8000u, magnitude = b & 0x7FFFFFFFu;
     if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and up
     if (magnitude < 0x38800000u) {
-      // Subnormal: adding 1/2 aligns the last half bit with the last float bit, and rounds there.
+      // Subnormal: adding 1/2 aligns the last bit of the half with the last bit of the float, so
+      // that the addition rounds correctly.
       return static_cast<uint16_t>(sign | (bits(from_bits(magnitude) + 0.5f) - 0x3F000000u));
     }
     const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1u);

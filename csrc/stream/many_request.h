@@ -1,4 +1,5 @@
-// One tensor of a fill of many, as plain data, between many.cpp and the kernels. Knows no torch.
+// One tensor of a fill of many tensors, as plain data passed from fill_many.cpp to the kernels.
+// Does not depend on torch.
 #pragma once
 
 #include "geometry.h"
@@ -7,16 +8,16 @@
 namespace paraminit {
 
 struct ManyItem {
-  const FillRequest* request;  // without its key; null: every element is `value`
+  const FillRequest* request;  // `keys` is unset; if null, every element is `value`
   Key key;
   uint64_t value[2];  // the bits of one element, in memory order
-  int64_t size;       // of an element, bytes
+  int64_t size;       // bytes per element
   void* data;
   int64_t numel;
-  const Geometry* geometry;  // null: the elements from index 0 on, one after the other
+  const Geometry* geometry;  // if null, the tensor is contiguous and starts at index 0
 };
 
-// The elements from index 0 on, one after the other.
+// Returns the geometry of a contiguous tensor that starts at index 0.
 inline Geometry flat_geometry(int64_t numel) {
   const int64_t stride = 1;
   return make_geometry(1, &numel, &stride, nullptr, nullptr);

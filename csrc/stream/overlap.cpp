@@ -13,7 +13,7 @@ struct Dim {
   int64_t stride, size;
 };
 
-// Those that have more than one place, widest stride first.
+// The dimensions of size other than 1, largest stride first.
 struct Dims {
   Dims(std::span<const int64_t> sizes, std::span<const int64_t> strides) {
     for (size_t d = 0; d < sizes.size(); ++d) {
@@ -39,8 +39,9 @@ bool is_dense(const Dims& dims) {
   return true;
 }
 
-// Looks for steps d, not all zero, |d[i]| < size[i], with sum d[i] stride[i] = 0, widest stride
-// first, so that each step leaves only what the narrower ones can make up for.
+// Searches for differences d[i] of two elements' coordinates, not all zero, with |d[i]| < size[i]
+// and sum d[i] stride[i] = 0. The largest stride comes first, so that each d[i] is limited to the
+// values that the smaller strides can compensate.
 class OverlapSearch {
  public:
   explicit OverlapSearch(const Dims& dims) : dims_(dims) {
@@ -56,10 +57,10 @@ class OverlapSearch {
     if (i == dims_.count) return moved && sum == 0;
     const auto [stride, size] = dims_.list[i];
     if (stride == 0) return true;
-    const int64_t rest = reach_[i + 1], most = size - 1;
-    // By symmetry the first step that is not zero is positive.
-    const int64_t first = std::max(moved ? -most : 0, -((rest + sum) / stride));
-    const int64_t last = std::min(most, (rest - sum) / stride);
+    const int64_t rest = reach_[i + 1], max_step = size - 1;
+    // By symmetry, the first nonzero difference can be taken as positive.
+    const int64_t first = std::max(moved ? -max_step : 0, -((rest + sum) / stride));
+    const int64_t last = std::min(max_step, (rest - sum) / stride);
     for (int64_t d = first; d <= last; ++d) {
       if (search(i + 1, sum + d * stride, moved || d != 0)) return true;
     }

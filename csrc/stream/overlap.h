@@ -1,5 +1,6 @@
-// Whether a tensor's elements share memory, decided exactly: torch's own test gives up on strides
-// that interleave, and its fills then write what the last thread left. Knows no torch.
+// Exact test of whether elements of a tensor share memory. torch's own test gives up on interleaved
+// strides, and its fills then leave the value of the last thread that wrote. Does not depend on
+// torch.
 #pragma once
 
 #include <cstdint>
@@ -7,13 +8,13 @@
 
 namespace paraminit {
 
-// One after the other in the order of the dimensions, as torch's is_contiguous().
+// Returns whether the tensor is contiguous, as defined by torch's is_contiguous().
 bool is_contiguous(std::span<const int64_t> sizes, std::span<const int64_t> strides);
 
-// Whether they fill one piece of memory, in whatever order.
+// Returns whether the elements fill one block of memory without gaps, in any order of dimensions.
 bool is_dense(std::span<const int64_t> sizes, std::span<const int64_t> strides);
 
-// An undecided search (one of more than 2^16 steps) counts as an overlap.
+// Returns whether elements share memory. A search undecided after 2^16 steps counts as an overlap.
 bool overlaps_itself(std::span<const int64_t> sizes, std::span<const int64_t> strides);
 
 }  // namespace paraminit

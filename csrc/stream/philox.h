@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") over any lane.
-// A lane's U64 holds one 32-bit word in the low half of each 64-bit element; high halves are
-// garbage between rounds, because the multiply reads low halves only. Knows no floats.
+// A lane's U64 holds one 32-bit word in the low half of each 64-bit element. The high halves are
+// undefined between rounds because the multiplication reads only low halves.
 #pragma once
 
 #include "request.h"
@@ -26,7 +26,7 @@ PARAMINIT_FN KeySchedule key_schedule(Key key) {
   return schedule;
 }
 
-// One round on `count` independent counters, which a superscalar core overlaps.
+// One round on `count` independent counters. A superscalar core executes them in parallel.
 template <class L, int count>
 PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint32_t k1) {
   for (int n = 0; n < count; ++n) {
@@ -39,21 +39,21 @@ PARAMINIT_FN void philox_round(typename L::U64 (&x)[count][4], uint32_t k0, uint
   }
 }
 
-// The first two rounds, from the products with kPhiloxM0 that they begin with: of the counter's low
-// word, and of its high word xor k0[0]. Counter words 2 and 3 are zero, so the first round needs
-// one multiply and the second one xor less.
+// The first two rounds, given the products low_word * kPhiloxM0 and (high_word ^ k0[0]) *
+// kPhiloxM0. Counter words 2 and 3 are zero, so the first round needs only one multiplication and
+// the second round needs one xor less.
 template <class L>
-PARAMINIT_FN void first_rounds(const KeySchedule& keys, typename L::U64 of_low,
-                               typename L::U64 of_high, typename L::U64 (&x)[4]) {
-  const typename L::U64 y2 = L::xor2(L::high32(of_low), L::splat_word(keys.k1[0]));
+PARAMINIT_FN void first_rounds(const KeySchedule& keys, typename L::U64 low_product,
+                               typename L::U64 high_product, typename L::U64 (&x)[4]) {
+  const typename L::U64 y2 = L::xor2(L::high32(low_product), L::splat_word(keys.k1[0]));
   const typename L::U64 q1 = L::mul_low32(y2, kPhiloxM1);
   x[0] = L::xor2(L::high32(q1), L::splat_word(keys.k0[1]));
   x[1] = q1;
-  x[2] = L::xor3(L::high32(of_high), of_low, L::splat_word(keys.k1[1]));
-  x[3] = of_high;
+  x[2] = L::xor3(L::high32(high_product), low_product, L::splat_word(keys.k1[1]));
+  x[3] = high_product;
 }
 
-// The other rounds, or those before `last`; the four words stand in the low halves on return.
+// Rounds 2 to last - 1. On return the low halves of x[n] contain the four words.
 template <class L, int count, int last = kPhiloxRounds>
 PARAMINIT_FN void later_rounds(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
 #ifdef __CUDACC__
@@ -64,28 +64,29 @@ PARAMINIT_FN void later_rounds(const KeySchedule& keys, typename L::U64 (&x)[cou
   }
 }
 
-// The first two rounds of 64-bit counters, which x[0] holds on entry.
+// The first two rounds. On entry x[0] contains 64-bit counters.
 template <class L>
 PARAMINIT_FN void first_rounds(const KeySchedule& keys, typename L::U64 (&x)[4]) {
-  const typename L::U64 of_low = L::mul_low32(x[0], kPhiloxM0);
+  const typename L::U64 low_product = L::mul_low32(x[0], kPhiloxM0);
   const typename L::U64 y0 = L::xor2(L::high32(x[0]), L::splat_word(keys.k0[0]));
-  first_rounds<L>(keys, of_low, L::mul_low32(y0, kPhiloxM0), x);
+  first_rounds<L>(keys, low_product, L::mul_low32(y0, kPhiloxM0), x);
 }
 
-// x[n][0] holds 64-bit counters on entry; the four words stand in the low halves on return.
+// All rounds. On entry x[n][0] contains 64-bit counters. On return the low halves of x[n] contain
+// the four words.
 template <class L, int count>
 PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]) {
   for (int n = 0; n < count; ++n) first_rounds<L>(keys, x[n]);
   later_rounds<L, count>(keys, x);
 }
 
-// What the last round comes to before it is four words. A lane that puts words side by side in its
-// registers does both at once, which takes fewer steps than one after the other.
+// The intermediate results of the last round. Lanes that pack words side by side into registers
+// combine the packing with the xors of this round, which saves instructions.
 template <class L>
 struct LastRound {
-  typename L::U64 q;  // its low half is word 1
+  typename L::U64 q;  // the low half is word 1
   typename L::U64 a;  // word 0 is high32(q) ^ a ^ k0
-  typename L::U64 p;  // its low half is word 3
+  typename L::U64 p;  // the low half is word 3
   typename L::U64 b;  // word 2 is high32(p) ^ b ^ k1
   uint32_t k0, k1;
 };
@@ -97,7 +98,7 @@ PARAMINIT_FN LastRound<L> last_round(const KeySchedule& keys, const typename L::
           keys.k0[kPhiloxRounds - 1],    keys.k1[kPhiloxRounds - 1]};
 }
 
-// The words in pairs of 32 bits: (0, 1) and (2, 3).
+// Returns the words as pairs of 32-bit numbers: words 0 and 2 in `even`, 1 and 3 in `odd`.
 template <class L>
 PARAMINIT_FN void pairs(const LastRound<L>& w, typename L::U32* even, typename L::U32* odd) {
   if constexpr (L::kCalls == 1) {
@@ -113,14 +114,16 @@ PARAMINIT_FN void pairs(const LastRound<L>& w, typename L::U32* even, typename L
   }
 }
 
-// And as a pair of 64 bits: 0 above 1, 2 above 3.
+// Returns the words as one pair of 64-bit numbers: words 0 (high) and 1 (low) in `even`, 2 and 3 in
+// `odd`.
 template <class L>
 PARAMINIT_FN void pair64(const LastRound<L>& w, typename L::U64& even, typename L::U64& odd) {
   even = L::xor3(w.q, L::to_high(w.a), L::splat64(uint64_t{w.k0} << 32));
   odd = L::xor3(w.p, L::to_high(w.b), L::splat64(uint64_t{w.k1} << 32));
 }
 
-// Any 128-bit counter through the plain rounds: for known answers, and to check the shortcut above.
+// Computes the words of any 128-bit counter without the shortcut of first_rounds(). For
+// known-answer tests and to check the shortcut.
 template <class L>
 PARAMINIT_FN void philox_any(const KeySchedule& keys, const uint32_t (&counter)[4],
                              uint32_t (&words)[4]) {

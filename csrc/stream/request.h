@@ -1,7 +1,7 @@
-// What a fill is, as plain data: key, distribution with its constants, element type.
+// A fill as plain data: key, distribution with its constants, element type.
 // Every layer from ops.cpp down to the kernels passes these structs by value or by const reference.
-// Depends on nothing but <bit> and <cstdint>, so that host, device and every instruction set read
-// the same bytes.
+// Depends on nothing except <bit> and <cstdint>, so that the host, the device and every instruction
+// set use the same layout.
 #pragma once
 
 #include <bit>
@@ -14,7 +14,7 @@
 
 namespace paraminit {
 
-// The numbers of a fill change only together with this version.
+// Any change of the values of a fill requires a new version.
 constexpr int kStreamVersion = 1;
 
 constexpr int kPhiloxRounds = 10;
@@ -31,7 +31,7 @@ struct KeySchedule {
   uint64_t offset;
 };
 
-// 16-bit floats travel as their bits: no instruction set but the store needs to know them.
+// 16-bit floats are passed as their bits. Only the store functions of the lanes interpret them.
 struct Half {
   uint16_t bits;
 };
@@ -39,7 +39,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// kWord is a raw word in an int64, kWord32 the word alone.
+// kWord stores a raw word as int64, kWord32 as uint32.
 enum class ElementType : int { kFloat32, kFloat64, kFloat16, kBFloat16, kWord, kWord32 };
 
 inline int64_t element_size(ElementType type) {
@@ -56,18 +56,18 @@ inline int64_t element_size(ElementType type) {
 }
 
 enum class Distribution : int {
-  kUniform,         // start + u * range, where no rounding can take it to or past a bound
-  kUniformClamped,  // the same, clamped
-  kUniformTiny,     // the same, clamped, where range * 2^-24 (2^-53) would lose bits to underflow
+  kUniform,         // start + u * range, if rounding cannot produce a value out of bounds
+  kUniformClamped,  // start + u * range, clamped
+  kUniformTiny,     // clamped; if range * 2^-24 (2^-53) would lose bits to underflow
   kNormal,          // mean + z * std
-  kNormalClamped,   // truncated normal whose bounds z does not reach, but a rounded value may
+  kNormalClamped,   // truncated normal; z is always within the bounds, a rounded value may not be
   kTruncInterior,   // float32 only: both bounds within 2.125 standard deviations
   kTruncTwoSided,   // bounds on both sides of 0, or near it
   kTruncOneSided,   // both bounds well on one side of 0
   kWords,           // raw 32-bit words
 };
 
-// Distributions that share their launches.
+// Distributions that share a kernel launch.
 enum class Family { kUniform, kNormal, kTruncNormal, kWords };
 
 constexpr Family family_of(Distribution distribution) {
@@ -89,29 +89,29 @@ constexpr Family family_of(Distribution distribution) {
   return Family::kWords;
 }
 
-// Degree of the polynomial that a fill of a one-sided truncated normal fits for itself.
+// Degree of the polynomial that is fitted for each fill of a one-sided truncated normal.
 constexpr int kTailDegree = 11;
 
-// The constants of one fill, in the precision in which its values are computed. A field that a
-// distribution does not read is zero.
+// The constants of one fill, in the precision in which its values are computed. Fields that the
+// distribution does not read are zero.
 template <class Real>
 struct Constants {
   Real scale;  // uniform: range * 2^-24 (2^-53), or range itself for kUniformTiny
   Real shift;  // uniform: lower bound; normal: mean
-  Real std;    // normal: standard deviation, negative where a one-sided interval lies below 0
-  Real low;    // least value of the element type that the fill may write
-  Real high;   // greatest such value
-  // Truncated normal; the distribution that reads them says what they mean.
+  Real std;    // normal: standard deviation; negative if a one-sided interval is below 0
+  Real low;    // smallest value of the element type that the fill may write
+  Real high;   // largest value of the element type that the fill may write
+  // Truncated normal: the distributions in distributions.h define the meaning.
   Real slope;
   Real lower;
   Real upper;
   Real log_tail;
   Real middle;
-  // float32: at most this -2 ln(1 - u^2), no bound can bind and no tail is reached; of
-  // kTruncInterior in units of kInteriorUnit.
-  Real calm;
+  // float32: if r = -2 ln(1 - u^2) is at most this limit, the value needs neither a clamp nor the
+  // tail polynomial. For kTruncInterior the limit is divided by kInteriorUnit.
+  Real unclamped_limit;
   Real tail[kTailDegree + 1];
-  uint64_t flip;  // xor on the word: all ones where a one-sided interval counts from its far end
+  uint64_t flip;  // XORed with the word: reverses the order of a one-sided interval above 0
 };
 
 struct FillRequest {
@@ -120,9 +120,9 @@ struct FillRequest {
   KeySchedule keys;
   Constants<float> c32;   // float32, float16, bfloat16
   Constants<double> c64;  // float64
-  bool streaming;         // stores may pass by the caches; says nothing about values
-  // Uniform: `scale` is a power of two, so that its products are exact, and no value is below
-  // `low`.
+  bool streaming;         // stores may be non-temporal; does not affect values
+  // Uniform: `scale` is a power of two, so that multiplication by it is exact, and no value is
+  // below `low`.
   bool round_range;
 };
 

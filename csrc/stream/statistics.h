@@ -1,31 +1,32 @@
-// What a tensor holds, in a few numbers, and how those of two parts become those of both.
-// The same parts merged in the same order give the same bits on every device and instruction set.
-// Plain data for host and device. Knows no torch.
+// Statistics of a tensor, and how to merge the statistics of two parts.
+// Merging the same parts in the same order gives the same bits on every device and instruction set.
+// Plain data for host and device. Does not depend on torch.
 #pragma once
 
 #include "request.h"
 
 namespace paraminit {
 
-// Of a complex tensor, `mean` and `mean_imag` are the parts of the mean, `squares` belongs to both
-// parts together, and `least` and `greatest` are over the parts of its elements; an element is
-// subnormal, infinite or no number if one of its parts is (NaN before infinite), zero if both are.
+// For a complex tensor, `mean` and `mean_imag` are the real and imaginary part of the mean,
+// `squares` is the sum over both parts, and `least` and `greatest` are over all real and imaginary
+// parts. A complex element counts as NaN, otherwise infinite, otherwise subnormal, if one of its
+// parts is, and as zero if both parts are zero.
 struct Statistics {
-  int64_t finite;  // elements; what follows the counts is over these
+  int64_t finite;  // number of finite elements; the fields after the counts refer to them
   int64_t zeros;
   int64_t subnormals;
   int64_t nans;
   int64_t infinities;
   double mean;
   double mean_imag;
-  double squares;  // sum of squared distances from the mean
-  double least;    // +inf where nothing is finite
-  double greatest;
+  double squares;   // sum of squared deviations from the mean
+  double least;     // +inf if no element is finite
+  double greatest;  // -inf if no element is finite
 };
 
 constexpr int kStatistics = 10;
 
-constexpr Statistics no_statistics() {
+constexpr Statistics empty_statistics() {
   return {0, 0, 0, 0, 0, 0.0, 0.0, 0.0, __builtin_huge_val(), -__builtin_huge_val()};
 }
 
@@ -40,12 +41,12 @@ constexpr Statistics merged(const Statistics& a, const Statistics& b) {
   both.infinities = a.infinities + b.infinities;
   if (a.finite == 0 || b.finite == 0) return both;
   const double share = static_cast<double>(b.finite) / static_cast<double>(both.finite);
-  const double apart = b.mean - a.mean, apart_imag = b.mean_imag - a.mean_imag;
-  both.mean = a.mean + apart * share;
-  both.mean_imag = a.mean_imag + apart_imag * share;
+  const double delta = b.mean - a.mean, delta_imag = b.mean_imag - a.mean_imag;
+  both.mean = a.mean + delta * share;
+  both.mean_imag = a.mean_imag + delta_imag * share;
   both.squares =
       a.squares + b.squares +
-      (apart * apart + apart_imag * apart_imag) * (static_cast<double>(a.finite) * share);
+      (delta * delta + delta_imag * delta_imag) * (static_cast<double>(a.finite) * share);
   both.least = b.least < a.least ? b.least : a.least;
   both.greatest = b.greatest > a.greatest ? b.greatest : a.greatest;
   return both;
@@ -58,7 +59,8 @@ constexpr double number(double x) { return x; }
 constexpr double number(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 constexpr double number(Half x) {
   const uint32_t magnitude = x.bits & 0x7FFFu, sign = (x.bits & 0x8000u) << 16;
-  // The exponent of a half in the place of a float's, which is 112 more; that of inf and NaN too.
+  // Move exponent and fraction to their place in a float, then multiply by 2^112 because the
+  // exponent biases differ by 112. For inf and NaN, set all exponent bits.
   if (magnitude >= 0x7C00u) return std::bit_cast<float>(sign | magnitude << 13 | 0x7F800000u);
   const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
   return sign == 0 ? value : -value;
@@ -71,7 +73,7 @@ inline constexpr double kLeastNormal<double> = 0x1p-1022;
 template <>
 inline constexpr double kLeastNormal<Half> = 0x1p-14;
 
-// What an element of one or two numbers is.
+// The class of a real or complex element.
 enum class NumberKind { kNan, kInfinite, kZero, kSubnormal, kNormal };
 
 template <class T>
@@ -85,7 +87,8 @@ constexpr NumberKind kind_of(const double (&v)[2]) {
   return tiny ? NumberKind::kSubnormal : NumberKind::kNormal;
 }
 
-// Of sums of distances from k, and of their squares, over count > 0 finite elements.
+// Sets mean and squares from the sums of the differences from k and of their squares. Requires
+// s.finite > 0.
 constexpr void set_moments(Statistics& s, const double (&k)[2], const double (&sums)[2],
                            double squares) {
   const auto count = static_cast<double>(s.finite);
@@ -93,11 +96,11 @@ constexpr void set_moments(Statistics& s, const double (&k)[2], const double (&s
   s.mean_imag = k[1] + sums[1] / count;
   s.squares = squares - (sums[0] * sums[0] + sums[1] * sums[1]) / count;
   if (s.squares < 0.0) s.squares = 0.0;
-  // Of squares that are too large for a double.
+  // The squares overflowed a double.
   if (s.squares != s.squares) s.squares = __builtin_huge_val();
 }
 
-// As numbers, in the order of the fields.
+// Stores the fields as doubles, in their order of declaration.
 constexpr void store(const Statistics& s, double* out) {
   const int64_t counts[] = {s.finite, s.zeros, s.subnormals, s.nans, s.infinities};
   const double values[] = {s.mean, s.mean_imag, s.squares, s.least, s.greatest};
@@ -107,7 +110,7 @@ constexpr void store(const Statistics& s, double* out) {
   }
 }
 
-// What is read together, and cut no further: elements.
+// Elements in a unit of work. The division into units fixes the order in which parts are merged.
 constexpr int64_t kStatisticsUnit = int64_t{1} << 16;
 
 }  // namespace paraminit

@@ -1,15 +1,15 @@
-// Integer words to reals: uniforms, logarithm, Box-Muller's radius and angle, the normal quantile.
+// Maps integer words to reals: logarithm, radius and angle of Box-Muller, normal quantile function.
 // Every function is one fixed sequence of IEEE add, mul, fma, sqrt, div and exact integer or
-// conversion steps, so that all lanes agree to the bit. No libm, no tables, no distribution.
-// Polynomials are minimax fits of this project; bounds beside them are held by
-// tests/test_numbers.py.
+// conversion operations, so that all lanes agree bit for bit. No libm, no lookup tables.
+// Polynomials are minimax fits of this project. tests/test_numbers.py checks the stated error
+// bounds.
 #pragma once
 
 #include "request.h"
 
 namespace paraminit::PARAMINIT_ISA {
 
-// sum c[k] x^k by Horner's rule with one fma a term.
+// Returns sum c[k] x^k by Horner's rule with one fma per term.
 template <class L, class V, class Real, int terms>
 PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
   V sum = L::splat(c[terms - 1]);
@@ -20,17 +20,17 @@ PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
   return sum;
 }
 
-// Bits of a number, as which it can be a template's argument: Clang takes no floats there
-// before 18.
+// The bits of a number, for use as a template argument: Clang before 18 accepts no floating-point
+// template arguments.
 constexpr uint32_t bits_of(float v) { return std::bit_cast<uint32_t>(v); }
 constexpr uint64_t bits_of(double v) { return std::bit_cast<uint64_t>(v); }
 
-// The number of these bits in every lane, where the instruction takes another constant besides: a
-// lane may hold it in a register.
+// Returns the number with these bits in every lane. For the second constant of an instruction,
+// which a lane may have to keep in a register or in constant memory.
 template <class L, auto bits>
-PARAMINIT_FN auto held() {
-  if constexpr (requires { L::template held<bits>(); }) {
-    return L::template held<bits>();
+PARAMINIT_FN auto splat_bits() {
+  if constexpr (requires { L::template splat_bits<bits>(); }) {
+    return L::template splat_bits<bits>();
   } else if constexpr (sizeof(bits) == 4) {
     return L::splat(std::bit_cast<float>(bits));
   } else {
@@ -38,10 +38,10 @@ PARAMINIT_FN auto held() {
   }
 }
 
-// The same sum with its highest coefficient apart.
+// The same sum, with the highest coefficient passed as a template argument.
 template <class L, uint32_t highest, class V, int terms>
 PARAMINIT_FN V polynomial(V x, const float (&c)[terms]) {
-  V sum = held<L, highest>();
+  V sum = splat_bits<L, highest>();
 #ifdef __CUDACC__
 #pragma unroll
 #endif
@@ -52,10 +52,11 @@ PARAMINIT_FN V polynomial(V x, const float (&c)[terms]) {
 // ---------------------------------------------------------------------------------------------
 // float32
 
-constexpr float kTwoLn2F = 0x1.62e43p+0f;  // 2 ln 2, off by 2^-28 of itself
+constexpr float kTwoLn2F = 0x1.62e43p+0f;  // 2 ln 2, relative error 2^-28
 
-// Powers of two that a lane may want its float32 exponents and the operand of split_signed() in:
-// products with them are exact, so that no value depends on them.
+// Powers of two by which a lane may scale the float32 exponents that it returns and the operand of
+// split_signed(). Multiplication by a power of two is exact, so values do not depend on these
+// units.
 template <class L>
 constexpr float exponent_unit() {
   if constexpr (requires { L::kExponentUnit; }) return L::kExponentUnit;
@@ -66,7 +67,8 @@ constexpr float signed_unit() {
   if constexpr (requires { L::kSignedUnit; }) return L::kSignedUnit;
   return 1.0f;
 }
-// And the one that it may want r = -2 ln s in, for s of [1/16, 1] alone: there r is at most 1.
+// A lane may compute r = -2 ln s, for s in [1/16, 1] only, divided by this power of two. The
+// quotient is at most 1.
 constexpr float kInteriorUnit = 8.0f;
 template <class L>
 constexpr float interior_unit() {
@@ -74,7 +76,7 @@ constexpr float interior_unit() {
   return 1.0f;
 }
 
-// -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3; in a unit that is a power of two.
+// -2 ln(1 + f) / f on [-1/2, 0], relative error 2^-25.3, divided by `unit`, a power of two.
 template <class L, uint32_t unit = bits_of(1.0f)>
 PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
   constexpr float v = 1.0f / std::bit_cast<float>(unit);
@@ -84,8 +86,8 @@ PARAMINIT_FN typename L::F32 log_quotient(typename L::F32 f) {
   return polynomial<L, bits_of(-0x1.6a0fa8p+1f * v)>(f, c);
 }
 
-// -2 ln U, where v is U itself, or U - 1 when negative: so that it stays relative near U = 1. In
-// units of signed_unit().
+// -2 ln U, where v = U, or v = U - 1 if v is negative, so that the relative error stays small near
+// U = 1. v is passed multiplied by signed_unit().
 template <class L>
 PARAMINIT_FN typename L::F32 minus_two_log_signed(typename L::F32 v) {
   typename L::F32 f, exponent;
@@ -94,7 +96,7 @@ PARAMINIT_FN typename L::F32 minus_two_log_signed(typename L::F32 v) {
   return L::fma(exponent, L::splat(-kTwoLn2F / exponent_unit<L>()), t);
 }
 
-// -2 ln s for s in (0, 1], absolute near s = 1.
+// -2 ln s for s in (0, 1]. Near s = 1 the absolute error is small, the relative error is not.
 template <class L>
 PARAMINIT_FN typename L::F32 minus_two_log(typename L::F32 s) {
   typename L::F32 f, exponent;
@@ -103,7 +105,7 @@ PARAMINIT_FN typename L::F32 minus_two_log(typename L::F32 s) {
   return L::fma(exponent, L::splat(-kTwoLn2F / exponent_unit<L>()), t);
 }
 
-// The same for s in [1/16, 1], in units of interior_unit().
+// -2 ln s for s in [1/16, 1], divided by interior_unit().
 template <class L>
 PARAMINIT_FN typename L::F32 minus_two_log_interior(typename L::F32 s) {
   if constexpr (requires { L::kInteriorExponentUnit; }) {
@@ -117,21 +119,22 @@ PARAMINIT_FN typename L::F32 minus_two_log_interior(typename L::F32 s) {
   }
 }
 
-// sqrt(-2 ln((w + 1/2) 2^-32)) within 2 ulp. As a signed integer, w gives U below 2^31 and U - 1
-// from there on, with one rounding.
+// sqrt(-2 ln U) for U = (w + 1/2) 2^-32, within 2 ulp. Converting w as a signed integer gives U if
+// w < 2^31 and U - 1 otherwise, with one rounding.
 template <class L>
 PARAMINIT_FN typename L::F32 radius(typename L::U32 w) {
   constexpr float unit = signed_unit<L>();
-  const typename L::F32 v =
-      L::fma(L::from_int32(w), held<L, bits_of(0x1p-32f * unit)>(), L::splat(0x1p-33f * unit));
+  const typename L::F32 v = L::fma(L::from_int32(w), splat_bits<L, bits_of(0x1p-32f * unit)>(),
+                                   L::splat(0x1p-33f * unit));
   return L::sqrt(minus_two_log_signed<L>(v));
 }
 
-// -a 2^-31 for a of [1, 2^31] or its negative.
+// -a 2^-31 for 1 <= |a| <= 2^31.
 template <class L>
 PARAMINIT_FN typename L::F32 minus_fraction31(typename L::F32 a) {
   if constexpr (requires { L::plus_bits(a, 0u); }) {
-    // Less 31 in the exponent, and the sign: on Zen 4 a product would wait for Philox's multiplier.
+    // Subtract 31 from the exponent and flip the sign with one integer addition. On Zen 4 a
+    // multiplication would wait for the multiplier that Philox keeps busy.
     return L::plus_bits(a, 0x80000000u - (31u << 23));
   } else {
     return L::mul(a, L::splat(-0x1p-31f));
@@ -139,9 +142,9 @@ PARAMINIT_FN typename L::F32 minus_fraction31(typename L::F32 a) {
 }
 
 // (R cos T, R sin T) for T = 2 pi (w + 1/2) 2^-32. With s = 2 w + 2^31 + 1 as a signed integer and
-// x = -s 2^-31 in (-1, 1), T is pi/2 - pi x/2, plus pi where bit 31 of w is set; that pi is the
-// sign of the radius. sin and cos of pi x/2 vanish where h = 1 - x^2 or x do, so both come from
-// h without a change of octant, within 2^-23.
+// x = -s 2^-31 in (-1, 1), T is pi/2 - pi x/2, plus pi if bit 31 of w is set. Adding pi flips the
+// sign of the radius. cos(pi x/2) is zero only at h = 1 - x^2 = 0 and sin(pi x/2) only at x = 0, so
+// polynomials in h give both within 2^-23 without octant reduction.
 template <class L>
 PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& cosine,
                          typename L::F32& sine) {
@@ -155,13 +158,13 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
   const typename L::F32 sin_x =
       L::fma(x, L::mul(h, polynomial<L, bits_of(0x1.3c18cap-13f)>(h, s)), x);
   cosine = L::mul(signed_r, sin_x);
-  // x rounds to +-1 for the 128 words nearest to a multiple of pi; 2^-100 keeps their sine from
-  // being zero and is far below half an ulp of every other.
+  // For the 128 words nearest to a multiple of pi, x rounds to +-1. Adding 2^-100 makes their sine
+  // nonzero, and is far below half an ulp of every other sine.
   sine = L::fma(signed_r, cos_x, L::splat(0x1p-100f));
 }
 
-// z with erf(z / sqrt 2) = u, divided by u, as a polynomial in r = -2 ln(1 - u^2): up to
-// r = 5.45 (|z| = 2.128), absolute error of z 2^-25.3. r comes in units of interior_unit().
+// z / u for erf(z / sqrt 2) = u, as a polynomial in r = -2 ln(1 - u^2), for r up to 5.45
+// (|z| = 2.128). The absolute error of z is 2^-25.3. r is passed divided by interior_unit().
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
   constexpr float u = interior_unit<L>(), u2 = u * u, u4 = u2 * u2;
@@ -171,7 +174,7 @@ PARAMINIT_FN typename L::F32 quantile_interior(typename L::F32 r) {
   return polynomial<L, bits_of(-0x1.d10630p-24f * u4 * u2)>(r, c);
 }
 
-// The same up to r = 10 (|z| = 2.93), 2^-26.1.
+// z / u for r up to 10 (|z| = 2.93). The absolute error of z is 2^-26.1.
 constexpr float kCentralLimit = 10.0f;
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_central(typename L::F32 r) {
@@ -181,7 +184,7 @@ PARAMINIT_FN typename L::F32 quantile_central(typename L::F32 r) {
   return polynomial<L, bits_of(-0x1.8702e6p-36f)>(r, c);
 }
 
-// z itself as a polynomial in sqrt(r) - 5, from r = 10 to 49 (z = 6.8), within 2^-22.2.
+// z as a polynomial in sqrt(r) - 5, from r = 10 to 49 (z = 6.8), within 2^-22.2.
 template <class L>
 PARAMINIT_FN typename L::F32 quantile_tail(typename L::F32 root_r) {
   constexpr float c[] = {0x1.312224p+2f,   0x1.01f46cp+0f,  0x1.0f4e44p-9f,
@@ -193,9 +196,10 @@ PARAMINIT_FN typename L::F32 quantile_tail(typename L::F32 root_r) {
 // ---------------------------------------------------------------------------------------------
 // float64
 
-// Coefficients as a template argument, so that a lane may say where each is held: on CUDA in
-// constant memory, since of what an instruction's bits have no room for ptxas builds every half in
-// a register. GCC does not unroll a loop of as many terms.
+// Coefficients as a template argument, so that a lane can choose where each one is stored. On CUDA
+// this is constant memory: otherwise ptxas builds each half of a coefficient that does not fit into
+// an instruction in a register. The sum is recursive because GCC does not unroll a loop of so many
+// terms.
 template <int terms>
 struct Table {
   uint64_t bits[terms];
@@ -209,9 +213,9 @@ constexpr Table<terms> table(const double (&c)[terms]) {
 template <class L, auto table, int k = 0, class V>
 PARAMINIT_FN V polynomial(V x) {
   if constexpr (k + 1 == sizeof(table.bits) / sizeof(uint64_t)) {
-    return held<L, table.bits[k]>();
+    return splat_bits<L, table.bits[k]>();
   } else {
-    return L::fma(polynomial<L, table, k + 1>(x), x, held<L, table.bits[k]>());
+    return L::fma(polynomial<L, table, k + 1>(x), x, splat_bits<L, table.bits[k]>());
   }
 }
 
@@ -246,15 +250,15 @@ PARAMINIT_FN typename L::F64 minus_two_log(typename L::F64 s) {
   return L::fma(exponent, L::splat(-kTwoLn2), t);
 }
 
-// sqrt(-2 ln((m + 1/2) 2^-53)) for the upper 53 bits m of x; m - 2^53 + 1/2 is exact where m is
-// at least 2^52, and so is m + 1/2 below.
+// sqrt(-2 ln((m + 1/2) 2^-53)) for the upper 53 bits m of x. m + 1/2 is exact if m < 2^52, and
+// m - 2^53 + 1/2 is exact otherwise.
 template <class L>
 PARAMINIT_FN typename L::F64 radius64(typename L::U64 x) {
   const typename L::F64 m = L::from_high53_signed(x);
   return L::sqrt(minus_two_log_signed<L>(L::mul(L::add(m, L::splat(0.5)), L::splat(0x1p-53))));
 }
 
-// As rotate(), with T = 2 pi (m + 1/2) 2^-53: here x is exact, so h is never zero.
+// As rotate(), with T = 2 pi (m + 1/2) 2^-53. Here x is exact, so h is never zero.
 template <class L>
 PARAMINIT_FN void rotate64(typename L::F64 r, typename L::U64 word, typename L::F64& cosine,
                            typename L::F64& sine) {
@@ -264,7 +268,8 @@ PARAMINIT_FN void rotate64(typename L::F64 r, typename L::U64 word, typename L::
   constexpr double s[] = {0x1.000000000004fp-1,  0x1.10b0cd906a26ap-4,  0x1.0b0cd90982639p-8,
                           0x1.2c79ae36b36f5p-13, 0x1.b7085e4613cafp-19, 0x1.c1e3c7cd49f79p-25,
                           0x1.61a3c25fb3f5bp-31};
-  // Bits 11 to 62 of the word as a fraction in [1, 2): all steps to x are exact.
+  // Bits 11 to 62 of the word are the fraction of a number in [1, 2). All operations up to x are
+  // exact.
   const typename L::F64 fraction = L::fraction52(word);
   const typename L::F64 x =
       L::fma(L::sub(fraction, L::splat(1.5)), L::splat(-2.0), L::splat(-0x1p-52));
@@ -276,8 +281,8 @@ PARAMINIT_FN void rotate64(typename L::F64 r, typename L::U64 word, typename L::
   sine = L::mul(signed_r, cos_x);
 }
 
-// z with Phi(z) = 1/2 + q for |q| <= 0.425: q times a rational function of 0.425^2 - q^2 (Wichura
-// 1988 chose that variable: all terms are positive), relative error 2^-53.4.
+// z with Phi(z) = 1/2 + q for |q| <= 0.425: q times a rational function of 0.425^2 - q^2, relative
+// error 2^-53.4. In this variable, from Wichura (1988), all terms are positive.
 constexpr double kCentralHalfWidth = 0.425;
 template <class L>
 PARAMINIT_FN typename L::F64 quantile_central64(typename L::F64 q) {
@@ -291,8 +296,8 @@ PARAMINIT_FN typename L::F64 quantile_central64(typename L::F64 q) {
   return L::mul(q, L::div(polynomial<L, table(p)>(x), polynomial<L, table(d)>(x)));
 }
 
-// z > 0 with 1 - Phi(z) = exp(-s^2 / 2), from s = 1.875 to 39: a rational function on either side
-// of s = 8, relative errors 2^-53.9 and 2^-60.
+// z > 0 with 1 - Phi(z) = exp(-s^2 / 2), from s = 1.875 to 39. One rational function below s = 8
+// and another above it, with relative errors of 2^-53.9 and 2^-60.
 constexpr double kTailSplit = 8.0;
 template <class L>
 PARAMINIT_FN typename L::F64 quantile_tail64(typename L::F64 s) {

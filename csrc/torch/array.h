@@ -1,5 +1,5 @@
-// A dense tensor as the fills see it: where its elements lie. Made of a torch tensor (tensors.h) or
-// of a Python object (csrc/python). No header of torch.
+// Describes a dense tensor to the fills: its dtype, device and memory layout. Created from a torch
+// tensor (tensors.h) or from a Python object (csrc/python). Must not include torch headers.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
-// What kernels are there for; the rest is kOther.
+// The dtypes that have kernels. Every other dtype is kOther.
 enum class Dtype {
   kFloat32,
   kFloat64,
@@ -37,7 +37,8 @@ constexpr bool is_complex(Dtype type) {
   return type == Dtype::kComplex64 || type == Dtype::kComplex128 || type == Dtype::kComplex32;
 }
 
-// Of a complex dtype that of its parts; none of a dtype that no kernel knows.
+// Returns the element type of a floating-point dtype. For a complex dtype, this is the type of its
+// real and imaginary parts. Returns nullopt for every other dtype.
 constexpr std::optional<ElementType> real_type(Dtype type) {
   switch (type) {
     case Dtype::kFloat32:
@@ -57,13 +58,14 @@ constexpr std::optional<ElementType> real_type(Dtype type) {
 }
 
 struct Array {
-  void* data;  // of the first element
+  void* data;  // address of the first element
   Dtype type;
-  const char* type_name;  // for messages
+  const char* type_name;  // for error messages
   int64_t element_bytes;
   Device device;
   Span sizes, strides;
-  // From the storage's beginning on, where they are known; -1 where not.
+  // Offset of the first element in the storage, in elements, and size of the storage. -1 if
+  // unknown.
   int64_t storage_offset = -1, storage_bytes = -1;
 
   int64_t numel() const {
@@ -73,12 +75,14 @@ struct Array {
   }
 };
 
-// The part at `start` of a tensor of shape `whole`; both are empty where it is all of it.
-struct Place {
+// The position of a shard: it begins at `start` in a global tensor of shape `whole`. Both are empty
+// if the array is the whole tensor.
+struct ShardPosition {
   Span whole, start;
 };
 
-// A key by value, or two words on the tensor's device.
+// A key by value. If `words` is not null, the key is instead the two numbers (seed, offset) at this
+// address on the tensor's device.
 struct KeySource {
   Key value{};
   const uint64_t* words = nullptr;

@@ -1,5 +1,5 @@
-// Where torch's streams and memory meet the kernels: the table of functions that the library of the
-// CUDA kernels offers. Everything runs on the current stream of the tensor's device.
+// Implements CudaBackend: connects the CUDA kernels to torch's streams and memory. All work runs on
+// the current stream of the tensor's device.
 #include "cuda.h"
 
 #include <paraminit_built.h>
@@ -14,8 +14,8 @@
 namespace paraminit {
 namespace {
 
-// What the lists of a panel of columns may take. A panel of fewer than all columns is not one run,
-// and stores element by element.
+// Workspace limit for a panel of columns. A panel of fewer than all columns is not a single run, so
+// it is stored element by element.
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
 void sparse(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
@@ -31,11 +31,12 @@ void sparse(const SparseRequest& request, const int64_t (&strides)[2], void* dat
   launch.device = device;
   launch.multiprocessors = multiprocessors(device);
 
-  const Rectangle& held = request.held;
-  const int64_t column_words = 2 + launch.capacity;  // threshold, two counters, list
+  const Rectangle& shard = request.shard;
+  const int64_t column_words = 2 + launch.capacity;  // threshold, two 32-bit counters, list
   const int64_t width =
-      std::min(held.columns, std::max<int64_t>(256, kPanelBytes / 8 / column_words / 256 * 256));
-  // From the caching allocator, in the order of the stream: it may be handed out again at once.
+      std::min(shard.columns, std::max<int64_t>(256, kPanelBytes / 8 / column_words / 256 * 256));
+  // Reuse by the caching allocator is ordered on the stream, so the memory may be freed before the
+  // kernels have finished.
   const Tensor workspace = device_memory((width * column_words + 2) * 8, device);
   launch.thresholds = static_cast<uint64_t*>(workspace.mutable_data_ptr());
   launch.counters = reinterpret_cast<uint32_t*>(launch.thresholds + width);
@@ -45,14 +46,14 @@ void sparse(const SparseRequest& request, const int64_t (&strides)[2], void* dat
     STD_CUDA_CHECK(launch_fold_in(device_key, 1, folded, launch.stream));
     launch.device_word_key = folded;
   }
-  for (int64_t done = 0; done < held.columns; done += width) {
-    launch.first = held.column + done;
-    launch.width = std::min(width, held.columns - done);
+  for (int64_t done = 0; done < shard.columns; done += width) {
+    launch.first = shard.column + done;
+    launch.width = std::min(width, shard.columns - done);
     launch.data = static_cast<char*>(data) + done * strides[1] * element_size(request.values.type);
-    const int64_t sizes[] = {held.rows, launch.width, 2};
+    const int64_t sizes[] = {shard.rows, launch.width, 2};
     const int64_t steps[] = {strides[0], strides[1], 1};
     const int64_t whole[] = {request.rows, request.columns, 2};
-    const int64_t start[] = {held.row, launch.first, 0};
+    const int64_t start[] = {shard.row, launch.first, 0};
     STD_CUDA_CHECK(launch_sparse(
         launch, make_geometry(request.parts == 1 ? 2 : 3, sizes, steps, whole, start)));
   }
@@ -69,7 +70,7 @@ void draw_key(const PhiloxState& state, uint64_t* key, int device) {
   STD_CUDA_CHECK(launch_draw_key(state, key, current_stream(device)));
 }
 
-void fold_in_there(const uint64_t* key, uint64_t data, uint64_t* folded, int device) {
+void fold_in_on_device(const uint64_t* key, uint64_t data, uint64_t* folded, int device) {
   const DeviceGuard guard(device);
   STD_CUDA_CHECK(launch_fold_in(key, data, folded, current_stream(device)));
 }
@@ -127,7 +128,7 @@ Tensor memory(int64_t bytes, torch::stable::Device device, bool pinned) {
   } catch (const std::exception&) {
     std::ostringstream text;
     text << "paraminit_ext: expected " << bytes << " bytes of "
-         << (pinned ? "pinned memory" : "a device's memory") << ", got none. Free some.";
+         << (pinned ? "pinned memory" : "device memory") << ", got none. Free some memory.";
     throw OutOfMemoryError(text.str());
   }
 }
@@ -144,7 +145,7 @@ Tensor pinned_memory(int64_t bytes) {
 
 bool is_being_captured(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  // The default stream is the current device's, and none that can be captured.
+  // The default stream cannot be captured. Its handle always refers to the current device.
   if (stream != nullptr) STD_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
   return status != cudaStreamCaptureStatusNone;
 }
@@ -162,8 +163,9 @@ paraminit_cuda_backend(const char* built) {
   using namespace paraminit;
   static const std::string toolkit =
       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  static const CudaBackend backend{fill_cuda, sparse,           fill_many_cuda, apply,
-                                   draw_key,  fold_in_there,    is_capturing,   statistics,
-                                   merge,     subtract_product, toolkit.c_str()};
+  static const CudaBackend backend{
+      fill_cuda,         sparse,       fill_many_cuda, apply, draw_key,
+      fold_in_on_device, is_capturing, statistics,     merge, subtract_product,
+      toolkit.c_str()};
   return std::strcmp(built, PARAMINIT_BUILT) == 0 ? &backend : nullptr;
 }

@@ -1,5 +1,5 @@
-// What the functions of the library of the CUDA kernels share: torch's current stream, its guard of
-// the current device.
+// Shared by the host code of the CUDA kernel library: the device guard, torch's current stream and
+// memory from torch's allocators.
 #pragma once
 
 #include <torch/csrc/stable/macros.h>
@@ -12,7 +12,7 @@
 
 namespace paraminit {
 
-// The current device, for as long as it lives.
+// Sets the current CUDA device, and restores the previous one when destroyed.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -30,8 +30,8 @@ class DeviceGuard {
 cudaStream_t current_stream(int device);
 bool is_being_captured(cudaStream_t stream);
 int multiprocessors(int device);
-// From torch's allocators; that of a device in the order of its current stream. Raise
-// OutOfMemoryError.
+// Allocate memory from torch's allocators. Device memory is ordered on the device's current stream.
+// Raise OutOfMemoryError if the allocation fails.
 Tensor device_memory(int64_t bytes, int device);
 Tensor pinned_memory(int64_t bytes);
 

@@ -1,4 +1,4 @@
-// See fills.h. Arrays become plain requests here.
+// See fills.h. Converts arrays and parameters to the requests that the kernels take.
 #include "fills.h"
 
 #include <array>
@@ -6,8 +6,8 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/fill.h"
-#include "../cpu/forked.h"
-#include "../cpu/many.h"
+#include "../cpu/fork.h"
+#include "../cpu/fill_many.h"
 #include "../cpu/sparse.h"
 #include "../stream/errors.h"
 #include "../stream/overlap.h"
@@ -19,9 +19,11 @@ namespace {
 
 const CudaBackend* backend = nullptr;
 
-// The real numbers that the elements are or are made of: of a complex array one dimension more.
-struct Numbers {
-  Numbers(const Array& self, const Place& place) : dims(static_cast<int>(self.sizes.size())) {
+// An array viewed as real numbers, like torch.view_as_real: a complex array gets one more dimension
+// of size 2.
+struct RealView {
+  RealView(const Array& self, const ShardPosition& place)
+      : dims(static_cast<int>(self.sizes.size())) {
     const int parts = is_complex(self.type) ? 2 : 1;
     if (dims + parts - 1 > kMaxDims) {
       refuse<NotImplementedError>("fill", "expected at most ", kMaxDims - parts + 1,
@@ -39,14 +41,14 @@ struct Numbers {
     ++dims;
   }
   Array array(const Array& self, ElementType type) const {
-    Array numbers = self;
-    numbers.type = type == ElementType::kFloat64    ? Dtype::kFloat64
-                   : type == ElementType::kFloat16  ? Dtype::kFloat16
-                   : type == ElementType::kBFloat16 ? Dtype::kBFloat16
-                                                    : Dtype::kFloat32;
-    numbers.sizes = {sizes.data(), static_cast<size_t>(dims)};
-    numbers.strides = {strides.data(), static_cast<size_t>(dims)};
-    return numbers;
+    Array real = self;
+    real.type = type == ElementType::kFloat64    ? Dtype::kFloat64
+                : type == ElementType::kFloat16  ? Dtype::kFloat16
+                : type == ElementType::kBFloat16 ? Dtype::kBFloat16
+                                                 : Dtype::kFloat32;
+    real.sizes = {sizes.data(), static_cast<size_t>(dims)};
+    real.strides = {strides.data(), static_cast<size_t>(dims)};
+    return real;
   }
   int dims;
   std::array<int64_t, kMaxDims + 1> sizes{}, strides{}, whole{}, start{};
@@ -55,7 +57,7 @@ struct Numbers {
 }  // namespace
 
 const CudaBackend* cuda_backend() { return backend; }
-void set_cuda_backend(const CudaBackend* given) { backend = given; }
+void set_cuda_backend(const CudaBackend* loaded) { backend = loaded; }
 
 bool has_kernels(Device device) {
   return device.kind == DeviceKind::kCpu ||
@@ -64,7 +66,7 @@ bool has_kernels(Device device) {
 
 // --- checks ----------------------------------------------------------------------------------
 
-bool lacks_storage(const Array& self) {
+bool storage_too_small(const Array& self) {
   if (self.storage_bytes < 0 || self.numel() == 0) return false;
   auto last = static_cast<uint64_t>(self.storage_offset);
   for (size_t d = 0; d < self.sizes.size(); ++d) {
@@ -75,14 +77,14 @@ bool lacks_storage(const Array& self) {
 }
 
 void check_storage(const char* op, const Array& self) {
-  if (!lacks_storage(self)) return;
+  if (!storage_too_small(self)) return;
   refuse<std::runtime_error>(op, "expected storage for every element, got shape ", self.sizes,
                              " in ", self.storage_bytes,
                              " bytes. Resize the storage, or fill the tensor before its memory is "
                              "freed.");
 }
 
-void check_shard(const char* op, const Array& self, const Place& place) {
+void check_shard(const char* op, const Array& self, const ShardPosition& place) {
   const auto [whole, start] = place;
   if (whole.empty() && start.empty()) return;
   const size_t dim = self.sizes.size();
@@ -107,7 +109,8 @@ void check_shard(const char* op, const Array& self, const Place& place) {
 
 namespace {
 
-// Of a complex array the type of its parts, where the fill takes them.
+// Returns the element type; for a complex array, the type of its parts. Raises an error if the fill
+// does not support the dtype or if its parameters are invalid.
 template <class Law>
 ElementType checked_type(const Law& law, const Array& self) {
   const auto type = real_type(self.type);
@@ -128,7 +131,7 @@ ElementType checked_type(const RawWords&, const Array& self) {
   return ElementType::kWord;
 }
 
-void check_place(const char* op, const Array& self, const Place& place) {
+void check_place(const char* op, const Array& self, const ShardPosition& place) {
   check_shard(op, self, place);
   if (overlaps_itself(self.sizes, self.strides)) {
     refuse<std::runtime_error>(
@@ -156,9 +159,9 @@ void check_shape(const Sparse&, const Array& self) {
 }
 
 template <class Law>
-void check_count(const Law&, const Array&, const Place&) {}
+void check_count(const Law&, const Array&, const ShardPosition&) {}
 
-void check_count(const Sparse& law, const Array& self, const Place& place) {
+void check_count(const Sparse& law, const Array& self, const ShardPosition& place) {
   const int64_t rows = place.whole.empty() ? self.sizes[0] : place.whole[0];
   if (law.zeros < 0 || law.zeros > rows) {
     refuse<ValueError>(Sparse::name, "expected 0 to ", rows, " zeros a column, got ", law.zeros,
@@ -173,14 +176,14 @@ void check_count(const Sparse& law, const Array& self, const Place& place) {
 }  // namespace
 
 template <class Law>
-void check_fill(const Law& law, const Array& self, const Place& place) {
+void check_fill(const Law& law, const Array& self, const ShardPosition& place) {
   checked_type(law, self);
   check_shape(law, self);
   check_place(Law::name, self, place);
   check_count(law, self, place);
 }
 
-// --- elementwise fills -----------------------------------------------------------------------
+// --- element-wise fills ----------------------------------------------------------------------
 
 namespace {
 
@@ -197,15 +200,15 @@ void launch(FillRequest request, const Geometry& geometry, const Array& self, Ke
   fill_cpu(request, geometry, self.data);
 }
 
-// Where the elements are complex, of the numbers that they are made of.
-void fill_constant(const char* op, const Array& self, const Place& place, double value) {
+// Sets every element to `value`. For a complex array, sets both parts of every element.
+void fill_constant(const char* op, const Array& self, const ShardPosition& place, double value) {
   const ElementType type = *real_type(self.type);
   ManyItem item{};
   item.value[0] = bits_of(op, type, value);
   if (self.device.kind == DeviceKind::kCuda) {
-    // torch's own, which the capture of a graph takes.
-    const Numbers numbers(self, place);
-    torch::stable::fill_(tensor_of(numbers.array(self, type)), value);
+    // torch's own fill, because it can be captured in a CUDA graph.
+    const RealView real(self, place);
+    torch::stable::fill_(tensor_of(real.array(self, type)), value);
     return;
   }
   const Geometry geometry = geometry_of(self, place);
@@ -216,9 +219,9 @@ void fill_constant(const char* op, const Array& self, const Place& place, double
   fill_many_cpu({item});
 }
 
-// An elementwise fill.
+// Element-wise fills.
 template <class Law>
-void fill_checked(const Law& law, const Array& self, KeySource key, const Place& place) {
+void fill_checked(const Law& law, const Array& self, KeySource key, const ShardPosition& place) {
   const ElementType type = *real_type(self.type);
   const DefaultFloatMode mode;
   const Plan plan = law.plan(type, is_complex(self.type));
@@ -229,13 +232,13 @@ void fill_checked(const Law& law, const Array& self, KeySource key, const Place&
   }
 }
 
-void fill_checked(const RawWords&, const Array& self, KeySource key, const Place& place) {
+void fill_checked(const RawWords&, const Array& self, KeySource key, const ShardPosition& place) {
   launch(plan_words().request, geometry_of(self, place), self, key);
 }
 
 // --- matrices --------------------------------------------------------------------------------
 
-void fill_checked(const Sparse& law, const Array& self, KeySource key, const Place& place) {
+void fill_checked(const Sparse& law, const Array& self, KeySource key, const ShardPosition& place) {
   const Normal normal{0.0, law.std};
   if (law.zeros == 0) return fill_checked(normal, self, key, place);
   const auto [whole, start] = place;
@@ -251,8 +254,8 @@ void fill_checked(const Sparse& law, const Array& self, KeySource key, const Pla
     return;
   }
   request.values = plan.request;
-  request.held = {start.empty() ? 0 : start[0], start.empty() ? 0 : start[1], self.sizes[0],
-                  self.sizes[1]};
+  request.shard = {start.empty() ? 0 : start[0], start.empty() ? 0 : start[1], self.sizes[0],
+                   self.sizes[1]};
   request.zeros = law.zeros;
   request.spread = kWindowSpread;
   const int64_t strides[] = {self.strides[0] * request.parts, self.strides[1] * request.parts};
@@ -266,35 +269,36 @@ void fill_checked(const Sparse& law, const Array& self, KeySource key, const Pla
   sparse_cpu(request, strides, self.data);
 }
 
-void fill_checked(const Orthogonal& law, const Array& self, KeySource key, const Place& place) {
+void fill_checked(const Orthogonal& law, const Array& self, KeySource key,
+                  const ShardPosition& place) {
   fill_orthogonal(law, self, key, place);
 }
 
 }  // namespace
 
 template <class Law>
-void fill(const Law& law, const Array& self, KeySource key, const Place& place) {
+void fill(const Law& law, const Array& self, KeySource key, const ShardPosition& place) {
   if (self.numel() == 0) return;
   const auto work = [&] { fill_checked(law, self, key, place); };
   try {
     self.device.kind == DeviceKind::kCpu ? run_with_threads(work) : work();
   } catch (const std::bad_alloc&) {
     refuse<OutOfMemoryError>(Law::name,
-                             "expected memory for lists beside the tensor, got none. Free some and "
-                             "fill the tensor again: it may be filled in part.");
+                             "expected memory for temporary lists, got none. Free some memory and "
+                             "fill the tensor again, because it may be partly filled.");
   }
 }
 
-Geometry geometry_of(const Array& self, const Place& place) {
-  const Numbers numbers(self, place);
-  return make_geometry(numbers.dims, numbers.sizes.data(), numbers.strides.data(),
-                       place.whole.empty() ? nullptr : numbers.whole.data(),
-                       place.start.empty() ? nullptr : numbers.start.data());
+Geometry geometry_of(const Array& self, const ShardPosition& place) {
+  const RealView real(self, place);
+  return make_geometry(real.dims, real.sizes.data(), real.strides.data(),
+                       place.whole.empty() ? nullptr : real.whole.data(),
+                       place.start.empty() ? nullptr : real.start.data());
 }
 
-#define PARAMINIT_INSTANTIATE(Law)                                  \
-  template void check_fill(const Law&, const Array&, const Place&); \
-  template void fill(const Law&, const Array&, KeySource, const Place&);
+#define PARAMINIT_INSTANTIATE(Law)                                          \
+  template void check_fill(const Law&, const Array&, const ShardPosition&); \
+  template void fill(const Law&, const Array&, KeySource, const ShardPosition&);
 PARAMINIT_INSTANTIATE(Uniform)
 PARAMINIT_INSTANTIATE(Normal)
 PARAMINIT_INSTANTIATE(TruncNormal)

@@ -1,5 +1,5 @@
-// The fills of arrays: what they refuse and their work. Every check comes before the first write,
-// so that an error leaves the tensor as it was. No header of torch.
+// The fills of arrays and their checks. All checks run before the first write, so a rejected fill
+// leaves the tensor unchanged. Must not include torch headers.
 #pragma once
 
 #include <stdexcept>
@@ -7,27 +7,28 @@
 
 #include "../cuda/backend.h"
 #include "../stream/geometry.h"
-#include "../stream/laws.h"
+#include "../stream/parameters.h"
 #include "array.h"
 
 namespace paraminit {
 
-// The library of the CUDA kernels, or null; set once, at import.
+// Returns the CUDA kernel library, or null. Set once, at import.
 const CudaBackend* cuda_backend();
 void set_cuda_backend(const CudaBackend* backend);
 
-// Whether there are kernels for the device.
+// Returns whether this extension has kernels for the device.
 bool has_kernels(Device device);
 
-// Raises what the fill raises for this array and place: `data` is not looked at.
+// Raises an error if the fill does not support this array and place. Does not use `self.data`.
 template <class Law>
-void check_fill(const Law& law, const Array& self, const Place& place);
+void check_fill(const Law& law, const Array& self, const ShardPosition& place);
 
-// Fills an array that has been checked and whose device has kernels.
+// Fills an array. The array must have passed check_fill, and its device must have kernels.
 template <class Law>
-void fill(const Law& law, const Array& self, KeySource key, const Place& place);
+void fill(const Law& law, const Array& self, KeySource key, const ShardPosition& place);
 
-// What `use` makes of the fill of that name with these parameters; refuses other names.
+// Calls `use` with the fill of this name and these parameters, and returns its result. Raises an
+// error if the name is unknown.
 template <class Use>
 auto with_law(const std::string& name, std::span<const double> p, const Use& use) {
   if (name == Uniform::name && p.size() == 2) return use(Uniform{p[0], p[1]});
@@ -39,12 +40,14 @@ auto with_law(const std::string& name, std::span<const double> p, const Use& use
   throw std::invalid_argument("paraminit_ext: expected the name of a fill, got " + name + ".");
 }
 
-// Whether the storage ends before the elements do, as where its memory was taken away.
-bool lacks_storage(const Array& self);
+// Returns whether the storage is too small for the elements, for example because its memory was
+// freed.
+bool storage_too_small(const Array& self);
 void check_storage(const char* op, const Array& self);
-void check_shard(const char* op, const Array& self, const Place& place);
+void check_shard(const char* op, const Array& self, const ShardPosition& place);
 
-// Where the elements of an array that has some lie, of complex ones the real and imaginary parts.
-Geometry geometry_of(const Array& self, const Place& place);
+// Returns the memory layout of a non-empty array. The real and imaginary parts of a complex array
+// count as separate elements.
+Geometry geometry_of(const Array& self, const ShardPosition& place);
 
 }  // namespace paraminit

@@ -1,12 +1,12 @@
-// The operators: their schemas, and a kernel of each for every kind of device. What torch does
-// before and after a kernel (autograd, versions, meta tensors, draws) is in paraminit_ext/ops.py.
+// Registers the operators: their schemas and their kernels for every device type. Everything around
+// the kernels (autograd, version counters, meta tensors, draws of keys) is in paraminit_ext/ops.py.
 #include "ops.h"
 
 #include <cstring>
 
 #include "../stream/errors.h"
 #include "fills.h"
-#include "read.h"
+#include "statistics.h"
 #include "staging.h"
 #include "tensors.h"
 
@@ -15,34 +15,35 @@ namespace {
 
 using Integers = std::vector<int64_t>;
 
-// --- refusals --------------------------------------------------------------------------------
+// --- errors ----------------------------------------------------------------------------------
 
-thread_local const char* refusal = "";
+// The Python exception type of the last error in this thread; "" if there was none.
+thread_local const char* last_error = "";
 
-// Runs a kernel, and keeps the kind of what it throws.
+// Runs a kernel, and stores the type of its exception in `last_error`.
 template <class Work>
-auto remembering(const Work& work) {
-  refusal = "";
+auto recording_error(const Work& work) {
+  last_error = "";
   try {
     return work();
   } catch (const ValueError&) {
-    refusal = "ValueError";
+    last_error = "ValueError";
     throw;
   } catch (const NotImplementedError&) {
-    refusal = "NotImplementedError";
+    last_error = "NotImplementedError";
     throw;
   } catch (const OutOfMemoryError&) {
-    refusal = "OutOfMemoryError";
+    last_error = "OutOfMemoryError";
     throw;
   } catch (const std::exception&) {
-    refusal = "RuntimeError";
+    last_error = "RuntimeError";
     throw;
   }
 }
 
 // --- keys ------------------------------------------------------------------------------------
 
-const uint64_t* words_in(const Tensor& key) {
+const uint64_t* key_data(const Tensor& key) {
   return static_cast<const uint64_t*>(key.const_data_ptr());
 }
 
@@ -52,8 +53,9 @@ Tensor on_host(const Tensor& tensor) {
 
 void check_key(const char* op, const Tensor& key, const Device* device) {
   const Array array = array_of(op, key, Use::kRead);
-  const bool of_words = array.type == Dtype::kInt64 || std::strcmp(array.type_name, "UInt64") == 0;
-  if (!of_words || array.sizes.size() != 1 || array.sizes[0] != 2 || array.strides[0] != 1) {
+  const bool valid_type =
+      array.type == Dtype::kInt64 || std::strcmp(array.type_name, "UInt64") == 0;
+  if (!valid_type || array.sizes.size() != 1 || array.sizes[0] != 2 || array.strides[0] != 1) {
     refuse<ValueError>(op, "expected a contiguous key of two uint64 or int64, got ",
                        array.type_name, " of shape ", array.sizes, ". Use Key.to_tensor().");
   }
@@ -65,27 +67,27 @@ void check_key(const char* op, const Tensor& key, const Device* device) {
 }
 
 KeySource source_of(const Tensor& key, Device device) {
-  if (has_kernels(device)) return {{}, words_in(key)};
+  if (has_kernels(device)) return {{}, key_data(key)};
   const Tensor copy = on_host(key);
-  return {{words_in(copy)[0], words_in(copy)[1]}, nullptr};
+  return {{key_data(copy)[0], key_data(copy)[1]}, nullptr};
 }
 
 Tensor fold_in_tensor(const Tensor& key, int64_t data) {
-  return remembering([&] {
+  return recording_error([&] {
     check_key("fold_in", key, nullptr);
     const Device device = device_of(key);
     const auto number = static_cast<uint64_t>(data);
     if (device.kind == DeviceKind::kCuda && has_kernels(device)) {
       const Tensor folded = torch::stable::empty_like(key);
-      cuda_backend()->fold_in(words_in(key), number,
+      cuda_backend()->fold_in(key_data(key), number,
                               static_cast<uint64_t*>(folded.mutable_data_ptr()), device.index);
       return folded;
     }
-    const Tensor here = on_host(key);
-    const Key from{words_in(here)[0], words_in(here)[1]};
-    const Key to = fold_in(from, number);
-    const Tensor folded = torch::stable::empty_like(here);
-    std::memcpy(folded.mutable_data_ptr(), &to, sizeof(to));
+    const Tensor host_key = on_host(key);
+    const Key parent{key_data(host_key)[0], key_data(host_key)[1]};
+    const Key child = fold_in(parent, number);
+    const Tensor folded = torch::stable::empty_like(host_key);
+    std::memcpy(folded.mutable_data_ptr(), &child, sizeof(child));
     return device.kind == DeviceKind::kCpu ? folded : torch::stable::to(folded, key.device());
   });
 }
@@ -93,39 +95,41 @@ Tensor fold_in_tensor(const Tensor& key, int64_t data) {
 // --- fills -----------------------------------------------------------------------------------
 
 template <class Law>
-void fill_by_way_of_host(const Law& law, const Tensor& self, const Array& array, KeySource key,
-                         const Place& place, int64_t bytes) {
-  // Of a sparse fill whole columns where they fit: each piece counts the words of its columns anew.
+void fill_through_host(const Law& law, const Tensor& self, const Array& array, KeySource key,
+                       const ShardPosition& place, int64_t bytes) {
+  // A sparse fill uses pieces of whole columns if they fit, because every piece ranks all words of
+  // its columns again.
   const bool columns = std::is_same_v<Law, Sparse>;
   fill_by_pieces(Law::name, self, array, place, bytes, columns,
-                 [&](const Array& piece, const Place& of) { fill(law, piece, key, of); });
+                 [&](const Array& piece, const ShardPosition& of) { fill(law, piece, key, of); });
 }
 
-// An orthogonal matrix is made whole for every piece, so what is held here is one piece.
-void fill_by_way_of_host(const Orthogonal& law, const Tensor& self, const Array& array,
-                         KeySource key, const Place& place, int64_t) {
+// Uses a single piece, because an orthogonal fill computes the whole matrix for every piece.
+void fill_through_host(const Orthogonal& law, const Tensor& self, const Array& array, KeySource key,
+                       const ShardPosition& place, int64_t) {
   fill_by_pieces(Orthogonal::name, self, array, place, array.numel() * array.element_bytes, false,
-                 [&](const Array& piece, const Place& of) { fill(law, piece, key, of); });
+                 [&](const Array& piece, const ShardPosition& of) { fill(law, piece, key, of); });
 }
 
 template <class Law>
-void run(const Law& law, const Tensor& self, Key value, const Tensor* key, const Place& place) {
-  remembering([&] {
+void run(const Law& law, const Tensor& self, Key value, const Tensor* key,
+         const ShardPosition& place) {
+  recording_error([&] {
     const Array array = array_of(Law::name, self);
     check_fill(law, array, place);
     if (key != nullptr) check_key(Law::name, *key, &array.device);
     if (array.numel() == 0) return;
     const KeySource source = key != nullptr ? source_of(*key, array.device) : KeySource{value};
     if (!has_kernels(array.device)) {
-      fill_by_way_of_host(law, self, array, source, place, kStagingBytes);
+      fill_through_host(law, self, array, source, place, kStagingBytes);
     } else {
       fill(law, array, source, place);
     }
   });
 }
 
-// The kernels of the operator that fills by a law of these parameters: the key by value, or in a
-// tensor on the device.
+// The two kernels of the fill operator of a law. They take the key by value, or as a tensor on the
+// device.
 template <class Law, class... Parameters>
 struct Kernels {
   static void by_value(Tensor self, Parameters... parameters, int64_t seed, int64_t offset,
@@ -145,7 +149,7 @@ struct Kernels {
 };
 
 Tensor statistics_kernel(Tensor self) {
-  return remembering([&] { return statistics(self); });
+  return recording_error([&] { return statistics(self); });
 }
 Tensor fold_in_kernel(Tensor key, int64_t data) { return fold_in_tensor(key, data); }
 
@@ -160,7 +164,7 @@ void add_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("statistics", TORCH_BOX(&statistics_kernel));
 }
 
-// Each fill twice: the key by value, and in a tensor.
+// Defines the two overloads of a fill: the key by value, and the key as a tensor.
 void define_fill(torch::stable::detail::StableLibrary& m, const std::string& name,
                  const std::string& parameters) {
   const std::string self = "(Tensor(a!) self, " + parameters;
@@ -171,14 +175,14 @@ void define_fill(torch::stable::detail::StableLibrary& m, const std::string& nam
 
 }  // namespace
 
-const char* take_refusal() { return std::exchange(refusal, ""); }
+const char* take_error_type() { return std::exchange(last_error, ""); }
 
 void fill_staged(const std::string& name, std::span<const double> parameters, const Array& self,
-                 Key key, const Place& place, int64_t bytes) {
+                 Key key, const ShardPosition& place, int64_t bytes) {
   with_law(name, parameters, [&](const auto& law) {
     check_fill(law, self, place);
     if (self.numel() == 0) return;
-    fill_by_way_of_host(law, tensor_of(self), self, {key}, place, bytes);
+    fill_through_host(law, tensor_of(self), self, {key}, place, bytes);
   });
 }
 
@@ -196,7 +200,7 @@ STABLE_TORCH_LIBRARY(paraminit_ext, m) {
 STABLE_TORCH_LIBRARY_IMPL(paraminit_ext, CPU, m) { add_kernels(m); }
 STABLE_TORCH_LIBRARY_IMPL(paraminit_ext, CUDA, m) { add_kernels(m); }
 
-// Every other device, by way of the host's memory.
+// All other devices, which are filled through host memory.
 STABLE_TORCH_LIBRARY_IMPL(paraminit_ext, CompositeExplicitAutograd, m) { add_kernels(m); }
 
 }  // namespace paraminit

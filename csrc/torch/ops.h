@@ -1,4 +1,4 @@
-// What the module for Python asks of the operators. No header of torch.
+// The functions of the operators that the Python module uses. Must not include torch headers.
 #pragma once
 
 #include <string>
@@ -7,12 +7,13 @@
 
 namespace paraminit {
 
-// The kind of Python error that the last refusal of an operator in this thread is ("ValueError"),
-// asked once: torch hands on what was said, and not what kind it was.
-const char* take_refusal();
+// Returns the Python exception type, such as "ValueError", of the last error that an operator
+// raised in this thread, and clears it. torch passes on only the message of an error.
+const char* take_error_type();
 
-// For tests: the fill of that name by way of pieces, of an array that does not need it.
+// For tests: fills an array through a staging buffer of at most `bytes` bytes, although its device
+// has kernels.
 void fill_staged(const std::string& name, std::span<const double> parameters, const Array& self,
-                 Key key, const Place& place, int64_t bytes);
+                 Key key, const ShardPosition& place, int64_t bytes);
 
 }  // namespace paraminit

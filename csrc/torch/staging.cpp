@@ -21,12 +21,12 @@ Tensor host_buffer(const char* op, const Array& self, int64_t numel) {
     return empty({numel}, scalar_type_of(self.type), {DeviceKind::kCpu, 0});
   } catch (const std::exception&) {
     refuse<std::runtime_error>(op, "expected ", numel * self.element_bytes,
-                               " bytes of host memory to fill a tensor on another device by way "
-                               "of, got none. Free some.");
+                               " bytes of host memory for a staging buffer, got none. Free some "
+                               "memory.");
   }
 }
 
-// The box that is cut out of the tensor again and again, of at most `most` elements.
+// Returns the size of the boxes that the tensor is divided into, of at most `most` elements each.
 Sizes box_sizes(Span sizes, int64_t most, bool columns) {
   Sizes box(sizes.size(), 1);
   int64_t room = std::max<int64_t>(1, most);
@@ -41,8 +41,9 @@ Sizes box_sizes(Span sizes, int64_t most, bool columns) {
 
 }  // namespace
 
-void fill_by_pieces(const char* op, const Tensor& self, const Array& array, const Place& place,
-                    int64_t most_bytes, bool columns, const PieceFill& fill) {
+void fill_by_pieces(const char* op, const Tensor& self, const Array& array,
+                    const ShardPosition& place, int64_t most_bytes, bool columns,
+                    const PieceFill& fill) {
   const Span sizes = array.sizes;
   const size_t dims = sizes.size();
   const Sizes box = box_sizes(sizes, most_bytes / array.element_bytes, columns);
@@ -53,10 +54,10 @@ void fill_by_pieces(const char* op, const Tensor& self, const Array& array, cons
     for (size_t d = 0; d < dims; ++d) {
       size[d] = std::min(box[d], sizes[d] - begin[d]);
       start[d] = (place.start.empty() ? 0 : place.start[d]) + begin[d];
-      if (size[d] != sizes[d]) view = part_of(view, static_cast<int64_t>(d), begin[d], size[d]);
+      if (size[d] != sizes[d]) view = narrowed(view, static_cast<int64_t>(d), begin[d], size[d]);
     }
     const Tensor piece =
-        torch::stable::view(part_of(buffer, 0, 0, product(size)), reference_to(size));
+        torch::stable::view(narrowed(buffer, 0, 0, product(size)), reference_to(size));
     fill(array_of(op, piece), {place.whole.empty() ? sizes : place.whole, start});
     copy(view, piece);
     size_t d = dims;

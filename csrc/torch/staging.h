@@ -1,4 +1,5 @@
-// Fills of tensors on devices that have no kernels here: by the CPU, piece by piece, and copied.
+// Fills tensors on devices without kernels: computes the values piece by piece on the CPU and
+// copies them to the device.
 #pragma once
 
 #include <functional>
@@ -7,16 +8,17 @@
 
 namespace paraminit {
 
-// What a fill takes of the host's memory at a time.
+// Size limit of the staging buffer in host memory.
 constexpr int64_t kStagingBytes = int64_t(64) << 20;
 
-// Fills a contiguous array on the CPU, the part of `place.whole` that begins at `place.start`.
-using PieceFill = std::function<void(const Array& piece, const Place& place)>;
+// Fills a contiguous CPU array as the part of `place.whole` that begins at `place.start`.
+using PieceFill = std::function<void(const Array& piece, const ShardPosition& place)>;
 
-// Calls `fill` for boxes of `self` of at most `most_bytes`, as long as they can be in the last
-// dimensions (with `columns` in the first ones), and copies each into its place. `self` is
-// described by `array`.
-void fill_by_pieces(const char* op, const Tensor& self, const Array& array, const Place& place,
-                    int64_t most_bytes, bool columns, const PieceFill& fill);
+// Divides `self` into boxes of at most `most_bytes`, calls `fill` for each box and copies it into
+// place. Boxes extend as far as possible along the last dimensions, or along the first dimensions
+// if `columns` is true. `array` describes `self`.
+void fill_by_pieces(const char* op, const Tensor& self, const Array& array,
+                    const ShardPosition& place, int64_t most_bytes, bool columns,
+                    const PieceFill& fill);
 
 }  // namespace paraminit

@@ -16,8 +16,8 @@ constexpr std::pair<ScalarType, Dtype> kDtypes[] = {
     {ScalarType::ComplexHalf, Dtype::kComplex32},  {ScalarType::Long, Dtype::kInt64}};
 
 Dtype dtype_of(ScalarType type) {
-  for (const auto& [scalar, known] : kDtypes) {
-    if (scalar == type) return known;
+  for (const auto& [scalar, dtype] : kDtypes) {
+    if (scalar == type) return dtype;
   }
   return Dtype::kOther;
 }
@@ -25,8 +25,8 @@ Dtype dtype_of(ScalarType type) {
 }  // namespace
 
 ScalarType scalar_type_of(Dtype type) {
-  for (const auto& [scalar, known] : kDtypes) {
-    if (known == type) return scalar;
+  for (const auto& [scalar, dtype] : kDtypes) {
+    if (dtype == type) return scalar;
   }
   return ScalarType::Byte;
 }
@@ -38,7 +38,7 @@ Device device_of(const Tensor& tensor) {
   const DeviceKind kind = type == aoti_torch_device_type_cpu()    ? DeviceKind::kCpu
                           : type == aoti_torch_device_type_cuda() ? DeviceKind::kCuda
                                                                   : DeviceKind::kOther;
-  return {kind, kind == DeviceKind::kCpu ? 0 : index};  // torch writes cpu and cpu:0
+  return {kind, kind == DeviceKind::kCpu ? 0 : index};  // torch uses both cpu and cpu:0
 }
 
 Array array_of(const char* op, const Tensor& tensor, Use use) {
@@ -46,7 +46,7 @@ Array array_of(const char* op, const Tensor& tensor, Use use) {
   int64_t *sizes = nullptr, *strides = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  // The dtypes without a stable name are refused with those that have no fill.
+  // A dtype without a stable name becomes kOther, like a dtype without fills.
   const auto scalar = static_cast<ScalarType>(type);
   if (layout != aoti_torch_layout_strided()) {
     refuse<NotImplementedError>(op,
@@ -65,7 +65,7 @@ Array array_of(const char* op, const Tensor& tensor, Use use) {
               device_of(tensor),
               Span(sizes, dims),
               Span(strides, dims)};
-  // Other devices' storages may be handles, of no size that says anything.
+  // On other devices, a storage may be an opaque handle with a meaningless size.
   if (array.device.kind != DeviceKind::kOther) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &array.storage_bytes));
     array.storage_offset = tensor.storage_offset();
@@ -89,16 +89,16 @@ Tensor tensor_of(const Array& array) {
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device) {
   const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
                                                      : torch::headeronly::DeviceType::CPU;
-  const torch::stable::Device there(kind, static_cast<torch::stable::DeviceIndex>(device.index));
+  const torch::stable::Device target(kind, static_cast<torch::stable::DeviceIndex>(device.index));
   try {
     return torch::stable::empty({sizes.begin(), sizes.size()}, type,
-                                torch::headeronly::Layout::Strided, there, false,
+                                torch::headeronly::Layout::Strided, target, false,
                                 torch::headeronly::MemoryFormat::Contiguous);
   } catch (const std::exception&) {
     std::ostringstream text;
-    text << "paraminit_ext: expected memory for a tensor of shape "
+    text << "paraminit_ext: expected memory for a temporary tensor of shape "
          << Span(sizes.begin(), sizes.size()) << " of " << torch::headeronly::toString(type)
-         << " beside the one that is filled, got none. Free some.";
+         << ", got none. Free some memory.";
     throw OutOfMemoryError(text.str());
   }
 }

@@ -1,4 +1,5 @@
-// torch's tensors, by its stable headers alone: calls of its operators, and tensors as arrays.
+// torch tensors through torch's stable headers only: calls of torch operators, and conversions
+// between tensors and arrays.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -16,8 +17,8 @@ namespace paraminit {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// An operator of torch that returns one tensor. Arguments are those of its schema, all of them;
-// numbers that the schema calls Scalar cannot be passed so before torch 2.14.
+// Calls a torch operator that returns one tensor. All arguments of its schema must be passed.
+// Arguments of the schema type Scalar cannot be passed this way before torch 2.14.
 template <class... Arguments>
 Tensor call(const char* name, const char* overload, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
@@ -25,21 +26,21 @@ Tensor call(const char* name, const char* overload, const Arguments&... argument
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// As the fills see it; refuses a tensor that is not dense, in the name of `op`. `data` is null
-// where the device has no kernels. What is only read is not copied where a write would copy it.
+// Returns the description of a dense tensor. Raises an error of `op` for any other tensor. `data`
+// is null if the device has no kernels. kRead does not trigger the copy of a copy-on-write tensor.
 enum class Use { kWrite, kRead };
 Array array_of(const char* op, const Tensor& tensor, Use use = Use::kWrite);
 
-// The elements of an array, as a tensor of its own that autograd knows nothing of.
+// Returns a new tensor that aliases the elements of an array. It is unknown to autograd.
 Tensor tensor_of(const Array& array);
-// Raises OutOfMemoryError where there is none.
+// Raises OutOfMemoryError if the allocation fails.
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device);
 
 Device device_of(const Tensor& tensor);
 ScalarType scalar_type_of(Dtype type);
 
-// Without what stable::narrow asks for, a tensor that is not const.
-inline Tensor part_of(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
+// Like stable::narrow, but also accepts a const tensor.
+inline Tensor narrowed(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(tensor, dim, start, length);
 }
 inline void copy(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }

@@ -1,4 +1,4 @@
-// Hands torch's own threads to the fills, so that torch.set_num_threads() is theirs as well.
+// Registers torch's thread pool for the fills, so that torch.set_num_threads() applies to them.
 #include "../cpu/threads.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -11,7 +11,7 @@ namespace {
 
 int64_t count() { return torch::stable::get_num_threads(); }
 
-// What a part throws is thrown here: torch's function would make of it an error without a kind.
+// Rethrows the first exception of a part with its type, which torch's parallel_for would lose.
 void run(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
   std::exception_ptr error;
   std::atomic_flag failed;
@@ -25,7 +25,7 @@ void run(int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
   if (error) std::rethrow_exception(error);
 }
 
-[[maybe_unused]] const bool handed_in = [] {
+[[maybe_unused]] const bool registered = [] {
   set_thread_pool({count, run});
   return true;
 }();

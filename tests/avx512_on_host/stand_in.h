@@ -1,6 +1,6 @@
-// Stands in place of <immintrin.h> before csrc/cpu/lane_avx512.h, on processors without AVX-512:
-// each intrinsic that the lane calls, element by element in plain C++, as Intel's Software
-// Developer's Manual (volume 2) describes its instruction. One that is not here does not compile.
+// Replaces <immintrin.h> for csrc/cpu/lane_avx512.h on processors without AVX-512. Implements each
+// intrinsic that the lane calls element by element in plain C++, as Intel's Software Developer's
+// Manual (volume 2) describes its instruction. Other intrinsics do not compile.
 #pragma once
 
 #include <xmmintrin.h>
@@ -19,7 +19,7 @@ template <class T, int n>
 struct Elements {
   T at[n];
 };
-// The register types differ, as the real ones do: a float is no integer without a cast.
+// Distinct types, like the real registers, so that floats and integers need a cast.
 struct __m512i {
   uint32_t at[16];
 };
@@ -39,7 +39,7 @@ STAND_IN To bits_as(const From& from) {
   return to;
 }
 
-// R(f(0), f(1), ...).
+// Returns R(f(0), f(1), ...).
 template <class R, class F>
 STAND_IN R each(F f) {
   R r;
@@ -58,7 +58,7 @@ template <class F>
 STAND_IN __m512i each64(F f) {
   return bits_as<__m512i>(each<Words64>(f));
 }
-// A bit for each element.
+// Returns a mask with bit i set if f(i) is true.
 template <class Mask, class F>
 STAND_IN Mask mask_of(F f) {
   unsigned mask = 0;
@@ -98,20 +98,21 @@ STAND_IN __m512i _mm512_and_si512(__m512i a, __m512i b) {
 STAND_IN __m512i _mm512_xor_si512(__m512i a, __m512i b) {
   return each32([&](int i) { return words(a).at[i] ^ words(b).at[i]; });
 }
-// A bit of the result is that bit of `table` whose number the bits of a, b and c spell.
+// For each bit position, the bits of a, b and c form the index (0 to 7) of a bit of `table`, which
+// is the result.
 STAND_IN __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
   return each32([&](int i) {
     const uint32_t x = words(a).at[i], y = words(b).at[i], z = words(c).at[i];
-    uint32_t found = 0;
+    uint32_t result = 0;
     for (int number = 0; number < 8; ++number) {
       if (!bit(static_cast<unsigned>(table), number)) continue;
-      found |= (number & 4 ? x : ~x) & (number & 2 ? y : ~y) & (number & 1 ? z : ~z);
+      result |= (number & 4 ? x : ~x) & (number & 2 ? y : ~y) & (number & 1 ? z : ~z);
     }
-    return found;
+    return result;
   });
 }
 STAND_IN __m512i _mm512_ternarylogic_epi64(__m512i a, __m512i b, __m512i c, int table) {
-  return _mm512_ternarylogic_epi32(a, b, c, table);  // only masks would tell them apart
+  return _mm512_ternarylogic_epi32(a, b, c, table);  // they differ only in their masked forms
 }
 STAND_IN __m512i _mm512_srli_epi32(__m512i a, unsigned by) {
   return each32([&](int i) { return words(a).at[i] >> by; });
@@ -128,7 +129,7 @@ STAND_IN __m512i _mm512_srai_epi64(__m512i a, unsigned by) {
       [&](int i) { return static_cast<uint64_t>(static_cast<int64_t>(words64(a).at[i]) >> by); });
 }
 enum _MM_PERM_ENUM : int {};
-// Within each four, element j becomes the one that bits 2j and 2j + 1 of `order` number.
+// Within each group of four, bits 2j and 2j + 1 of `order` are the index of the new element j.
 STAND_IN __m512i _mm512_shuffle_epi32(__m512i a, _MM_PERM_ENUM order) {
   return each32([&](int i) { return words(a).at[(i & ~3) + (order >> 2 * (i & 3) & 3)]; });
 }
@@ -139,6 +140,19 @@ STAND_IN __m512i _mm512_mask_shuffle_epi32(__m512i kept, __mmask16 mask, __m512i
 }
 STAND_IN __m512i _mm512_maskz_shuffle_epi32(__mmask16 mask, __m512i a, _MM_PERM_ENUM order) {
   return _mm512_mask_shuffle_epi32(_mm512_set1_epi32(0), mask, a, order);
+}
+STAND_IN __m512i _mm512_maskz_compress_epi32(__mmask16 mask, __m512i a) {
+  uint32_t front[16] = {};
+  int n = 0;
+  for (int i = 0; i < 16; ++i) {
+    if (bit(mask, i)) front[n++] = words(a).at[i];
+  }
+  return each32([&](int i) { return front[i]; });
+}
+STAND_IN __m512i _mm512_setr_epi32(int a, int b, int c, int d, int e, int f, int g, int h, int i,
+                                   int j, int k, int l, int m, int n, int o, int p) {
+  const int all[] = {a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p};
+  return each32([&](int at) { return static_cast<uint32_t>(all[at]); });
 }
 STAND_IN __m512i _mm512_mask_add_epi32(__m512i kept, __mmask16 mask, __m512i a, __m512i b) {
   return each32(
@@ -172,12 +186,12 @@ STAND_IN __mmask8 _mm512_cmpgt_epi64_mask(__m512i a, __m512i b) {
 STAND_IN __mmask16 _mm512_test_epi32_mask(__m512i a, __m512i b) {
   return mask_of<__mmask16>([&](int i) { return (words(a).at[i] & words(b).at[i]) != 0; });
 }
-// From each pair of fours the two low (high) elements, a's and b's in turn.
+// Interleaves the low (first = 0) or high (first = 1) halves of each 128 bits of a and b.
 template <class R>
 STAND_IN R unpacked(const R& a, const R& b, int first) {
-  constexpr int of128 = 16 / sizeof(a.at[0]);
+  constexpr int per_128 = 16 / sizeof(a.at[0]);
   return each<R>([&](int i) {
-    const int from = i / of128 * of128 + i % of128 / 2 + first * of128 / 2;
+    const int from = i / per_128 * per_128 + i % per_128 / 2 + first * per_128 / 2;
     return i % 2 == 0 ? a.at[from] : b.at[from];
   });
 }
@@ -195,7 +209,7 @@ STAND_IN __m512i _mm512_cvtepu32_epi64(__m256i a) {
   return each64([&](int i) { return uint64_t(a.at[i]); });
 }
 
-// --- casts keep the bits, conversions round as the mode says
+// --- casts keep the bits, conversions use the rounding mode
 STAND_IN __m512i _mm512_castps_si512(__m512 a) { return bits_as<__m512i>(a); }
 STAND_IN __m512i _mm512_castpd_si512(__m512d a) { return bits_as<__m512i>(a); }
 STAND_IN __m512 _mm512_castsi512_ps(__m512i a) { return bits_as<__m512>(a); }
@@ -213,8 +227,8 @@ STAND_IN __m512d _mm512_cvtepi64_pd(__m512i a) {
 }
 #define _MM_FROUND_TO_NEAREST_INT 0
 #define _MM_FROUND_NO_EXC 8
-// To nearest even, whatever the mode: halves are 2^-24 apart up to 2^-14, then 2^-10 of their
-// binade.
+// Rounds to nearest even in any rounding mode. Halves are 2^-24 apart up to 2^-14, and above that
+// 2^-10 times the start of their binade.
 STAND_IN uint32_t half_bits(float a) {
   const uint32_t sign = bits_as<uint32_t>(a) >> 16 & 0x8000;
   const double size = std::fabs(static_cast<double>(a));
@@ -225,7 +239,7 @@ STAND_IN uint32_t half_bits(float a) {
   const double down = std::floor(steps), rest = steps - down;
   const uint32_t even = static_cast<uint32_t>(down);
   const uint32_t near = even + (rest > 0.5 || (rest == 0.5 && even % 2 == 1) ? 1 : 0);
-  // The leading bit of a normal's 11 adds 1 to the exponent's field; so does a carry.
+  // The leading bit of a normal half's 11 bits adds 1 to the exponent field, as does a carry.
   return sign | ((static_cast<uint32_t>(exponent + 13) << 10) + near);
 }
 STAND_IN __m256i _mm512_cvtps_ph(__m512 a, int rounding) {
@@ -234,7 +248,7 @@ STAND_IN __m256i _mm512_cvtps_ph(__m512 a, int rounding) {
       [&](int i) { return half_bits(a.at[2 * i]) | half_bits(a.at[2 * i + 1]) << 16; });
 }
 
-// --- float32 and float64, of which R is the register
+// --- float32 and float64; R is the register type
 #define STAND_IN_REALS(ps, R, Mask, T)                                                    \
   STAND_IN R _mm512_set1_##ps(T a) {                                                      \
     return each<R>([&](int) { return a; });                                               \
@@ -254,7 +268,7 @@ STAND_IN __m256i _mm512_cvtps_ph(__m512 a, int rounding) {
   STAND_IN R _mm512_sqrt_##ps(R a) {                                                      \
     return each<R>([&](int i) { return std::sqrt(a.at[i]); });                            \
   }                                                                                       \
-  /* The second operand, where neither is less (or one is no number). */                  \
+  /* Returns b if neither operand is less than the other or one is NaN. */                \
   STAND_IN R _mm512_min_##ps(R a, R b) {                                                  \
     return each<R>([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });         \
   }                                                                                       \
@@ -286,7 +300,8 @@ STAND_IN __m256i _mm512_cvtps_ph(__m512 a, int rounding) {
 
 #define _CMP_GT_OQ 30
 enum { _MM_MANT_NORM_p5_1 = 2, _MM_MANT_SIGN_src = 0 };
-// In [1/2, 1), with the sign; 1 of zeros and infinities.
+// Returns the mantissa in [1/2, 1) with the sign of a. For zeros and infinities, returns 1 with the
+// sign of a.
 template <class T>
 STAND_IN T mantissa(T a) {
   int exponent = 0;
@@ -299,7 +314,7 @@ STAND_IN_REALS(pd, __m512d, __mmask8, double)
 STAND_IN __m512d _mm512_div_pd(__m512d a, __m512d b) {
   return each<__m512d>([&](int i) { return a.at[i] / b.at[i]; });
 }
-// GCC and Clang take a minus before the real types.
+// GCC and Clang support unary minus on the real types.
 STAND_IN __m512 operator-(__m512 a) {
   return each<__m512>([&](int i) { return -a.at[i]; });
 }
@@ -307,21 +322,21 @@ STAND_IN __m512d operator-(__m512d a) {
   return each<__m512d>([&](int i) { return -a.at[i]; });
 }
 
-// --- memory; a streaming store off its alignment is a fault
+// --- memory; a misaligned non-temporal store is a fault
 STAND_IN __m512i _mm512_loadu_si512(const void* from) {
   __m512i a;
   std::memcpy(&a, from, sizeof(a));
   return a;
 }
 template <class R>
-STAND_IN void streamed(void* to, const R& a) {
+STAND_IN void store_aligned(void* to, const R& a) {
   if (reinterpret_cast<uintptr_t>(to) % sizeof(a) != 0) {
-    std::fputs("a streaming store off its alignment\n", stderr);
+    std::fputs("a misaligned non-temporal store\n", stderr);
     std::abort();
   }
   std::memcpy(to, &a, sizeof(a));
 }
 STAND_IN void _mm512_storeu_si512(void* to, __m512i a) { std::memcpy(to, &a, sizeof(a)); }
 STAND_IN void _mm256_storeu_si256(__m256i* to, __m256i a) { std::memcpy(to, &a, sizeof(a)); }
-STAND_IN void _mm512_stream_si512(__m512i* to, __m512i a) { streamed(to, a); }
-STAND_IN void _mm256_stream_si256(__m256i* to, __m256i a) { streamed(to, a); }
+STAND_IN void _mm512_stream_si512(__m512i* to, __m512i a) { store_aligned(to, a); }
+STAND_IN void _mm256_stream_si256(__m256i* to, __m256i a) { store_aligned(to, a); }

@@ -1,5 +1,5 @@
-// What the drivers have in common: the distributions, and tensors of which every element must
-// become the CPU's, and nothing beside them be written.
+// Shared by the drivers: the distributions, and tensors with guard memory around them. A kernel
+// must write the CPU's value to every element and must not write anything else.
 #pragma once
 
 #include <cstdio>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "csrc/stream/constants.h"
-#include "csrc/cpu/run_function.h"
+#include "csrc/cpu/kernel_table.h"
 #include "csrc/stream/geometry.h"
 
 namespace paraminit {
@@ -32,7 +32,7 @@ inline const Case kCases[] = {
     {"normal of float32's subnormals", [](ElementType t) { return plan_normal(t, 0.0, 0x1p-130); }},
     {"normal, large", [](ElementType t) { return plan_normal(t, 3.0, 0x1p120); }},
     {"bounds far out", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -2.0, 2.0); }},
-    // Beyond z's reach, but not beyond that of rounded values.
+    // z cannot reach the bounds, but rounded values can.
     {"clamped after rounding",
      [](ElementType t) {
        if (t == ElementType::kFloat16) return plan_trunc_normal(t, 0.0, 2e4, -1.4e5, 1.4e5);
@@ -48,7 +48,7 @@ inline const Case kCases[] = {
     {"uneven", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -1.0, 4.0); }},
     {"half a line", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -1.25, kInf); }},
     {"5 std, at 100", [](ElementType t) { return plan_trunc_normal(t, 100.0, 2.0, 90.0, 110.0); }},
-    // Their means are rounded by more than what the bounds leave of a deviation.
+    // Rounding these means to float32 moves them by more than the margin of unclamped_limit.
     {"at 4096",
      [](ElementType t) { return plan_trunc_normal(t, 4096.00023, 1.0, 4095.0, 4098.0); }},
     {"at 2^20",
@@ -80,14 +80,14 @@ inline int64_t compared = 0, failed = 0;
 
 struct Memory {
   const char* name;
-  std::vector<int64_t> sizes, strides, whole, start;  // whole is empty where the tensor is it
-  int64_t misplaced = 0;                              // elements after an aligned address
+  std::vector<int64_t> sizes, strides, whole, start;  // `whole` is empty if the tensor is no shard
+  int64_t misplaced = 0;                              // offset from an aligned address, in elements
 };
 
 struct Tensor {
   Memory memory;
   ElementType type;
-  int64_t size;  // of an element
+  int64_t size;  // bytes per element
   Geometry geometry;
   std::vector<char> got, expected;
   char* data;
@@ -101,15 +101,15 @@ inline Tensor make_tensor(const Memory& m, ElementType type) {
                              m.start.empty() ? nullptr : m.start.data());
   int64_t extent = 1;
   for (int d = 0; d < dims; ++d) extent += (m.sizes[d] - 1) * m.strides[d];
-  constexpr int64_t kAround = 64;
-  t.got.assign(static_cast<size_t>((extent + 2 * kAround) * t.size + 16), '\x5A');
+  constexpr int64_t kGuard = 64;  // guard elements on either side
+  t.got.assign(static_cast<size_t>((extent + 2 * kGuard) * t.size + 16), '\x5A');
   char* aligned = t.got.data() + (16 - reinterpret_cast<uintptr_t>(t.got.data()) % 16) % 16;
-  t.data = aligned + (kAround + m.misplaced) * t.size;
+  t.data = aligned + (kGuard + m.misplaced) * t.size;
   t.expected = t.got;
   return t;
 }
 
-// Expects `values(index, count, to)` of each run.
+// Writes the expected elements of each run, computed by `values(index, count, to)`.
 template <class Values>
 void expect(Tensor& t, const Values& values) {
   const Geometry& g = t.geometry;
@@ -129,7 +129,7 @@ void expect(Tensor& t, const Values& values) {
 
 inline void expect_fill(Tensor& t, FillRequest request, Key key) {
   request.keys = make_key_schedule(key);
-  const auto fill = baseline::run_functions(request).fill;
+  const auto fill = baseline::fill_kernels(request).fill;
   expect(t, [&](uint64_t index, int64_t count, char* to) { fill(request, index, count, to); });
 }
 
@@ -144,7 +144,7 @@ inline void check(const std::string& name, const Tensor& t, const char* note = "
               static_cast<long long>((static_cast<int64_t>(i) - (t.data - t.got.data())) / t.size));
 }
 
-// The last line of a driver, and its status.
+// Prints the last line of a driver and returns its exit status.
 inline int finish() {
   std::printf("%lld elements compared, %lld cases differ\n", static_cast<long long>(compared),
               static_cast<long long>(failed));

@@ -1,5 +1,5 @@
-// The CUDA fill kernels, run on the host, against the CPU's: one line a case that differs, and how
-// many were compared in the last line.
+// Compares the CUDA fill kernels, run on the host, with the CPU kernels. Prints one line per case
+// that differs, and the number of compared elements in the last line.
 #include "compare.h"
 #include "csrc/cuda/kernels.cuh"
 
@@ -17,20 +17,20 @@ void compare(const std::string& name, FillRequest request, Key key, const Memory
   check(name, t, key_on_device ? ", key on the device" : "");
 }
 
-// Blocks of a launch, set aside instead of run.
-struct Seen {
+// A launch that was recorded instead of run.
+struct RecordedLaunch {
   int blocks;
   cuda::DenseRun run;
   const char* out;
 };
-bool looking = false;
-std::vector<Seen> seen;
+bool recording = false;
+std::vector<RecordedLaunch> recorded;
 
-// Runs that are too long to be filled here: the launches are looked at instead.
+// Checks the launches of a run that is too long to be filled here.
 template <class T>
 void check_long_run(int64_t count, uint64_t first_index) {
-  looking = true;
-  seen.clear();
+  recording = true;
+  recorded.clear();
   Plan plan = plan_uniform(sizeof(T) == 4 ? ElementType::kFloat32 : ElementType::kFloat64, 0, 1);
   plan.request.keys = make_key_schedule({1, 2});
   const int64_t whole[] = {count + static_cast<int64_t>(first_index)};
@@ -39,50 +39,52 @@ void check_long_run(int64_t count, uint64_t first_index) {
   char* const data = reinterpret_cast<char*>(uintptr_t{1} << 40) + first_index % packet * sizeof(T);
   dispatch({plan.request, make_geometry(1, &count, stride, whole, start), data, nullptr, nullptr, 0,
             132});
-  looking = false;
+  recording = false;
   uint64_t next = first_index;
-  bool right = !seen.empty();
-  for (const Seen& one : seen) {
-    const uint64_t first = one.run.first_group * group + static_cast<uint64_t>(one.run.head);
+  bool right = !recorded.empty();
+  for (const RecordedLaunch& launch : recorded) {
+    const uint64_t first = launch.run.first_group * group + static_cast<uint64_t>(launch.run.head);
     constexpr int64_t tile = cuda::kThreads * group * group;
-    // The tiles leave less than a round of single ones, or than what would not go round at all.
-    const int64_t left = one.run.end - one.run.rounds * tile * one.blocks;
+    // The tiles leave less than one tile per round, or fewer tiles than multiprocessors.
+    const int64_t left = launch.run.end - launch.run.rounds * tile * launch.blocks;
     const int64_t bytes = static_cast<int64_t>((first - first_index) * sizeof(T));
-    right = right && first == next && one.run.end - one.run.head <= int64_t{1} << 34 &&
-            one.out + one.run.head * static_cast<int64_t>(sizeof(T)) == data + bytes && left >= 0 &&
-            left < (one.run.rounds + 133) * tile && one.blocks <= 2 * 132;
-    next += static_cast<uint64_t>(one.run.end - one.run.head);
+    right = right && first == next && launch.run.end - launch.run.head <= int64_t{1} << 34 &&
+            launch.out + launch.run.head * static_cast<int64_t>(sizeof(T)) == data + bytes &&
+            left >= 0 && left < (launch.run.rounds + 133) * tile && launch.blocks <= 2 * 132;
+    next += static_cast<uint64_t>(launch.run.end - launch.run.head);
   }
   if (right && next == first_index + static_cast<uint64_t>(count)) return;
   ++failed;
-  std::printf("a run of %lld elements from %llu is not launched as a whole\n",
+  std::printf("a run of %lld elements from %llu is not launched completely\n",
               static_cast<long long>(count), static_cast<unsigned long long>(first_index));
 }
 
-// A grid is as large as its own kernel allows, also where another of the same type ran before.
+// Checks that each kernel's own occupancy determines its grid, even if a kernel of the same
+// function type ran before.
 void check_grids() {
   constexpr auto uniform = cuda::dense_kernel<cuda::UniformF<false>, float, false>;
   constexpr auto normal = cuda::dense_kernel<cuda::NormalF<false>, float, false>;
   constexpr auto keyed = cuda::dense_kernel<cuda::NormalF<false>, float, true>;
   static_assert(std::is_same_v<decltype(uniform), decltype(normal)>);
   const auto address = [](auto kernel) { return reinterpret_cast<const void*>(kernel); };
-  constexpr int device = 1;  // of which nothing has been asked yet
+  constexpr int device = 1;  // has no cached occupancy yet
   occupancy = {{address(uniform), 4}, {address(normal), 3}, {address(keyed), 0}};
   bool right = cuda::resident_blocks<uniform>(device, 132) == 4 * 132 &&
                cuda::resident_blocks<normal>(device, 132) == 3 * 132;
-  // A query that fails is not the launch's error, and is made again.
+  // A failed query does not become an error of the launch, and is repeated.
   right = right && cuda::resident_blocks<keyed>(device, 132) == 132 && last_error == cudaSuccess;
   occupancy[address(keyed)] = 2;
   right = right && cuda::resident_blocks<keyed>(device, 132) == 2 * 132;
-  // Once asked, it stays.
+  // The result of a query is cached.
   occupancy.clear();
   right = right && cuda::resident_blocks<uniform>(device, 132) == 4 * 132;
   if (right) return;
   ++failed;
-  std::puts("grids: a kernel has not its own number of blocks");
+  std::puts("grids: a kernel does not use its own number of blocks");
 }
 
-// The values of chosen words: around each word at which some bound or branch lies.
+// Compares the values of selected words: those around every word at which a bound or branch may
+// lie.
 template <class Dist>
 void compare_words(const char* name, const Plan& plan) {
   std::vector<uint32_t> words;
@@ -99,12 +101,12 @@ void compare_words(const char* name, const Plan& plan) {
   std::vector<float> expected(groups * 4);
   FillRequest request = plan.request;
   request.type = ElementType::kFloat32;
-  baseline::run_functions(request).apply(request, words.data(), static_cast<int64_t>(groups),
-                                         expected.data());
+  baseline::fill_kernels(request).apply(request, words.data(), static_cast<int64_t>(groups),
+                                        expected.data());
   compared += static_cast<int64_t>(groups * 4);
   for (size_t g = 0; g < groups; ++g) {
     uint64_t x[1][4];
-    // High halves are garbage, as Philox leaves them.
+    // The high halves are arbitrary, as after Philox.
     for (int n = 0; n < 4; ++n) x[0][n] = words[g * 4 + n] | 0xDEADBEEF00000000u;
     float v[1][4];
     cuda::values<Dist>(plan.request.c32, x, v);
@@ -134,13 +136,14 @@ void compare_words(const char* name, const Plan& plan) {
 
 }  // namespace
 
-bool look(int blocks, const cuda::DenseRun* run, const void* out) {
-  if (looking && run != nullptr) seen.push_back({blocks, *run, static_cast<const char*>(out)});
-  return !looking;
+bool on_launch(int blocks, const cuda::DenseRun* run, const void* out) {
+  if (recording && run != nullptr)
+    recorded.push_back({blocks, *run, static_cast<const char*>(out)});
+  return !recording;
 }
 
 int main() {
-  // A tile of float32 is 4096 elements, one of float64 1024; four blocks at once.
+  // A tile has 4096 elements of float32 or 1024 of float64. Four blocks are resident.
   const Memory dense[] = {
       {"a few elements", {3}, {1}, {}, {}},
       {"half a tile", {2000}, {1}, {}, {}},
@@ -179,7 +182,7 @@ int main() {
       compare("wrapping counter", plan.request, {key.seed, offset}, dense[2], false);
       compare("wrapping counter", plan.request, {key.seed, offset}, dense[3], true);
     }
-    // Every length and both ends of a few packets.
+    // Every length and every offset within a few packets.
     for (int64_t first = 0; first < 9; ++first) {
       for (int64_t count = 1; count < 27; ++count) {
         compare("short", plan.request, key,

@@ -1,5 +1,5 @@
-// The logarithm that TruncInteriorF takes on CUDA, for every float of [1/16, 1] that it may be
-// given: one line for each at which it is not the one that all lanes have, in its unit.
+// Checks the logarithm that TruncInteriorF uses on CUDA, for every float in [1/16, 1]. Prints one
+// line for each float where, apart from its unit, it differs from the logarithm of all other lanes.
 #include <cstdio>
 
 #define PARAMINIT_ISA cuda

@@ -1,5 +1,5 @@
-// The CUDA kernels of fills of many tensors, run on the host, against the CPU's values: one line a
-// tensor that differs, and how many elements were compared in the last line.
+// Compares the CUDA kernels for fills of many tensors, run on the host, with the CPU kernels.
+// Prints one line per tensor that differs, and the number of compared elements in the last line.
 #include <deque>
 #include <map>
 
@@ -13,20 +13,20 @@ namespace {
 
 struct Entry {
   std::string name;
-  const FillRequest* request;  // null: a constant
+  const FillRequest* request;  // null: a constant fill
   Key key;
   uint64_t value;
   Tensor tensor;
 };
 
-// Constants have no type but a size.
+// Returns a type of this size. A constant fill depends only on the size.
 ElementType type_of_size(int64_t size) {
   return size == 2   ? ElementType::kBFloat16
          : size == 4 ? ElementType::kFloat32
                      : ElementType::kFloat64;
 }
 
-// Fills of one kind, in one launch.
+// Compares fills of one kind, which are in one launch.
 void compare(std::vector<Entry>& entries) {
   std::vector<DeviceItem> items;
   std::vector<int64_t> first_chunk{0};
@@ -48,10 +48,10 @@ void compare(std::vector<Entry>& entries) {
     const ManyItem item{e.request,          e.key,      {e.value, 0}, t.size, t.data,
                         t.geometry.numel(), &t.geometry};
     kind = kind_of(item);
-    Described made = describe(item, t.geometry);
-    if (made.scattered) made.item.geometry = &t.geometry;
-    items.push_back(made.item);
-    first_chunk.push_back(first_chunk.back() + made.chunks);
+    DeviceDescription described = describe(item, t.geometry);
+    if (described.scattered) described.item.geometry = &t.geometry;
+    items.push_back(described.item);
+    first_chunk.push_back(first_chunk.back() + described.chunks);
   }
   launch.items = items.data();
   launch.first_chunk = first_chunk.data();
@@ -63,10 +63,10 @@ void compare(std::vector<Entry>& entries) {
 
 }  // namespace
 
-bool look(int, const cuda::DenseRun*, const void*) { return true; }
+bool on_launch(int, const cuda::DenseRun*, const void*) { return true; }
 
 int main() {
-  // A chunk of float32 is two tiles of 4096 elements, one of float64 four of 1024.
+  // A chunk has two tiles of 4096 elements for float32, or four tiles of 1024 for float64.
   const Memory dense[] = {
       {"a few elements", {3}, {1}, {}, {}},
       {"a tile", {4096}, {1}, {}, {}},
@@ -82,7 +82,7 @@ int main() {
       {"a shard of three dimensions", {5, 7, 11}, {200, 24, 2}, {9, 10, 12}, {2, 3, 1}},
   };
   // The low word of the counter wraps in a tile, between chunks, after the first group, among the
-  // last ones of the run, and together with the high word.
+  // last groups of the run, and together with the high word.
   const uint64_t wrapping[] = {0x5FFFFF000u - 777, 0x600000000u - 2048, 0x5FFFFFFFFu,
                                0x600000000u - 6450, 0xFFFFFFFFFFFFF000u};
 
@@ -106,7 +106,7 @@ int main() {
       add("wrapping counter", plans.back().request, offset, dense[2]);
       add("wrapping counter", plans.back().request, offset, dense[3]);
     }
-    // Every length and both ends of a few packets.
+    // Every length and every offset within a few packets.
     for (int64_t first = 0; first < 9; ++first) {
       for (int64_t count = 1; count < 27; ++count) {
         add("short", plans.back().request, 0,

@@ -1,5 +1,6 @@
-// The CUDA kernels of sparse fills, run on the host, against the CPU's words, sorted, and values:
-// one line a case that differs, and how many elements were compared in the last line.
+// Compares the CUDA kernels for sparse fills, run on the host, with the CPU's values and its sorted
+// words. Prints one line per case that differs, and the number of compared elements in the last
+// line.
 #include <algorithm>
 
 #include "compare.h"
@@ -11,24 +12,25 @@ namespace {
 
 struct Matrix {
   const char* name;
-  int64_t rows, columns;  // of the whole
-  Rectangle held;
+  int64_t rows, columns;  // of the global matrix
+  Rectangle shard;
   int64_t zeros;
-  int64_t panel = 1 << 20;  // columns of a launch, at most
+  int64_t panel = 1 << 20;  // maximum columns per launch
   double spread = kWindowSpread;
-  int64_t capacity = 0;          // of a column's list, where not what the window needs
-  std::vector<int64_t> strides;  // in elements; empty: row after row
+  int64_t capacity = 0;          // of a column's list; 0: as the window needs
+  std::vector<int64_t> strides;  // in elements; empty: contiguous rows
   int64_t misplaced = 0;
 };
 
-// Which elements of the whole are zero: in each column those of the smallest (word, row).
+// Returns which elements of the global matrix are zero: in each column, those with the smallest
+// (word, row).
 std::vector<bool> zeros_of(const Matrix& m, Key key) {
   FillRequest request = plan_words().request;
   request.type = ElementType::kWord32;
   request.keys = make_key_schedule(fold_in(key, 1));
   const size_t rows = static_cast<size_t>(m.rows), columns = static_cast<size_t>(m.columns);
   std::vector<uint32_t> words(rows * columns);
-  baseline::run_functions(request).fill(request, 0, m.rows * m.columns, words.data());
+  baseline::fill_kernels(request).fill(request, 0, m.rows * m.columns, words.data());
   std::vector<bool> zero(rows * columns);
   std::vector<uint64_t> order(rows);
   for (size_t column = 0; column < columns; ++column) {
@@ -49,17 +51,17 @@ void compare(const Matrix& m, ElementType type, int parts, Key key, bool key_on_
   request.parts = parts;
   request.rows = m.rows;
   request.columns = m.columns;
-  request.held = m.held;
+  request.shard = m.shard;
   request.zeros = m.zeros;
   request.spread = m.spread;
-  const int dims = parts == 1 ? 2 : 3;  // the parts of complex elements are a dimension
+  const int dims = parts == 1 ? 2 : 3;  // complex elements add a dimension for their parts
   const std::vector<int64_t> strides =
-      m.strides.empty() ? std::vector<int64_t>{m.held.columns, 1} : m.strides;
+      m.strides.empty() ? std::vector<int64_t>{m.shard.columns, 1} : m.strides;
   Memory memory{m.name,
-                {m.held.rows, m.held.columns, 2},
+                {m.shard.rows, m.shard.columns, 2},
                 {strides[0] * parts, strides[1] * parts, 1},
                 {m.rows, m.columns, 2},
-                {m.held.row, m.held.column, 0},
+                {m.shard.row, m.shard.column, 0},
                 m.misplaced};
   for (auto* numbers : {&memory.sizes, &memory.strides, &memory.whole, &memory.start}) {
     numbers->resize(static_cast<size_t>(dims));
@@ -67,7 +69,7 @@ void compare(const Matrix& m, ElementType type, int parts, Key key, bool key_on_
   Tensor t = make_tensor(memory, type);
   const std::vector<bool> zero = zeros_of(m, key);
   request.values.keys = make_key_schedule(key);
-  const auto fill = baseline::run_functions(request.values).fill;
+  const auto fill = baseline::fill_kernels(request.values).fill;
   expect(t, [&](uint64_t index, int64_t count, char* to) {
     fill(request.values, index, count, to);
     for (int64_t i = 0; i < count; ++i, to += t.size) {
@@ -80,16 +82,16 @@ void compare(const Matrix& m, ElementType type, int parts, Key key, bool key_on_
   const uint64_t words[] = {key.seed, key.offset, word_key.seed, word_key.offset};
   request.values.keys = key_on_device ? KeySchedule{} : make_key_schedule(key);
   request.word_keys = key_on_device ? KeySchedule{} : make_key_schedule(word_key);
-  for (int64_t done = 0; done < m.held.columns; done += m.panel) {
+  for (int64_t done = 0; done < m.shard.columns; done += m.panel) {
     SparseLaunch launch{};
     launch.request = request;
-    launch.first = m.held.column + done;
-    launch.width = std::min(m.panel, m.held.columns - done);
+    launch.first = m.shard.column + done;
+    launch.width = std::min(m.panel, m.shard.columns - done);
     launch.data = t.data + done * memory.strides[1] * t.size;
     launch.device_key = key_on_device ? words : nullptr;
     launch.device_word_key = key_on_device ? words + 2 : nullptr;
     launch.capacity = m.capacity != 0 ? m.capacity : sparse_capacity(request);
-    // What the kernels must not read before they have written it.
+    // Arbitrary initial contents, which the kernels must not read before they write them.
     const size_t width = static_cast<size_t>(launch.width);
     std::vector<uint64_t> thresholds(width, 0x5A5A5A5A5A5A5A5Au);
     std::vector<uint64_t> found(width * static_cast<size_t>(launch.capacity), 0x5A5A5A5A5A5A5A5Au);
@@ -110,7 +112,7 @@ void compare(const Matrix& m, ElementType type, int parts, Key key, bool key_on_
 
 }  // namespace
 
-bool look(int, const cuda::DenseRun*, const void*) { return true; }
+bool on_launch(int, const cuda::DenseRun*, const void*) { return true; }
 
 int main() {
   threads_wait = true;

@@ -1,7 +1,7 @@
-// Stand-ins for what the kernels take from CUDA: a thread is a call that reads its place from
-// globals, one after the other, from barrier to barrier where there are any; an intrinsic is the
-// same rounding in plain C++, and an instruction that approximates is as wrong as its documentation
-// allows. Stands in place of CUDA's headers and cuda/instructions.cuh.
+// Stand-ins for CUDA's headers and cuda/instructions.cuh. A thread is a function call that reads
+// its index from globals. Threads run one after another; in kernels with barriers, from barrier to
+// barrier. An intrinsic is plain C++ with the same rounding. An approximate instruction has the
+// error that its documentation allows.
 #pragma once
 
 #include <ucontext.h>
@@ -44,14 +44,15 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t size, cudaStr
   return cudaSuccess;
 }
 
-// Blocks of a multiprocessor, by kernel, where a test says so; a query whose answer is 0 fails.
+// Resident blocks per multiprocessor, by kernel, as set by a test. A query that would return 0
+// fails.
 inline std::map<const void*, int> occupancy;
 
-// Few, so that small tensors go several rounds.
+// The default is low, so that small tensors need several rounds.
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel kernel, int, int) {
-  const auto said = occupancy.find(reinterpret_cast<const void*>(kernel));
-  *blocks = said == occupancy.end() ? 2 : said->second;
+  const auto entry = occupancy.find(reinterpret_cast<const void*>(kernel));
+  *blocks = entry == occupancy.end() ? 2 : entry->second;
   if (*blocks == 0) last_error = cudaErrorInvalidConfiguration;
   return last_error;
 }
@@ -65,8 +66,8 @@ inline dim3 threadIdx, blockIdx, gridDim;
 namespace paraminit::cuda {
 struct DenseRun;
 }
-// Sees each launch, with the run and the memory of one that has a run, and says whether to run it.
-bool look(int blocks, const paraminit::cuda::DenseRun* run, const void* out);
+// Called for each launch, with its run and its output if it has them. Returns whether to run it.
+bool on_launch(int blocks, const paraminit::cuda::DenseRun* run, const void* out);
 
 template <class Argument>
 const paraminit::cuda::DenseRun* as_run(const Argument& argument) {
@@ -74,18 +75,18 @@ const paraminit::cuda::DenseRun* as_run(const Argument& argument) {
   return nullptr;
 }
 
-// Of a launch's last argument, which is where it writes if it is a pointer.
+// Returns the last argument of a launch, its output, if it is a pointer.
 template <class Argument>
 const void* as_memory(const Argument& argument) {
   if constexpr (std::is_pointer_v<Argument>) return argument;
   return nullptr;
 }
 
-// Set where a kernel has barriers: the threads of a block then have stacks of their own.
+// Set if kernels have barriers. Then each thread of a block has its own stack.
 inline bool threads_wait = false;
 
-// A block whose threads wait for each other. From one barrier to the next they run in ascending or
-// in descending order, as if by chance, so that what needs a barrier is wrong without it.
+// A block whose threads wait for each other. Between two barriers they run in ascending or
+// descending order, chosen pseudo-randomly, so that a missing barrier gives wrong results.
 class WaitingBlock {
  public:
   void run(unsigned threads, const std::function<void()>& kernel) {
@@ -110,7 +111,7 @@ class WaitingBlock {
       }
     }
     if (ended == threads) return;
-    std::puts("some threads of a block have ended, others wait for them");
+    std::puts("some threads of a block have ended while others wait at a barrier");
     std::exit(2);
   }
   void wait() { swapcontext(&threads_[threadIdx.x].context, &outside_); }
@@ -136,7 +137,7 @@ inline void WaitingBlock::enter() {
 }
 inline void __syncthreads() { waiting_block.wait(); }
 
-// One thread after the other, so that nothing comes between.
+// Needs no atomic instruction, because threads run one after another.
 template <class T, class U>
 T atomicAdd(T* to, U more) {
   const T before = *to;
@@ -151,7 +152,7 @@ auto launched(Kernel kernel, dim3 blocks, unsigned threads, int, cudaStream_t) {
   return [=](const auto&... arguments) {
     const paraminit::cuda::DenseRun* run = nullptr;
     ((run = run == nullptr ? as_run(arguments) : run), ...);
-    if (!look(static_cast<int>(blocks.x), run, as_memory((arguments, ...)))) return;
+    if (!on_launch(static_cast<int>(blocks.x), run, as_memory((arguments, ...)))) return;
     gridDim = blocks;
     for (unsigned b = 0; b < blocks.x * blocks.y; ++b) {
       blockIdx = dim3(b % blocks.x, b / blocks.x);
@@ -200,7 +201,7 @@ inline int __vimax3_s32(int a, int b, int c) {
   return most > c ? most : c;
 }
 
-// --- 16-bit floats, by the compiler's own half and a rounding of its own
+// --- 16-bit floats: the compiler's half type, and a separate rounding to bfloat16
 
 using __half = _Float16;
 struct __nv_bfloat16 {
@@ -214,7 +215,7 @@ struct __nv_bfloat162 {
 };
 inline __half __float2half_rn(float a) { return static_cast<__half>(a); }
 inline __nv_bfloat16 __float2bfloat16_rn(float a) {
-  // The nearer of the two neighbours, and the even one between them.
+  // Round to nearest, ties to even.
   const uint32_t b = bits_as<uint32_t>(a), down = b & 0xFFFF0000u, rest = b & 0xFFFFu;
   const bool up = rest > 0x8000u || (rest == 0x8000u && (down & 0x10000u) != 0);
   return {static_cast<uint16_t>((down >> 16) + up)};
@@ -228,7 +229,7 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
   return {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
 }
 
-// --- 16-byte stores, which fault where they are not aligned: here, they count as a failure
+// --- 16-byte stores, which fault if they are not aligned
 
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -257,28 +258,29 @@ constexpr double kRsqrtError = 0x1.1255p-23;  // 2^-22.9, rounded up
 inline bool allowed(float a, float r) {
   return std::fabs(r * std::sqrt(static_cast<double>(a)) - 1.0) <= kRsqrtError;
 }
-inline float rsqrt_beside(float a, int ulps) {
+inline float rsqrt_neighbour(float a, int ulps) {
   const float nearest = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a)));
   return bits_as<float>(bits_as<int>(nearest) + ulps);
 }
-// How many ulps off the nearest float; or from 2 below to 2 above as a hash of a says, if allowed.
+// The error of approximate_rsqrt() in ulps of the nearest float. kByHash selects an allowed error
+// from -2 to 2 by a hash of the operand.
 constexpr int kByHash = 99;
 inline int rsqrt_ulps = kByHash;
 inline float approximate_rsqrt(float a) {
-  if (rsqrt_ulps != kByHash) return rsqrt_beside(a, rsqrt_ulps);
+  if (rsqrt_ulps != kByHash) return rsqrt_neighbour(a, rsqrt_ulps);
   int ulps = static_cast<int>((bits_as<uint32_t>(a) * 0x9E3779B9u >> 16) % 5) - 2;
-  while (!allowed(a, rsqrt_beside(a, ulps))) ulps -= ulps > 0 ? 1 : -1;
-  return rsqrt_beside(a, ulps);
+  while (!allowed(a, rsqrt_neighbour(a, ulps))) ulps -= ulps > 0 ? 1 : -1;
+  return rsqrt_neighbour(a, ulps);
 }
 
-// A NaN becomes 0.
+// Returns 0 for NaN.
 inline float saturated_fma(float a, float b, float c) {
   const float v = std::fma(a, b, c);
   return v > 0 ? (v < 1 ? v : 1.0f) : 0.0f;
 }
 inline float one_where_not_negative(float a) { return a >= 0 ? 1.0f : 0.0f; }
 template <auto bits>
-inline decltype(bits) held_constant = bits;
+inline decltype(bits) register_constant = bits;
 inline uint64_t opaque(uint64_t v) { return v; }
 
 }  // namespace paraminit::cuda

@@ -1,5 +1,6 @@
-// The kernels that read a tensor, on the host, against the CPU's loop: counts and extremes exactly,
-// mean and squares to what differently ordered sums of doubles may differ by.
+// Compares the CUDA kernels for statistics, run on the host, with the CPU's loop. Counts and
+// extremes must be equal. Mean and squares may differ by the rounding of sums of doubles in another
+// order.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -9,7 +10,7 @@
 #include "csrc/cuda/launch.h"
 #include "stand_in.h"
 
-bool look(int, const paraminit::cuda::DenseRun*, const void*) { return true; }
+bool on_launch(int, const paraminit::cuda::DenseRun*, const void*) { return true; }
 
 namespace paraminit {
 namespace {
@@ -30,7 +31,7 @@ template <>
 BFloat16 rounded(double v) {
   return {static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(v)) >> 16)};
 }
-// Of numbers that are no subnormals of a half, towards zero.
+// Rounds towards zero. The result must not be a subnormal half.
 template <>
 Half rounded(double v) {
   if (v == 0.0) return {0};
@@ -39,10 +40,10 @@ Half rounded(double v) {
   return {static_cast<uint16_t>((bits >> 31 << 15) | magnitude >> 13)};
 }
 
-// The statistics of each unit by the CPU, merged in their order.
+// Returns the CPU's statistics of each unit, merged in order.
 Statistics expected(ElementType type, bool is_complex, const char* data, int64_t count) {
   const int64_t size = element_size(type) * (is_complex ? 2 : 1);
-  Statistics whole = no_statistics();
+  Statistics whole = empty_statistics();
   for (int64_t first = 0; first < count; first += kStatisticsUnit) {
     const int64_t length = std::min(kStatisticsUnit, count - first);
     const auto read = baseline::statistics_function(type, is_complex);
@@ -55,7 +56,7 @@ bool near(double a, double b, double scale) { return a == b || std::abs(a - b) <
 
 template <class T>
 void compare(const char* name, ElementType type, bool is_complex, int64_t count, int64_t skip,
-             double mean, int odd_ones) {
+             double mean, int outliers) {
   const int parts = is_complex ? 2 : 1;
   std::mt19937_64 random(static_cast<uint64_t>(count));
   std::normal_distribution<double> normal(mean, 2.0);
@@ -64,15 +65,15 @@ void compare(const char* name, ElementType type, bool is_complex, int64_t count,
       reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
   T* const x = aligned + skip * parts;
   for (int64_t i = 0; i < count * parts; ++i) x[i] = rounded<T>(normal(random));
-  const double odd[] = {0.0, -0.0, 1e3, -1e3};
-  for (int n = 0; n < odd_ones; ++n) x[(n * 7919) % (count * parts)] = rounded<T>(odd[n % 4]);
+  const double outlier[] = {0.0, -0.0, 1e3, -1e3};
+  for (int n = 0; n < outliers; ++n) x[(n * 7919) % (count * parts)] = rounded<T>(outlier[n % 4]);
 
   const int64_t units = (count + kStatisticsUnit - 1) / kStatisticsUnit;
-  std::vector<Statistics> found(static_cast<size_t>(units));
+  std::vector<Statistics> unit_statistics(static_cast<size_t>(units));
   double got[kStatistics], want[kStatistics];
-  const bool launched =
-      launch_statistics(type, is_complex, x, count, found.data(), nullptr) == cudaSuccess &&
-      launch_merge(found.data(), units, got, nullptr) == cudaSuccess;
+  const bool launched = launch_statistics(type, is_complex, x, count, unit_statistics.data(),
+                                          nullptr) == cudaSuccess &&
+                        launch_merge(unit_statistics.data(), units, got, nullptr) == cudaSuccess;
   const Statistics cpu = expected(type, is_complex, reinterpret_cast<const char*>(x), count);
   store(cpu, want);
   bool right = launched;

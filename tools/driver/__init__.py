@@ -1,4 +1,4 @@
-"""Builds and runs driver.cpp: every CPU fill and reading without torch, under any compiler and flags."""
+"""Build driver.cpp, which runs every CPU fill and statistic without torch, with any compiler and flags."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SOURCES = (
     "csrc/cpu/fill_avx2.cpp",
     "csrc/cpu/fill_avx512.cpp",
     "csrc/cpu/fill_baseline.cpp",
-    "csrc/cpu/forked.cpp",
-    "csrc/cpu/many.cpp",
+    "csrc/cpu/fork.cpp",
+    "csrc/cpu/fill_many.cpp",
     "csrc/cpu/quota.cpp",
     "csrc/cpu/sparse.cpp",
     "csrc/cpu/statistics.cpp",
@@ -31,7 +31,7 @@ SOURCES = (
 
 
 def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
-    """Compiles the driver into the folder, with the flags of setup.py and these."""
+    """Compile the driver into the folder, with the flags of setup.py and the given ones."""
     adding = compiler(folder, cxx, flags)
     common = cxx_flags(ROOT)
 
@@ -47,7 +47,7 @@ def build(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
 
 
 def checksums(printed: str) -> dict[str, dict[str, str]]:
-    """By case and element type: the checksum on each instruction set."""
+    """Return the checksums of each case and element type, by instruction set."""
     found: dict[str, dict[str, str]] = {}
     for line in printed.splitlines():
         isa, case, dtype, checksum = line.split(";")
@@ -56,7 +56,7 @@ def checksums(printed: str) -> dict[str, dict[str, str]]:
 
 
 def disagreements(*printed: str) -> list[str]:
-    """The cases that have more than one checksum, over all instruction sets and all of the outputs."""
+    """Return the cases with more than one checksum, over all instruction sets and all outputs."""
     sums: dict[str, set[str]] = {}
     for one in printed:
         for case, by_isa in checksums(one).items():

@@ -1,6 +1,7 @@
-// Every CPU fill without torch, for sanitizers, valgrind and other processors. Prints a checksum of
-// all bytes for each case, "instruction set, case, element type, checksum", or commits a fault:
-// driver [--threads N] [--isa NAME] [--small] [--together] [--fault NAME]
+// Runs every CPU fill without torch, for sanitizers, valgrind and other processors. Prints a
+// checksum of all bytes for each case as "instruction set;case;element type;checksum". With
+// --fault, commits a fault that a sanitizer must detect. driver [--threads N] [--isa NAME]
+// [--small] [--together] [--fault NAME]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -24,7 +25,7 @@ using namespace paraminit;
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// Counters wrap in every case of more than some thousand elements.
+// The 64-bit counter wraps in every case with more than a few thousand elements.
 constexpr Key kKey{0x1234567890ABCDEFu, ~uint64_t(0) - 999};
 
 struct Type {
@@ -48,8 +49,8 @@ const Case kCases[] = {
     {"trunc_normal", [](ElementType t) { return plan_trunc_normal(t, 0.0, 1.0, -2.0, 2.0); }},
     {"trunc_normal_wide", [](ElementType t) { return plan_trunc_normal(t, 0.1, 1.0, -3.0, 4.0); }},
     {"trunc_normal_far", [](ElementType t) { return plan_trunc_normal(t, 0.0, 0.02, -2.0, 2.0); }},
-    // Beyond z's reach, but not beyond that of rounded values: of float16, of a subnormal std, of
-    // a bound whose distance overflows.
+    // z cannot reach these bounds, but rounded values can: in float16, with a subnormal std, or
+    // with a bound so far from the mean that the distance overflows.
     {"trunc_normal_clamped",
      [](ElementType t) {
        if (t == ElementType::kFloat16) return plan_trunc_normal(t, 0.0, 2e4, -1.4e5, 1.4e5);
@@ -66,8 +67,8 @@ const Case kCases[] = {
 
 constexpr const Case& kNormal = kCases[3];
 
-// A block of exactly so many bytes from a cache line's first on, so that one byte further on is
-// another's.
+// An allocation of exactly `bytes` bytes, aligned to a cache line, so that a sanitizer detects an
+// access one byte past the end.
 class Memory {
  public:
   explicit Memory(int64_t bytes) : size_(static_cast<size_t>(bytes)) {
@@ -78,7 +79,7 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   char* at(int64_t byte) { return static_cast<char*>(data_) + byte; }
-  // FNV-1a over all bytes, those that no fill may write among them.
+  // Adds all bytes to an FNV-1a checksum, including bytes that no fill may write.
   void add_to(uint64_t& sum) const {
     for (size_t i = 0; i < size_; ++i) {
       sum = (sum ^ static_cast<unsigned char*>(data_)[i]) * 0x100000001B3u;
@@ -100,7 +101,7 @@ FillRequest request_of(const Case& c, ElementType type) {
 struct Layout {
   const char* name;
   bool small;  // few enough elements for an emulator
-  std::vector<int64_t> sizes, strides, whole, start;
+  std::vector<int64_t> sizes, strides, global_sizes, shard_offset;
 };
 const Layout kLayouts[] = {
     {"dense", true, {5000}, {1}, {5000}, {0}},
@@ -120,35 +121,34 @@ uint64_t run_layout(const Layout& l, const Case& c, ElementType type) {
   Memory memory((last + 1) * size);
   fill_cpu(request_of(c, type),
            make_geometry(static_cast<int>(l.sizes.size()), l.sizes.data(), l.strides.data(),
-                         l.whole.data(), l.start.data()),
+                         l.global_sizes.data(), l.shard_offset.data()),
            memory.at(0));
   uint64_t sum = kFirstSum;
   memory.add_to(sum);
   return sum;
 }
 
-// Runs of every length up to some vectors, from every place in a group and off every alignment.
+// Fills every length up to a few vectors, from every position in a group and at several alignments.
 uint64_t run_lengths(const Case& c, ElementType type, bool small) {
   const FillRequest request = request_of(c, type);
-  const auto fill = run_functions(request).fill;
+  const auto fill = fill_kernels(request).fill;
   const int64_t size = element_size(type);
   uint64_t sum = kFirstSum;
   for (int64_t length = 0; length < (small ? 70 : 300); ++length) {
     const int64_t before = length % 5;
     Memory memory((before + length) * size + 1);
-    // The byte at the end keeps blocks of no elements apart; what is before it is exact.
+    // The extra byte makes an allocation without elements nonempty.
     fill(request, static_cast<uint64_t>(length % 7), length, memory.at(before * size));
     memory.add_to(sum);
   }
   return sum;
 }
 
-// With stores that pass by the caches, which are those of large tensors, where the address allows
-// it.
+// Fills with non-temporal stores, which large tensors use, if the alignment permits them.
 uint64_t run_streamed(const Case& c, ElementType type) {
   FillRequest request = request_of(c, type);
   request.streaming = true;
-  const auto fill = run_functions(request).fill;
+  const auto fill = fill_kernels(request).fill;
   uint64_t sum = kFirstSum;
   for (int64_t length = 1; length < 1500; length += 107) {
     const int64_t before = length % 2 * 32;
@@ -159,17 +159,17 @@ uint64_t run_streamed(const Case& c, ElementType type) {
   return sum;
 }
 
-// Given words, whole groups and what is left of a vector.
+// Applies each distribution to given words, in numbers of groups with and without a partial vector.
 uint64_t run_words(const Case& c, ElementType type) {
   const FillRequest request = request_of(c, type);
-  const int64_t each = (type == ElementType::kFloat64 ? 2 : 4) * element_size(type);
+  const int64_t group_bytes = (type == ElementType::kFloat64 ? 2 : 4) * element_size(type);
   uint64_t sum = kFirstSum;
   for (int64_t groups = 1; groups < 40; groups += 3) {
     const std::unique_ptr<uint32_t[]> words(new uint32_t[static_cast<size_t>(4 * groups)]);
     for (int64_t i = 0; i < 4 * groups; ++i) {
       words[static_cast<size_t>(i)] = i % 3 == 0 ? 0u : i % 3 == 1 ? ~0u : 0x80000000u >> (i % 32);
     }
-    Memory memory(groups * each);
+    Memory memory(groups * group_bytes);
     apply_cpu(request, words.get(), groups, memory.at(0));
     memory.add_to(sum);
   }
@@ -178,7 +178,7 @@ uint64_t run_words(const Case& c, ElementType type) {
 
 struct Matrix {
   int64_t rows, columns;
-  Rectangle held;
+  Rectangle shard;
   int64_t zeros;
   bool transposed, small;
 };
@@ -198,22 +198,22 @@ uint64_t run_sparse(const Matrix& m, ElementType type, int parts, double spread)
   request.parts = parts;
   request.rows = m.rows;
   request.columns = m.columns;
-  request.held = m.held;
+  request.shard = m.shard;
   request.zeros = m.zeros;
   request.spread = spread;
-  const int64_t rows = m.held.rows * parts, columns = m.held.columns * parts;
+  const int64_t rows = m.shard.rows * parts, columns = m.shard.columns * parts;
   const int64_t by_rows[] = {columns, parts}, by_columns[] = {parts, rows};
-  Memory memory(m.held.rows * columns * element_size(type));
+  Memory memory(m.shard.rows * columns * element_size(type));
   sparse_cpu(request, m.transposed ? by_columns : by_rows, memory.at(0));
   uint64_t sum = kFirstSum;
   memory.add_to(sum);
   return sum;
 }
 
-// Parameters of every size through the constants of a fill, and some values of each.
+// Computes the constants for parameters of every magnitude, and a few values with each.
 uint64_t run_parameters() {
-  const double some[] = {0.0,   -0.0,    1.0,  -1.0,  0.02,  1e-8,
-                         1e-40, 65504.0, 3e38, -3e38, 1e300, 37.0};
+  const double parameters[] = {0.0,   -0.0,    1.0,  -1.0,  0.02,  1e-8,
+                               1e-40, 65504.0, 3e38, -3e38, 1e300, 37.0};
   uint64_t sum = kFirstSum;
   const auto add = [&](const Plan& plan) {
     if (plan.is_constant) return;
@@ -221,17 +221,18 @@ uint64_t run_parameters() {
     request.keys = make_key_schedule(kKey);
     const int64_t count = 19, size = element_size(request.type);
     Memory memory(count * size);
-    run_functions(request).fill(request, 3, count, memory.at(0));
+    fill_kernels(request).fill(request, 3, count, memory.at(0));
     memory.add_to(sum);
   };
   for (const Type& t : kTypes) {
-    const double most = t.type == ElementType::kFloat64   ? 1e308
-                        : t.type == ElementType::kFloat16 ? 65504.0
-                                                          : 3.3e38;
+    const double max_bound = t.type == ElementType::kFloat64   ? 1e308
+                             : t.type == ElementType::kFloat16 ? 65504.0
+                                                               : 3.3e38;
     const double range = t.type == ElementType::kFloat64 ? 1e308 : 3.3e38;
-    for (const double a : some) {
-      for (const double b : some) {
-        if (std::fabs(a) <= most && a <= b && b - a <= most) add(plan_uniform(t.type, a, b));
+    for (const double a : parameters) {
+      for (const double b : parameters) {
+        if (std::fabs(a) <= max_bound && a <= b && b - a <= max_bound)
+          add(plan_uniform(t.type, a, b));
         if (std::fabs(a) > range || !(b >= 0 && b <= range)) continue;
         add(plan_normal(t.type, a, b));
         if (b == 0 || (t.type != ElementType::kFloat64 && b < 1e-45)) continue;
@@ -249,27 +250,27 @@ uint64_t run_parameters() {
   return sum;
 }
 
-// What is read of a fill's values, and of those with a few odd ones between them, whole and from
-// the second element on.
+// Computes the statistics of a fill, and of a fill with NaN and zeros in it, from the first and
+// from the second element on.
 uint64_t run_statistics(ElementType type, bool is_complex, int64_t numbers) {
   uint64_t sum = kFirstSum;
   const FillRequest request = request_of(kNormal, type);
   const int64_t size = element_size(type), parts = is_complex ? 2 : 1;
-  for (const bool odd : {false, true}) {
+  for (const bool with_special : {false, true}) {
     Memory memory(numbers * size);
-    run_functions(request).fill(request, 0, numbers, memory.at(0));
-    if (odd) {
-      // All ones is no number in any of these types, all zeros is zero.
+    fill_kernels(request).fill(request, 0, numbers, memory.at(0));
+    if (with_special) {
+      // In each of these types, all bits set is NaN and all bits clear is zero.
       std::memset(memory.at(numbers / 2 * size), 0xFF, static_cast<size_t>(size));
       std::memset(memory.at(numbers / 3 * size), 0, static_cast<size_t>(2 * size));
     }
     for (const int64_t skip : {0, 1}) {
-      double found[kStatistics];
+      double fields[kStatistics];
       store(
           statistics_cpu(type, is_complex, memory.at(skip * parts * size), numbers / parts - skip),
-          found);
-      Memory bytes(sizeof(found));
-      std::memcpy(bytes.at(0), found, sizeof(found));
+          fields);
+      Memory bytes(sizeof(fields));
+      std::memcpy(bytes.at(0), fields, sizeof(fields));
       bytes.add_to(sum);
     }
   }
@@ -278,11 +279,11 @@ uint64_t run_statistics(ElementType type, bool is_complex, int64_t numbers) {
 
 struct Options {
   std::string isa, fault;
-  bool small = false, together = false;
+  bool small = false, concurrent = false;
 };
 
 void print(const std::string& isa, const std::string& name, const char* type, uint64_t sum) {
-  // A branch on the sum: valgrind reports it where a byte was never written.
+  // Branch on the sum, because valgrind reports a branch that depends on an uninitialised byte.
   if (sum == 0) std::puts("a sum of 0");
   std::printf("%s;%s;%s;%016llx\n", isa.c_str(), name.c_str(), type,
               static_cast<unsigned long long>(sum));
@@ -300,7 +301,7 @@ void run_all(const Options& options) {
         print(isa, std::string(c.name) + ", words", t.name, run_words(c, t.type));
         for (const Layout& l : kLayouts) {
           if (options.small && !l.small) continue;
-          // By far the most elements: once is enough.
+          // This layout has by far the most elements, so it runs for one case only.
           if (std::strcmp(l.name, "streaming") == 0 && &c != &kNormal) continue;
           print(isa, std::string(c.name) + ", " + l.name, t.name, run_layout(l, c, t.type));
         }
@@ -315,9 +316,9 @@ void run_all(const Options& options) {
       for (const Matrix& m : kMatrices) {
         if (options.small && !m.small) continue;
         for (const int parts : {1, 2}) {
-          // A window that misses every threshold, and the usual one.
+          // A window that misses every threshold, and the default window.
           for (const double spread : {0.0, kWindowSpread}) {
-            if (spread == 0.0 && m.rows * m.columns > 40000) continue;  // one word at a time
+            if (spread == 0.0 && m.rows * m.columns > 40000) continue;  // slow: one word at a time
             print(isa,
                   "sparse " + std::to_string(m.rows) + "x" + std::to_string(m.columns) + " in " +
                       std::to_string(parts) + (spread == 0.0 ? ", searched whole" : ""),
@@ -330,8 +331,8 @@ void run_all(const Options& options) {
   }
 }
 
-// Several fills at the same time, each on threads of its own, while the instruction set changes.
-void run_together() {
+// Runs several fills concurrently, each on its own threads, while the instruction set changes.
+void run_concurrently() {
   std::vector<std::thread> fills;
   std::vector<uint64_t> sums(8);
   for (size_t i = 0; i < sums.size(); ++i) {
@@ -351,13 +352,14 @@ void run_together() {
   }
 }
 
-// What a sanitizer must not let pass; 0 where there is no such fault.
-int commit(const std::string& fault) {
+// Commits a fault that a sanitizer must detect. Returns 2 if there is no fault with this name,
+// otherwise 0.
+int commit_fault(const std::string& fault) {
   const FillRequest request = request_of(kNormal, ElementType::kFloat32);
-  const auto fill = run_functions(request).fill;
+  const auto fill = fill_kernels(request).fill;
   Memory memory(400);
   if (fault == "overrun") {
-    fill(request, 0, 101, memory.at(0));  // 100 elements and one
+    fill(request, 0, 101, memory.at(0));  // one element past the end
   } else if (fault == "undefined") {
     volatile int shift = 64;
     std::printf("%llu\n", static_cast<unsigned long long>(uint64_t(1) << shift));
@@ -368,12 +370,13 @@ int commit(const std::string& fault) {
     memory.add_to(sum);
     print("any", fault, "fp32", sum);
   } else if (fault == "race") {
-    // Two fills of the same elements.
+    // Two concurrent fills of the same elements.
     std::thread other([&] { fill(request, 0, 100, memory.at(0)); });
     fill(request, 0, 100, memory.at(0));
     other.join();
   } else {
-    std::fprintf(stderr, "driver: expected a fault, got '%s'\n", fault.c_str());
+    std::fprintf(stderr, "driver: expected overrun, undefined, uninitialised or race, got '%s'\n",
+                 fault.c_str());
     return 2;
   }
   return 0;
@@ -389,7 +392,7 @@ int main(int argc, char** argv) {
     if (option == "--small") {
       options.small = true;
     } else if (option == "--together") {
-      options.together = true;
+      options.concurrent = true;
     } else if (option == "--isa" && i + 1 < argc) {
       options.isa = argv[++i];
     } else if (option == "--fault" && i + 1 < argc) {
@@ -401,7 +404,7 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
-  if (!options.fault.empty()) return commit(options.fault);
-  options.together ? run_together() : run_all(options);
+  if (!options.fault.empty()) return commit_fault(options.fault);
+  options.concurrent ? run_concurrently() : run_all(options);
   return 0;
 }

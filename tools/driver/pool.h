@@ -1,5 +1,5 @@
-// A pool of std::thread for csrc/cpu/: a sanitizer sees these threads, and knows nothing of an
-// OpenMP runtime that was not built for it. Work is cut as torch cuts it.
+// A pool of std::thread for csrc/cpu/. Sanitizers can track these threads, but not those of an
+// OpenMP runtime that was built without the sanitizer. Divides work as torch does.
 #pragma once
 
 #include <algorithm>
@@ -18,14 +18,14 @@ inline void run(int64_t n, void (*body)(void*, int64_t, int64_t), void* context)
   const int64_t threads = std::min(num_threads, n);
   const int64_t chunk = (n + threads - 1) / threads;
   std::vector<std::thread> others;
-  for (int64_t from = chunk; from < n; from += chunk) {
-    others.emplace_back(body, context, from, std::min(n, from + chunk));
+  for (int64_t first = chunk; first < n; first += chunk) {
+    others.emplace_back(body, context, first, std::min(n, first + chunk));
   }
   body(context, 0, std::min(n, chunk));
   for (std::thread& other : others) other.join();
 }
 
-// Before any fill.
+// Must be called before any fill.
 inline void use_threads() {
   paraminit::set_thread_pool({[] { return num_threads; }, run});
 }

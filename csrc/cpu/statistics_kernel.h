@@ -1,7 +1,7 @@
-// The statistics of one run of consecutive elements: in blocks of vectors where every element is
-// finite, else one by one. What is added to what is fixed by the elements' places, so that every
-// instruction set gives the same bits. Vectors are the compiler's own, of PARAMINIT_WIDTH bytes.
-// Included once by each instruction set's translation unit, inside its region. Knows no tensors.
+// Statistics of contiguous elements: in blocks of vectors if every element is finite, otherwise
+// element by element. Positions alone determine the order of summation, so every instruction set
+// gives the same bits. Uses the compiler's vector extension with PARAMINIT_WIDTH bytes. The
+// translation unit of each instruction set includes this file once, in its target region.
 #pragma once
 
 #include <cstring>
@@ -10,9 +10,10 @@
 
 namespace paraminit::PARAMINIT_ISA {
 
-// Numbers of a block: elements, or parts of complex ones.
+// Numbers in a block. A complex element consists of two numbers.
 constexpr int64_t kBlock = 8192;
-// Sums of even and of odd numbers are kept apart, for the two parts of complex elements.
+// Number of partial sums of the even numbers, and of the odd numbers. They are separate because
+// they are the real and imaginary parts of complex elements.
 constexpr int kLanes = 16;
 
 typedef float F32 __attribute__((vector_size(PARAMINIT_WIDTH)));
@@ -37,11 +38,12 @@ PARAMINIT_FN To as(From from) {
   return to;
 }
 
-// --- one by one ------------------------------------------------------------------------------
+// --- element by element
+// ------------------------------------------------------------------------------
 
 template <class T, int parts>
-static Statistics one_by_one(const T* x, int64_t count) {
-  Statistics s = no_statistics();
+static Statistics read_elements(const T* x, int64_t count) {
+  Statistics s = empty_statistics();
   double k[2] = {}, sums[2] = {}, squares = 0.0;
   for (int64_t i = 0; i < count; ++i) {
     double v[2] = {};
@@ -55,9 +57,9 @@ static Statistics one_by_one(const T* x, int64_t count) {
     s.zeros += kind == NumberKind::kZero;
     s.subnormals += kind == NumberKind::kSubnormal;
     for (int p = 0; p < parts; ++p) {
-      const double apart = v[p] - k[p];
-      sums[p] += apart;
-      squares += apart * apart;
+      const double delta = v[p] - k[p];
+      sums[p] += delta;
+      squares += delta * delta;
       if (v[p] < s.least) s.least = v[p];
       if (v[p] > s.greatest) s.greatest = v[p];
     }
@@ -68,16 +70,16 @@ static Statistics one_by_one(const T* x, int64_t count) {
 
 // --- blocks ----------------------------------------------------------------------------------
 
-// What a block's vectors end with. `tiny` are the zeros and the subnormals.
+// The reduced results of the vectors of a block. `tiny` counts zeros and subnormals.
 struct Totals {
-  double sums[2][kLanes];  // of even and of odd numbers
+  double sums[2][kLanes];  // of even numbers and of odd numbers
   double squares[2][kLanes];
   double least, greatest;
   int64_t zeros, tiny;
 };
 
 template <class V, int n>
-PARAMINIT_FN int64_t total(const V (&v)[n]) {
+PARAMINIT_FN int64_t sum_of(const V (&v)[n]) {
   int64_t sum = 0;
   for (int i = 0; i < n; ++i) {
     for (size_t l = 0; l < sizeof(V) / sizeof(v[i][0]); ++l) sum += v[i][l];
@@ -106,9 +108,10 @@ PARAMINIT_FN auto greatest_of(const V (&v)[n]) {
   return greatest;
 }
 
-// Lane l of vectors that stand for 2 * kLanes numbers, or for kLanes, in their order.
+// Copies the even and the odd elements of the vectors to to[0] and to[1]. Missing elements are
+// zero.
 template <int n>
-PARAMINIT_FN void spread(const F64 (&from)[n], double (&to)[2][kLanes]) {
+PARAMINIT_FN void split_even_odd(const F64 (&from)[n], double (&to)[2][kLanes]) {
   double flat[2 * kLanes] = {};
   static_assert(sizeof(from) <= sizeof(flat));
   std::memcpy(flat, from, sizeof(from));
@@ -123,16 +126,16 @@ PARAMINIT_FN Totals totals(const F64 (&sums)[doubles], const F64 (&squares)[doub
                            const V (&least)[vectors], const V (&greatest)[vectors],
                            const Count (&zeros)[vectors], const Count (&tiny)[vectors]) {
   Totals t;
-  spread(sums, t.sums);
-  spread(squares, t.squares);
+  split_even_odd(sums, t.sums);
+  split_even_odd(squares, t.squares);
   t.least = least_of(least);
   t.greatest = greatest_of(greatest);
-  t.zeros = total(zeros);
-  t.tiny = total(tiny);
+  t.zeros = sum_of(zeros);
+  t.tiny = sum_of(tiny);
   return t;
 }
 
-// The numbers k, which alternate, in a vector.
+// Returns a vector of k[0], k[1], k[0], k[1], ...
 PARAMINIT_FN F64 alternating(const double (&k)[2]) {
   F64 v{};
   for (size_t l = 0; l < sizeof(F64) / sizeof(double); ++l) v[l] = k[l % 2];
@@ -141,14 +144,15 @@ PARAMINIT_FN F64 alternating(const double (&k)[2]) {
 
 PARAMINIT_FN F64 widen(const float* from) {
 #if defined(__AVX512F__) && PARAMINIT_WIDTH == 64
-  // GCC makes four instructions of the conversion below.
+  // GCC compiles the conversion below to four instructions.
   return _mm512_cvtps_pd(_mm256_loadu_ps(from));
 #else
   return __builtin_convertvector(load<HalfF32>(from), F64);
 #endif
 }
 
-// False where something is not finite, or its square not: then the totals say nothing.
+// These functions compute the totals of a block. They return false if an element is known not to be
+// finite; the totals are then meaningless. The caller must also check the squares for overflow.
 static bool read_block(const float* x, int64_t count, const double (&k)[2], Totals& t) {
   constexpr int step = 16, singles = step * 4 / PARAMINIT_WIDTH, doubles = 2 * singles;
   const F64 shift = alternating(k);
@@ -169,9 +173,9 @@ static bool read_block(const float* x, int64_t count, const double (&k)[2], Tota
       tiny[i] -= magnitude < 0x00800000;
     }
     for (int i = 0; i < doubles; ++i) {
-      const F64 apart = widen(x + i * (PARAMINIT_WIDTH / 8)) - shift;
-      sums[i] += apart;
-      squares[i] += apart * apart;
+      const F64 delta = widen(x + i * (PARAMINIT_WIDTH / 8)) - shift;
+      sums[i] += delta;
+      squares[i] += delta * delta;
     }
   }
   t = totals(sums, squares, least, greatest, zeros, tiny);
@@ -195,25 +199,26 @@ static bool read_block(const double* x, int64_t count, const double (&k)[2], Tot
       const I64 magnitude = as<I64>(v) & 0x7FFFFFFFFFFFFFFF;
       zeros[i] -= magnitude == 0;
       tiny[i] -= magnitude < 0x0010000000000000;
-      const F64 apart = v - shift;
-      sums[i] += apart;
-      squares[i] += apart * apart;
+      const F64 delta = v - shift;
+      sums[i] += delta;
+      squares[i] += delta * delta;
     }
   }
   t = totals(sums, squares, least, greatest, zeros, tiny);
   return true;
 }
 
-// Two 16-bit numbers of a word as floats, the even one and the odd one.
+// Converts the two 16-bit numbers in each 32-bit word to floats.
 PARAMINIT_FN void unpack(const BFloat16*, I32 words, F32& even, F32& odd) {
   even = as<F32>(words << 16);
   odd = as<F32>(words & static_cast<int32_t>(0xFFFF0000u));
 }
 PARAMINIT_FN void unpack(const Half*, I32 words, F32& even, F32& odd) {
-  // The sign in its place, exponent and fraction in those of a float whose exponent is 112 more.
-  constexpr auto kept = static_cast<int32_t>(0x8FFFE000u);
-  even = as<F32>(((words << 16) >> 3) & kept) * 0x1p112f;
-  odd = as<F32>((words >> 3) & kept) * 0x1p112f;
+  // Move exponent and fraction to their place in a float and keep the sign. Multiply by 2^112
+  // because the exponent biases differ by 112.
+  constexpr auto mask = static_cast<int32_t>(0x8FFFE000u);
+  even = as<F32>(((words << 16) >> 3) & mask) * 0x1p112f;
+  odd = as<F32>((words >> 3) & mask) * 0x1p112f;
 }
 
 PARAMINIT_FN int16_t infinity(const BFloat16*) { return 0x7F80; }
@@ -221,14 +226,14 @@ PARAMINIT_FN int16_t infinity(const Half*) { return 0x7C00; }
 PARAMINIT_FN int16_t least_normal(const BFloat16*) { return 0x0080; }
 PARAMINIT_FN int16_t least_normal(const Half*) { return 0x0400; }
 
-// What stands for a 16-bit number, ordered as the numbers are; its own inverse.
+// Maps the bits of 16-bit numbers to integers in the same order as the numbers. Its own inverse.
 template <class V>
-PARAMINIT_FN V ordered(V bits) {
+PARAMINIT_FN V to_ordered(V bits) {
   return bits ^ ((bits >> 15) & static_cast<int16_t>(0x7FFF));
 }
 
-// 16-bit numbers are summed up as floats, kRun after each other at most: each is rounded no more
-// than kRun + 1 times, by 2^-24, which is less than a millionth.
+// 16-bit numbers are summed in float32, at most kRun per partial sum. Each is rounded at most kRun
+// + 1 times with a relative error of 2^-24, in total less than 10^-6.
 template <class T>
 static bool read_block(const T* x, int64_t count, const double (&k)[2], Totals& t) {
   constexpr int kRun = 8;
@@ -247,9 +252,9 @@ static bool read_block(const T* x, int64_t count, const double (&k)[2], Totals& 
     for (int row = 0; row < kRun && x < end; ++row, x += 2 * kLanes) {
       for (int i = 0; i < words; ++i) {
         const I16 bits = load<I16>(x + i * (PARAMINIT_WIDTH / 2));
-        const I16 magnitude = bits & static_cast<int16_t>(0x7FFF), place = ordered(bits);
-        least[i] = place < least[i] ? place : least[i];
-        greatest[i] = place > greatest[i] ? place : greatest[i];
+        const I16 magnitude = bits & static_cast<int16_t>(0x7FFF), order = to_ordered(bits);
+        least[i] = order < least[i] ? order : least[i];
+        greatest[i] = order > greatest[i] ? order : greatest[i];
         zeros[i] -= magnitude == 0;
         tiny[i] -= magnitude < normal;
         F32 even, odd;
@@ -273,14 +278,15 @@ static bool read_block(const T* x, int64_t count, const double (&k)[2], Totals& 
     }
   }
   const int16_t low = least_of(least), high = greatest_of(greatest);
-  t.least = number(as<T>(ordered(low)));
-  t.greatest = number(as<T>(ordered(high)));
-  t.zeros = total(zeros);
-  t.tiny = total(tiny);
+  t.least = number(as<T>(to_ordered(low)));
+  t.greatest = number(as<T>(to_ordered(high)));
+  t.zeros = sum_of(zeros);
+  t.tiny = sum_of(tiny);
   return high < infinity(x) && low > ~infinity(x);
 }
 
-// A block of `parts` numbers an element, by distances from k; false where vectors do not know.
+// Computes the statistics of a block with `parts` numbers per element from differences from k.
+// Returns false if the vector code cannot determine them.
 template <class T, int parts>
 PARAMINIT_FN bool read_block_from(const T* x, int64_t count, const double (&k)[2], Statistics& s,
                                   double& squares) {
@@ -293,10 +299,10 @@ PARAMINIT_FN bool read_block_from(const T* x, int64_t count, const double (&k)[2
     sums[1] += t.sums[1][l];
     squares += t.squares[0][l] + t.squares[1][l];
   }
-  // Nor which zeros belong to one complex element.
-  const bool is_known = parts == 1 || t.tiny == 0;
-  if (!is_finite || !is_known || !(squares < __builtin_huge_val())) return false;
-  s = no_statistics();
+  // The vector code does not determine whether both parts of a complex element are zero or tiny.
+  const bool counts_known = parts == 1 || t.tiny == 0;
+  if (!is_finite || !counts_known || !(squares < __builtin_huge_val())) return false;
+  s = empty_statistics();
   s.finite = count;
   s.zeros = t.zeros;
   s.subnormals = t.tiny - t.zeros;
@@ -314,9 +320,10 @@ static Statistics block(const T* x, int64_t count) {
   Statistics s;
   double squares;
   if (!read_block_from<T, parts>(x, count, first, s, squares)) {
-    return one_by_one<T, parts>(x, count);
+    return read_elements<T, parts>(x, count);
   }
-  // The first element is far off the others: what is rounded is then far more than what is left.
+  // The first element is far from the mean, so subtracting the squares cancels. Repeat with the
+  // mean.
   if (s.squares * 16.0 < squares) {
     const double mean[2] = {s.mean, parts == 1 ? s.mean : s.mean_imag};
     read_block_from<T, parts>(x, count, mean, s, squares);
@@ -327,14 +334,15 @@ static Statistics block(const T* x, int64_t count) {
 template <class T, int parts>
 static Statistics read_run(const void* data, int64_t count) {
   const T* x = static_cast<const T*>(data);
-  Statistics whole = no_statistics();
+  Statistics whole = empty_statistics();
   while (count > 0) {
     const int64_t length = count < kBlock / parts ? count : kBlock / parts;
-    // Whole steps of every type's vectors.
-    const int64_t even = length / (2 * kLanes) * (2 * kLanes);
-    if (even > 0) whole = merged(whole, block<T, parts>(x, even));
-    if (even < length) {
-      whole = merged(whole, one_by_one<T, parts>(x + even * parts, length - even));
+    // A multiple of the step size of every read_block().
+    const int64_t vector_length = length / (2 * kLanes) * (2 * kLanes);
+    if (vector_length > 0) whole = merged(whole, block<T, parts>(x, vector_length));
+    if (vector_length < length) {
+      whole =
+          merged(whole, read_elements<T, parts>(x + vector_length * parts, length - vector_length));
     }
     x += length * parts;
     count -= length;

@@ -1,6 +1,6 @@
-// A fill of many arrays on a CUDA device. What the kernels need to know of the items is written
-// into pinned memory, which torch's allocator keeps until the copy is done, and copied once; the
-// copy in device memory goes back to its allocator in the order of the stream.
+// Fills many arrays on a CUDA device. The item descriptions that the kernels read are written into
+// pinned memory and copied to the device in one transfer. torch's allocator keeps the pinned memory
+// until the transfer has finished, and the device memory until the kernels have (stream order).
 #include <cstring>
 #include <map>
 #include <type_traits>
@@ -14,8 +14,8 @@ namespace paraminit {
 
 namespace {
 
-// Lets calls through that another thread's capture forbids to all threads, such as one for pinned
-// memory and for the events of earlier copies.
+// Allows calls that a stream capture in another thread forbids in all threads. Allocating pinned
+// memory and querying the events of earlier copies are such calls.
 class RelaxedCapture {
  public:
   RelaxedCapture() { STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -51,20 +51,20 @@ void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
   for (const ManyItem& item : items) {
     const Geometry flat = item.geometry != nullptr ? Geometry{} : flat_geometry(item.numel);
     const Geometry& g = item.geometry != nullptr ? *item.geometry : flat;
-    Described made = describe(item, g);
-    if (made.scattered && item.request != nullptr) {
-      // Strides leave the kernel no registers for finding its tensor as well: a launch of its own.
+    DeviceDescription described = describe(item, g);
+    if (described.scattered && item.request != nullptr) {
+      // A separate launch: strides leave the kernel no registers for the search for its tensor.
       fill_cuda(*item.request, g, item.data, item.key, nullptr, device);
       continue;
     }
-    if (made.scattered) {
+    if (described.scattered) {
       geometries.push_back(g);
-      // Its number, counted from 1, until its address is known.
-      made.item.geometry = reinterpret_cast<const Geometry*>(geometries.size());
+      // A placeholder until the device address is known: the index, counted from 1.
+      described.item.geometry = reinterpret_cast<const Geometry*>(geometries.size());
     }
     Group& group = groups[kind_of(item)];
-    group.items.push_back(made.item);
-    group.first_chunk.push_back(group.first_chunk.back() + made.chunks);
+    group.items.push_back(described.item);
+    group.first_chunk.push_back(group.first_chunk.back() + described.chunks);
   }
 
   if (groups.empty()) return;
@@ -72,17 +72,17 @@ void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
                        (items.size() + groups.size()) * sizeof(int64_t) +
                        geometries.size() * sizeof(Geometry);
   const Tensor host = pinned_bytes(static_cast<int64_t>(bytes));
-  const Tensor there = device_memory(static_cast<int64_t>(bytes), device);
-  char* to = static_cast<char*>(host.mutable_data_ptr());
-  const char* at_device = static_cast<const char*>(there.const_data_ptr());
-  // Appends an array, and says where on the device it will lie.
+  const Tensor device_copy = device_memory(static_cast<int64_t>(bytes), device);
+  char* host_address = static_cast<char*>(host.mutable_data_ptr());
+  const char* device_address = static_cast<const char*>(device_copy.const_data_ptr());
+  // Appends an array to the pinned memory. Returns its future address on the device.
   const auto put = [&](const auto& array) {
     using Element = typename std::decay_t<decltype(array)>::value_type;
-    const auto* const place = reinterpret_cast<const Element*>(at_device);
+    const auto* const place = reinterpret_cast<const Element*>(device_address);
     const size_t size = array.size() * sizeof(Element);
-    std::memcpy(to, array.data(), size);
-    to += size;
-    at_device += size;
+    std::memcpy(host_address, array.data(), size);
+    host_address += size;
+    device_address += size;
     return place;
   };
   const Geometry* const first_geometry = geometries.empty() ? nullptr : put(geometries);
@@ -104,8 +104,8 @@ void fill_many_cuda(const std::vector<ManyItem>& items, int device) {
     launch.stream = stream;
     launches.emplace_back(kind, launch);
   }
-  Tensor copied = there;
-  torch::stable::copy_(copied, host, /*non_blocking=*/true);
+  Tensor destination = device_copy;
+  torch::stable::copy_(destination, host, /*non_blocking=*/true);
   for (const auto& [kind, launch] : launches) STD_CUDA_CHECK(dispatch(launch, kind));
 }
 

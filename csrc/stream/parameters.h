@@ -1,5 +1,5 @@
-// What each fill draws from: its parameters, what it refuses of them, its plan for an element type.
-// Knows no torch.
+// The parameters of each distribution, their checks, and the plan of a fill for an element type.
+// Does not depend on torch.
 #pragma once
 
 #include "constants.h"
@@ -34,7 +34,7 @@ struct Sparse {
   static constexpr const char* name = "sparse_";
   static constexpr bool takes_complex = true;
   double std;
-  int64_t zeros;  // of each column
+  int64_t zeros;  // per column
   void check(ElementType type) const;
 };
 
@@ -45,15 +45,15 @@ struct Orthogonal {
   void check(ElementType type) const;
 };
 
-// The stream's words themselves.
+// The raw words of the stream.
 struct RawWords {
   static constexpr const char* name = "words_";
   static constexpr bool takes_complex = false;
   void check(ElementType) const {}
 };
 
-// The bits of one element of this value, in memory order; refuses a finite value that the type does
-// not reach, in the name of `op`.
+// Returns the bits of an element with this value, in memory order. Throws in the name of `op` if
+// the value is finite but outside the range of the type.
 uint64_t bits_of(const char* op, ElementType type, double value);
 
 }  // namespace paraminit

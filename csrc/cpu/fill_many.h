@@ -7,7 +7,7 @@
 
 namespace paraminit {
 
-// The units of all tensors together are spread over the threads; no two items may overlap.
+// Distributes the units of all tensors over the threads. Items must not overlap in memory.
 void fill_many_cpu(const std::vector<ManyItem>& items);
 
 }  // namespace paraminit

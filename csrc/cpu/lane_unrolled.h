@@ -1,6 +1,7 @@
-// Several vectors of a lane as one: each step is taken for all of them before the next one.
-// A chain of dependent steps (a polynomial) waits for its own results longer than a core looks
-// ahead, so that chains which stand one after the other in the code do not overlap by themselves.
+// Several vectors of a lane as one: each operation is applied to all vectors before the next
+// operation. The results of a dependency chain (a polynomial) have a longer latency than the
+// out-of-order window of a core covers. Chains that follow each other in the code would therefore
+// not overlap.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 namespace paraminit::PARAMINIT_ISA {
 
 template <class L, int n>
-struct Together {
+struct Unrolled {
   struct U32 {
     typename L::U32 v[n];
   };
@@ -28,29 +29,33 @@ struct Together {
     typename L::M64 v[n];
   };
 
-  // Both words of a pair side by side, for chains that keep at most kBothWords numbers a word.
-  static constexpr int kBothWords = L::kBothWords;
-  using Both = Together<L, 2 * n>;
-  PARAMINIT_FN auto both(U32 even, U32 odd) { return joined<typename Both::U32>(even, odd); }
-  PARAMINIT_FN auto both(U64 even, U64 odd) { return joined<typename Both::U64>(even, odd); }
-  template <class W, class V>
-  PARAMINIT_FN W joined(V x, V y) {
-    W both;
-    for (int i = 0; i < n; ++i) {
-      both.v[2 * i] = x.v[i];
-      both.v[2 * i + 1] = y.v[i];
-    }
-    return both;
+  // Interleaves the words of a pair, for chains with at most kInterleaveLimit live values per word.
+  static constexpr int kInterleaveLimit = L::kInterleaveLimit;
+  using Interleaved = Unrolled<L, 2 * n>;
+  PARAMINIT_FN auto interleave(U32 even, U32 odd) {
+    return interleave_as<typename Interleaved::U32>(even, odd);
+  }
+  PARAMINIT_FN auto interleave(U64 even, U64 odd) {
+    return interleave_as<typename Interleaved::U64>(even, odd);
   }
   template <class W, class V>
-  PARAMINIT_FN void parted(W both, V& x, V& y) {
+  PARAMINIT_FN W interleave_as(V x, V y) {
+    W interleaved;
     for (int i = 0; i < n; ++i) {
-      x.v[i] = both.v[2 * i];
-      y.v[i] = both.v[2 * i + 1];
+      interleaved.v[2 * i] = x.v[i];
+      interleaved.v[2 * i + 1] = y.v[i];
+    }
+    return interleaved;
+  }
+  template <class W, class V>
+  PARAMINIT_FN void deinterleave(W interleaved, V& x, V& y) {
+    for (int i = 0; i < n; ++i) {
+      x.v[i] = interleaved.v[2 * i];
+      y.v[i] = interleaved.v[2 * i + 1];
     }
   }
 
-// The result of type R whose vector i is the expression's value.
+// Returns a result of type R. Its vector i is the value of the expression for i.
 #define PARAMINIT_EACH(R, ...)                         \
   R each;                                              \
   for (int i = 0; i < n; ++i) each.v[i] = __VA_ARGS__; \
@@ -79,7 +84,7 @@ struct Together {
   PARAMINIT_FN F64 from_high53_signed(U64 x) { PARAMINIT_EACH(F64, L::from_high53_signed(x.v[i])); }
   PARAMINIT_FN F64 fraction52(U64 x) { PARAMINIT_EACH(F64, L::fraction52(x.v[i])); }
 
-  // --- reals: V is F32 or F64, M the mask of its comparisons
+  // --- reals: V is F32 or F64, M is the mask type of its comparisons
   template <class V>
   PARAMINIT_FN V add(V a, V b) {
     PARAMINIT_EACH(V, L::add(a.v[i], b.v[i]));
@@ -125,9 +130,9 @@ struct Together {
   PARAMINIT_FN M64 greater(F64 a, F64 b) { PARAMINIT_EACH(M64, L::greater(a.v[i], b.v[i])); }
   template <class M>
   PARAMINIT_FN bool any(M m) {
-    bool found = false;
-    for (int i = 0; i < n; ++i) found |= L::any(m.v[i]);
-    return found;
+    bool result = false;
+    for (int i = 0; i < n; ++i) result |= L::any(m.v[i]);
+    return result;
   }
   template <class M, class V>
   PARAMINIT_FN V select(M m, V a, V b) {

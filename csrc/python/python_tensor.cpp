@@ -1,5 +1,5 @@
-// See objects.h. What is looked up is kept for as long as the process lives.
-#include "objects.h"
+// See python_tensor.h. References to looked-up objects are never released.
+#include "python_tensor.h"
 
 #include <string>
 
@@ -12,19 +12,19 @@ namespace {
 
 struct Torch {
   const dlpack::Exchange* dlpack;
-  PyObject *tensor_keys, *included_keys;  // functions that give sets of dispatch keys
+  PyObject *tensor_keys, *included_keys;  // functions that return DispatchKeySets
   PyObject *inference_mode, *profiler, *forward_ad, *increment_version;
   PyObject *empty, *int64, *generator_type, *tensor_type, *parameter_type, *inference;
   PyObject* precision;
-  bool has_names;  // named tensors, which torch had before 2.13
+  bool has_names;  // torch has named tensors (before 2.13)
   std::vector<std::pair<PyObject*, Dtype>> dtypes;
-  // Bits of a set of keys: those of the backends, and those that let a fill pass.
+  // Bits of a DispatchKeySet: the backends, and the keys that do not intercept a fill.
   uint64_t backends, cpu, cuda, transparent_to_tensors, transparent_to_calls;
 };
 
 Torch torch;
 
-// Names that are asked for in every call.
+// Interned names of attributes that are read in every call.
 struct Names {
   PyObject* raw_repr = PyUnicode_InternFromString("raw_repr");
   PyObject* storage = PyUnicode_InternFromString("untyped_storage");
@@ -32,6 +32,8 @@ struct Names {
   PyObject* storage_offset = PyUnicode_InternFromString("storage_offset");
   PyObject* level = PyUnicode_InternFromString("_current_level");
   PyObject* is_conj = PyUnicode_InternFromString("is_conj");
+  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_cuda = PyUnicode_InternFromString("is_cuda");
   PyObject* has_names = PyUnicode_InternFromString("has_names");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* is_inference = PyUnicode_InternFromString("is_inference");
@@ -40,22 +42,26 @@ struct Names {
   PyObject* type = PyUnicode_InternFromString("type");
 };
 const Names& names() {
-  static const Names found;
-  return found;
+  static const Names interned;
+  return interned;
 }
 
-py::object stolen(PyObject* object) {
+py::object steal_or_throw(PyObject* object) {
   if (object == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(object);
 }
 
 py::object call(PyObject* function, PyObject* argument = nullptr) {
-  return stolen(argument == nullptr ? PyObject_CallNoArgs(function)
-                                    : PyObject_CallOneArg(function, argument));
+  return steal_or_throw(argument == nullptr ? PyObject_CallNoArgs(function)
+                                            : PyObject_CallOneArg(function, argument));
 }
 
 py::object call_method(PyObject* object, PyObject* name) {
-  return stolen(PyObject_CallMethodNoArgs(object, name));
+  return steal_or_throw(PyObject_CallMethodNoArgs(object, name));
+}
+
+bool is_true(PyObject* object, PyObject* attribute) {
+  return steal_or_throw(PyObject_GetAttr(object, attribute)).ptr() == Py_True;
 }
 
 int64_t as_integer(const py::object& number) {
@@ -79,20 +85,20 @@ const dlpack::Exchange* find_dlpack(const py::object& tensor_type) {
   while (header != nullptr && header->major != 1) header = header->previous;
   if (header == nullptr) {
     throw py::import_error(
-        "paraminit_ext: expected a torch with DLPack 1's exchange of tensors, "
-        "got another one. Use a newer paraminit_ext.");
+        "paraminit_ext: expected a torch with the exchange API of DLPack 1, "
+        "got another version. Use a newer paraminit_ext.");
   }
   return reinterpret_cast<const dlpack::Exchange*>(header);
 }
 
-// By torch's names for them in Python and in C++.
-struct Named {
+// A dtype: its names in Python and in C++, and its DLPack type code and bits.
+struct DtypeInfo {
   Dtype type;
   const char* python;
   const char* name;
   uint8_t code, bits;
 };
-constexpr Named kDtypes[] = {
+constexpr DtypeInfo kDtypes[] = {
     {Dtype::kFloat32, "float32", "Float", dlpack::kFloat, 32},
     {Dtype::kBFloat16, "bfloat16", "BFloat16", dlpack::kBFloat, 16},
     {Dtype::kFloat16, "float16", "Half", dlpack::kFloat, 16},
@@ -101,10 +107,10 @@ constexpr Named kDtypes[] = {
     {Dtype::kComplex128, "complex128", "ComplexDouble", dlpack::kComplex, 128},
     {Dtype::kComplex32, "complex32", "ComplexHalf", dlpack::kComplex, 32},
     {Dtype::kInt64, "int64", "Long", dlpack::kInt, 64}};
-constexpr Named kOther{Dtype::kOther, "", "another dtype", 0, 0};
+constexpr DtypeInfo kOther{Dtype::kOther, "", "another dtype", 0, 0};
 
-const Named& dtype_of(const dlpack::Tensor& t) {
-  for (const Named& dtype : kDtypes) {
+const DtypeInfo& dtype_of(const dlpack::Tensor& t) {
+  for (const DtypeInfo& dtype : kDtypes) {
     if (dtype.code == t.type_code && dtype.bits == t.type_bits && t.type_lanes == 1) return dtype;
   }
   return kOther;
@@ -122,26 +128,27 @@ Device device_of(const dlpack::Tensor& t) {
   }
 }
 
-// Memory for a draw's two words, which one draw at a time uses. Under the lock of the interpreter.
-class Words {
+// A tensor for the two words of a draw. It is used by one draw at a time, and reused later.
+// Requires the GIL.
+class DrawBuffer {
  public:
-  Words() {
+  DrawBuffer() {
     if (free().empty()) {
-      // One of inference mode's could not be drawn into outside it.
-      const py::object normal = py::handle(torch.inference)(false);
-      normal.attr("__enter__")();
-      py::object made = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
-                                                py::arg("device") = "cpu");
-      normal.attr("__exit__")(py::none(), py::none(), py::none());
-      tensor_ = made.release().ptr();
+      // An inference tensor could not be written outside inference mode.
+      const py::object normal_mode = py::handle(torch.inference)(false);
+      normal_mode.attr("__enter__")();
+      py::object buffer = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
+                                                  py::arg("device") = "cpu");
+      normal_mode.attr("__exit__")(py::none(), py::none(), py::none());
+      tensor_ = buffer.release().ptr();
     } else {
       tensor_ = free().back();
       free().pop_back();
     }
   }
-  ~Words() { free().push_back(tensor_); }
-  Words(const Words&) = delete;
-  Words& operator=(const Words&) = delete;
+  ~DrawBuffer() { free().push_back(tensor_); }
+  DrawBuffer(const DrawBuffer&) = delete;
+  DrawBuffer& operator=(const DrawBuffer&) = delete;
   PyObject* tensor() const { return tensor_; }
 
  private:
@@ -154,30 +161,30 @@ class Words {
 
 }  // namespace
 
-void look_up_torch() {
+void load_torch_functions() {
   const py::module_ module = py::module_::import("torch");
   const py::object c = module.attr("_C");
   torch.dlpack = find_dlpack(module.attr("Tensor"));
-  const auto kept = [](py::object object) { return object.release().ptr(); };
-  torch.tensor_keys = kept(c.attr("_dispatch_keys"));
-  torch.included_keys = kept(c.attr("_dispatch_tls_local_include_set"));
-  torch.inference_mode = kept(module.attr("is_inference_mode_enabled"));
-  torch.profiler = kept(c.attr("_autograd").attr("_profiler_enabled"));
-  torch.forward_ad = kept(py::module_::import("torch.autograd.forward_ad"));
-  torch.increment_version = kept(c.attr("_increment_version"));
-  torch.empty = kept(module.attr("empty"));
-  torch.int64 = kept(module.attr("int64"));
-  torch.generator_type = kept(module.attr("Generator"));
-  torch.tensor_type = kept(module.attr("Tensor"));
-  torch.parameter_type = kept(module.attr("nn").attr("Parameter"));
-  torch.inference = kept(module.attr("inference_mode"));
-  torch.precision = kept(c.attr("_get_fp32_precision_getter"));
+  const auto keep = [](py::object object) { return object.release().ptr(); };
+  torch.tensor_keys = keep(c.attr("_dispatch_keys"));
+  torch.included_keys = keep(c.attr("_dispatch_tls_local_include_set"));
+  torch.inference_mode = keep(module.attr("is_inference_mode_enabled"));
+  torch.profiler = keep(c.attr("_autograd").attr("_profiler_enabled"));
+  torch.forward_ad = keep(py::module_::import("torch.autograd.forward_ad"));
+  torch.increment_version = keep(c.attr("_increment_version"));
+  torch.empty = keep(module.attr("empty"));
+  torch.int64 = keep(module.attr("int64"));
+  torch.generator_type = keep(module.attr("Generator"));
+  torch.tensor_type = keep(module.attr("Tensor"));
+  torch.parameter_type = keep(module.attr("nn").attr("Parameter"));
+  torch.inference = keep(module.attr("inference_mode"));
+  torch.precision = keep(c.attr("_get_fp32_precision_getter"));
   torch.has_names = py::hasattr(module.attr("Tensor"), "has_names");
-  for (const Named& dtype : kDtypes) {
-    torch.dtypes.emplace_back(kept(module.attr(dtype.python)), dtype.type);
+  for (const DtypeInfo& dtype : kDtypes) {
+    torch.dtypes.emplace_back(keep(module.attr(dtype.python)), dtype.type);
   }
 
-  // The numbers of dispatch keys change from one torch to the next, their names do not.
+  // The values of dispatch keys differ between torch versions, but their names do not.
   const py::object key_type = c.attr("DispatchKey"), set_type = c.attr("DispatchKeySet");
   const auto bits = [&](const py::object& key) { return bits_of_keys(set_type(key)); };
   const auto named = [&](const char* name) { return bits(key_type.attr(name)); };
@@ -188,9 +195,9 @@ void look_up_torch() {
   uint64_t autocast = 0, autograd = 0;
   for (const auto& [name, key] : py::dict(key_type.attr("__members__"))) {
     const auto text = name.cast<std::string>();
-    const auto one = py::reinterpret_borrow<py::object>(key);
-    if (text.starts_with("Autograd")) autograd |= bits(one) & ~torch.backends;
-    if (text.starts_with("Autocast")) autocast |= bits(one) & ~torch.backends;
+    const auto dispatch_key = py::reinterpret_borrow<py::object>(key);
+    if (text.starts_with("Autograd")) autograd |= bits(dispatch_key) & ~torch.backends;
+    if (text.starts_with("Autocast")) autocast |= bits(dispatch_key) & ~torch.backends;
   }
   const uint64_t always = autograd | autocast | inplace | torch.backends;
   torch.transparent_to_tensors = always | named("Dense");
@@ -209,23 +216,26 @@ bool products_may_round(DeviceKind device) {
   return precision == "tf32" || precision == "bf16";
 }
 
-bool calls_are_plain() {
+bool dispatch_is_plain() {
   return (bits_of_keys(call(torch.included_keys)) & ~torch.transparent_to_calls) == 0;
 }
 
-bool calls_are_unwatched() {
+bool no_call_observers() {
   return call(torch.profiler).ptr() == Py_False &&
-         as_integer(stolen(PyObject_GetAttr(torch.forward_ad, names().level))) < 0;
+         as_integer(steal_or_throw(PyObject_GetAttr(torch.forward_ad, names().level))) < 0;
 }
 
 bool describe(PyObject* tensor, Array* out) {
+  // On another device, above all meta, torch's refusal would record a stack trace, which takes a
+  // millisecond.
+  if (!is_true(tensor, names().is_cpu) && !is_true(tensor, names().is_cuda)) return false;
   dlpack::Tensor t{};
   if (torch.dlpack->describe(tensor, &t) != 0) {
     PyErr_Clear();
     return false;
   }
   const auto dims = static_cast<size_t>(t.dims);
-  const Named& dtype = dtype_of(t);
+  const DtypeInfo& dtype = dtype_of(t);
   *out = {static_cast<char*>(t.data) + t.byte_offset,
           dtype.type,
           dtype.name,
@@ -236,10 +246,16 @@ bool describe(PyObject* tensor, Array* out) {
   return true;
 }
 
+bool is_wrapped(PyObject* tensor) {
+  if (dispatch_is_plain()) return false;
+  const uint64_t keys = bits_of_keys(call(torch.tensor_keys, tensor));
+  return (keys & ~torch.transparent_to_tensors) != 0;
+}
+
 bool describe_plain(PyObject* tensor, Array* out) {
   if (is_tensor(tensor) && describe(tensor, out) && out->numel() != 0) {
-    // A tensor of torch's own class that has memory to show is plain but for a few: others that
-    // wrap or stand for something have a storage without any.
+    // A tensor of torch's own classes that has memory is plain, with the exceptions tested here. A
+    // tensor that wraps or represents another one has a storage whose address is null.
     out->storage_offset = as_integer(call_method(tensor, names().storage_offset));
     const auto address = reinterpret_cast<uintptr_t>(out->data);
     return has_kernels(out->device) &&
@@ -258,7 +274,7 @@ bool describe_plain(PyObject* tensor, Array* out) {
 }
 
 void describe_storage(PyObject* tensor, Array* array) {
-  // Other devices' storages may be handles, of no size that says anything.
+  // On other devices, a storage may be an opaque handle with a meaningless size.
   if (array->device.kind == DeviceKind::kOther) return;
   const py::object storage = call_method(tensor, names().storage);
   array->storage_bytes = as_integer(call_method(storage.ptr(), names().nbytes));
@@ -269,7 +285,7 @@ void describe_storage(PyObject* tensor, Array* array) {
 bool has_own_elements(PyObject* tensor, Array* array) {
   if (overlaps_itself(array->sizes, array->strides)) return false;
   describe_storage(tensor, array);
-  return !lacks_storage(*array);
+  return !storage_too_small(*array);
 }
 
 bool is_inference(PyObject* tensor) {
@@ -302,20 +318,21 @@ bool is_cpu_generator(PyObject* object) {
   if (PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(torch.generator_type)) == 0) {
     return false;
   }
-  const py::object device = stolen(PyObject_GetAttr(object, names().device));
-  const py::object type = stolen(PyObject_GetAttr(device.ptr(), names().type));
+  const py::object device = steal_or_throw(PyObject_GetAttr(object, names().device));
+  const py::object type = steal_or_throw(PyObject_GetAttr(device.ptr(), names().type));
   return PyUnicode_CompareWithASCIIString(type.ptr(), "cpu") == 0;
 }
 
 Key draw(PyObject* generator) {
-  // Over the whole range of int64 these are the next two outputs of 64 bits of the generator.
+  // Over the whole range of int64, random_() writes the generator's next two 64-bit outputs.
   static PyObject* const least = PyLong_FromLongLong(INT64_MIN);
-  static PyObject* const by_name = Py_BuildValue("(s)", "generator");
-  const Words words;
-  PyObject* const arguments[] = {words.tensor(), least, Py_None, generator};
-  stolen(PyObject_VectorcallMethod(names().random, arguments, 3, by_name));
+  static PyObject* const keyword_names = Py_BuildValue("(s)", "generator");
+  const DrawBuffer buffer;
+  PyObject* const arguments[] = {buffer.tensor(), least, Py_None, generator};
+  steal_or_throw(PyObject_VectorcallMethod(names().random, arguments, 3, keyword_names));
   Array drawn{};
-  if (!describe(words.tensor(), &drawn)) throw std::runtime_error("paraminit_ext: no words");
+  if (!describe(buffer.tensor(), &drawn))
+    throw std::runtime_error("paraminit_ext: expected the words of a draw, got no memory.");
   const auto* const numbers = static_cast<const uint64_t*>(drawn.data);
   return {numbers[0], numbers[1]};
 }

@@ -1,6 +1,7 @@
-// See forked.h. A thread that the child has started owns no pool of threads, so OpenMP makes it one
-// of living ones. torch's own functions do hang there, unless torch.set_num_threads(1) was called.
-#include "forked.h"
+// See fork.h. A thread started by the child has no OpenMP thread pool yet, so OpenMP creates a new
+// one for it. torch's own functions hang in such a child, unless torch.set_num_threads(1) was
+// called.
+#include "fork.h"
 
 #include <pthread.h>
 
@@ -15,15 +16,15 @@ namespace {
 
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-thread_local bool started_here = false;
+thread_local bool is_helper_thread = false;
 
 }  // namespace
 
 void run_with_threads(const std::function<void()>& work) {
-  if (!forked || started_here || thread_pool().count() == 1) return work();
+  if (!forked || is_helper_thread || thread_pool().count() == 1) return work();
   std::exception_ptr error;
   std::thread([&] {
-    started_here = true;
+    is_helper_thread = true;
     try {
       work();
     } catch (...) {

@@ -1,15 +1,15 @@
-// One run of consecutive elements into consecutive memory, in blocks of whole vectors.
-// The value of an element depends on its index alone: where a run starts or ends inside a group,
-// the whole vector is computed into a buffer on the stack and the part asked for is copied.
-// Included once by each instruction set's translation unit, inside its region. Knows no tensors.
+// Writes a run of consecutive elements to contiguous memory, in blocks of several vectors.
+// The value of an element depends only on its index. If a run starts or ends inside a group, the
+// full vector is computed in a buffer on the stack and the required part is copied. The translation
+// unit of each instruction set includes this file once, in its target region.
 #pragma once
 
 #include <cstring>
 
 #include "../stream/distributions.h"
 #include "../stream/philox.h"
-#include "lane_together.h"
-#include "run_function.h"
+#include "lane_unrolled.h"
+#include "kernel_table.h"
 
 namespace paraminit::PARAMINIT_ISA {
 
@@ -22,11 +22,11 @@ PARAMINIT_FN const Constants<typename Dist::Real>& constants_of(const FillReques
   }
 }
 
-// Elements of one vector of groups.
+// Elements computed from one vector of counters.
 template <class Dist>
 constexpr int kVector = Lane::kGroups * (sizeof(typename Dist::Real) == 4 ? 4 : 2);
 
-// What a 32-bit distribution makes of a lane's words: floats or words.
+// The vector type of the values of a distribution with 32-bit words: floats, or words for Words.
 template <class Dist, class L>
 struct Value32 {
   using type = typename L::F32;
@@ -36,13 +36,13 @@ struct Value32<Words, L> {
   using type = typename L::U32;
 };
 
-// The values of vectors of groups from their words.
+// Computes and stores the values of `vectors` vectors of groups from their words.
 template <class Dist, bool streaming, int vectors, class T>
-PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&words)[vectors],
-                         T* out) {
+PARAMINIT_FN void write_values(const FillRequest& request, const LastRound<Lane> (&words)[vectors],
+                               T* out) {
   const Constants<typename Dist::Real>& c = constants_of<Dist>(request);
   if constexpr (sizeof(typename Dist::Real) == 8) {
-    using L = Together<Lane, vectors>;
+    using L = Unrolled<Lane, vectors>;
     typename L::U64 even, odd;
     for (int n = 0; n < vectors; ++n) pair64<Lane>(words[n], even.v[n], odd.v[n]);
     typename L::F64 u, v;
@@ -52,7 +52,7 @@ PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&wor
     }
   } else {
     constexpr int calls = Lane::kCalls;
-    using L = Together<Lane, vectors * calls>;
+    using L = Unrolled<Lane, vectors * calls>;
     typename L::U32 even, odd;
     for (int n = 0; n < vectors; ++n) {
       pairs<Lane>(words[n], even.v + n * calls, odd.v + n * calls);
@@ -65,60 +65,61 @@ PARAMINIT_FN void values(const FillRequest& request, const LastRound<Lane> (&wor
   }
 }
 
-// The values of vectors whose first two rounds are done.
+// Computes and stores the values of vectors after their first two rounds.
 template <class Dist, bool streaming, int vectors, class T>
-PARAMINIT_FN void values_after(const FillRequest& request, Lane::U64 (&x)[vectors][4], T* out) {
+PARAMINIT_FN void write_after_first_rounds(const FillRequest& request, Lane::U64 (&x)[vectors][4],
+                                           T* out) {
   later_rounds<Lane, vectors, kPhiloxRounds - 1>(request.keys, x);
   LastRound<Lane> words[vectors];
   for (int n = 0; n < vectors; ++n) words[n] = last_round<Lane>(request.keys, x[n]);
-  values<Dist, streaming>(request, words, out);
+  write_values<Dist, streaming>(request, words, out);
 }
 
-// One vector of values, the first group's counter being `counter`.
+// Writes one vector of values. `counter` is the counter of its first group.
 template <class Dist, class T>
-PARAMINIT_FN void one_vector(const FillRequest& request, uint64_t counter, T* out) {
+PARAMINIT_FN void write_vector(const FillRequest& request, uint64_t counter, T* out) {
   Lane::U64 x[1][4] = {{Lane::counters(counter, out)}};
   first_rounds<Lane>(request.keys, x[0]);
-  values_after<Dist, false>(request, x, out);
+  write_after_first_rounds<Dist, false>(request, x, out);
 }
 
-// The same of kUnroll vectors, where the low word of the counter does not wrap between them: then
-// what Philox makes of the high word is one number for all, and what it makes of the low word first
-// grows evenly, so that both cost no multiply.
+// Writes kUnroll vectors. The low word of the counter must not wrap within them. Then the high word
+// is the same for all counters, so its first product is a scalar. The first product of the low word
+// increases by a constant per counter. Neither requires a vector multiplication.
 template <class Dist, bool streaming, class T>
-PARAMINIT_FN void block(const FillRequest& request, uint64_t counter, T* out) {
+PARAMINIT_FN void write_block(const FillRequest& request, uint64_t counter, T* out) {
   const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
-  const Lane::U64 of_low = Lane::splat64(uint64_t{low} * kPhiloxM0);
-  const Lane::U64 of_high = Lane::splat64(uint64_t{high ^ request.keys.k0[0]} * kPhiloxM0);
+  const Lane::U64 low_product = Lane::splat64(uint64_t{low} * kPhiloxM0);
+  const Lane::U64 high_product = Lane::splat64(uint64_t{high ^ request.keys.k0[0]} * kPhiloxM0);
   Lane::U64 x[Lane::kUnroll][4];
   for (int n = 0; n < Lane::kUnroll; ++n) {
-    const Lane::U64 ahead =
+    const Lane::U64 increment =
         Lane::mul_low32(Lane::counters(static_cast<uint64_t>(n) * Lane::kGroups, out), kPhiloxM0);
-    first_rounds<Lane>(request.keys, Lane::add64(of_low, ahead), of_high, x[n]);
+    first_rounds<Lane>(request.keys, Lane::add64(low_product, increment), high_product, x[n]);
   }
-  values_after<Dist, streaming>(request, x, out);
+  write_after_first_rounds<Dist, streaming>(request, x, out);
 }
 
-// Reads the first line of the next small page, for its address: streaming stores would wait for the
-// walk through the page tables, up to 15 % of a fill on pages of 4 KiB. Of a page that is not there
-// a prefetch reads nothing.
+// Prefetches the first cache line of the next small page to load its address translation. Otherwise
+// non-temporal stores wait for the page walk, which takes up to 15 % of a fill on 4 KiB pages. A
+// prefetch from an unmapped page has no effect.
 PARAMINIT_FN void prefetch_page(const void* out) {
   constexpr uintptr_t page = 4096;
   __builtin_prefetch(
       reinterpret_cast<const void*>((reinterpret_cast<uintptr_t>(out) + page) & ~(page - 1)));
 }
 
-// As many whole blocks as `count` holds, up to one in which the counter's low word wraps; the three
-// arguments move on by them.
+// Writes all whole blocks of the `count` elements, up to a block in which the low word of the
+// counter wraps. Advances counter, count and out past the written blocks.
 template <class Dist, bool streaming, class T>
-PARAMINIT_FN void whole_blocks(const FillRequest& request, uint64_t& counter, int64_t& count,
+PARAMINIT_FN void write_blocks(const FillRequest& request, uint64_t& counter, int64_t& count,
                                T*& out) {
   constexpr int size = kVector<Dist> * Lane::kUnroll;
   constexpr uint32_t groups = Lane::kGroups * Lane::kUnroll;
-  static_assert(kWholeBlocks % size == 0);
+  static_assert(kBlockMultiple % size == 0);
   for (; count >= size && static_cast<uint32_t>(counter) <= -groups; count -= size) {
     if constexpr (streaming) prefetch_page(out);
-    block<Dist, streaming>(request, counter, out);
+    write_block<Dist, streaming>(request, counter, out);
     out += size;
     counter += groups;
   }
@@ -136,14 +137,14 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
       bool streaming = false;
       if constexpr (Lane::kStreams) {
         streaming = request.streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-        if (streaming) whole_blocks<Dist, true>(request, counter, count, out);
+        if (streaming) write_blocks<Dist, true>(request, counter, count, out);
       }
-      if (!streaming) whole_blocks<Dist, false>(request, counter, count, out);
+      if (!streaming) write_blocks<Dist, false>(request, counter, count, out);
       if (count == 0) break;
     }
-    // The head and the tail of a run, and the vectors in which the counter's low word wraps.
+    // The head and tail of a run, and vectors in which the low word of the counter wraps.
     alignas(64) T buffer[vector];
-    one_vector<Dist>(request, counter, buffer);
+    write_vector<Dist>(request, counter, buffer);
     const int64_t part = count < vector - skip ? count : vector - skip;
     std::memcpy(out, buffer + skip, static_cast<size_t>(part) * sizeof(T));
     out += part;
@@ -153,8 +154,8 @@ static void fill_run(const FillRequest& request, uint64_t index, int64_t count, 
   }
 }
 
-// The distribution applied to given words, four a group, instead of to Philox's: how tests reach
-// the words that no short stream contains.
+// Applies the distribution to the given words, four per group, instead of to the words of Philox.
+// Tests use it for words that no short stream contains.
 template <class Dist, class T>
 static void apply_words(const FillRequest& request, const uint32_t* words, int64_t groups,
                         void* data) {
@@ -176,32 +177,32 @@ static void apply_words(const FillRequest& request, const uint32_t* words, int64
     }
     alignas(64) T buffer[kVector<Dist>];
     const LastRound<Lane> last[1] = {{x[1], x[0], x[3], x[2], 0, 0}};
-    values<Dist, false>(request, last, buffer);
+    write_values<Dist, false>(request, last, buffer);
     std::memcpy(out + g * group, buffer, static_cast<size_t>(count * group) * sizeof(T));
   }
 }
 
 template <class Dist, class T>
-static RunFunctions functions() {
+static FillKernels kernels_of() {
   return {fill_run<Dist, T>, apply_words<Dist, T>};
 }
 
 template <class Dist32, class Dist64>
-static RunFunctions choose_type(ElementType type) {
+static FillKernels choose_type(ElementType type) {
   switch (type) {
     case ElementType::kFloat32:
-      return functions<Dist32, float>();
+      return kernels_of<Dist32, float>();
     case ElementType::kFloat16:
-      return functions<Dist32, Half>();
+      return kernels_of<Dist32, Half>();
     case ElementType::kBFloat16:
-      return functions<Dist32, BFloat16>();
+      return kernels_of<Dist32, BFloat16>();
     default:
-      return functions<Dist64, double>();
+      return kernels_of<Dist64, double>();
   }
 }
 
 template <bool clamped>
-static RunFunctions choose_uniform(const FillRequest& request) {
+static FillKernels choose_uniform(const FillRequest& request) {
   if constexpr (Lane::kFuses) {
     if (request.round_range) {
       return choose_type<UniformF<clamped, true>, UniformD<clamped, true>>(request.type);
@@ -210,7 +211,7 @@ static RunFunctions choose_uniform(const FillRequest& request) {
   return choose_type<UniformF<clamped>, UniformD<clamped>>(request.type);
 }
 
-RunFunctions run_functions(const FillRequest& request) {
+FillKernels fill_kernels(const FillRequest& request) {
   const ElementType type = request.type;
   switch (request.distribution) {
     case Distribution::kUniform:
@@ -224,15 +225,15 @@ RunFunctions run_functions(const FillRequest& request) {
     case Distribution::kNormalClamped:
       return choose_type<NormalF<true>, NormalD<true>>(type);
     case Distribution::kTruncInterior:
-      // plan_trunc_normal() gives this one to 32-bit types only.
+      // plan_trunc_normal() chooses kTruncInterior only for types computed in float32.
       return choose_type<TruncInteriorF, TruncTwoSidedD>(type);
     case Distribution::kTruncTwoSided:
       return choose_type<TruncTwoSidedF, TruncTwoSidedD>(type);
     case Distribution::kTruncOneSided:
       return choose_type<TruncOneSidedF, TruncOneSidedD>(type);
     default:
-      return type == ElementType::kWord32 ? functions<Words, uint32_t>()
-                                          : functions<Words, int64_t>();
+      return type == ElementType::kWord32 ? kernels_of<Words, uint32_t>()
+                                          : kernels_of<Words, int64_t>();
   }
 }
 

@@ -1,5 +1,5 @@
-// See laws.h.
-#include "laws.h"
+// See parameters.h.
+#include "parameters.h"
 
 #include <algorithm>
 #include <cmath>
@@ -28,7 +28,7 @@ double largest(ElementType type) {
   }
 }
 
-// Of the type in which the values are computed.
+// Returns the largest finite value of the type in which the values are computed.
 double largest_computed(ElementType type) {
   return largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
 }
@@ -62,7 +62,7 @@ void Normal::check(ElementType type) const {
   }
 }
 
-// The variance of a complex normal is that of both parts together.
+// The variance of a complex normal is the sum of the variances of its real and imaginary part.
 Plan Normal::plan(ElementType type, bool complex) const {
   return plan_normal(type, mean, complex ? std / std::sqrt(2.0) : std);
 }
@@ -74,12 +74,12 @@ void TruncNormal::check(ElementType type) const {
   }
   if (!(std > 0 && std <= most && (type == ElementType::kFloat64 || float(std) > 0))) {
     refuse<ValueError>(name, "expected a finite std > 0, got std=", std,
-                       ". Use constant_ where nothing is to vary.");
+                       ". Use constant_ to fill a single value.");
   }
   if (!(a <= b)) refuse<ValueError>(name, "expected a <= b, got a=", a, ", b=", b, ".");
   if (!(a <= most && b >= -most)) {
-    refuse<ValueError>(name, "expected bounds that leave a finite value, got a=", a, ", b=", b,
-                       ".");
+    refuse<ValueError>(name, "expected an interval that contains a finite value, got a=", a,
+                       ", b=", b, ".");
   }
   const double nearest = std::max((a - mean) / std, (mean - b) / std);
   if (!(a == b || nearest <= kFarthestBound)) {
@@ -99,9 +99,11 @@ void Sparse::check(ElementType type) const {
   }
 }
 
-void Orthogonal::check(ElementType) const {
-  if (!std::isfinite(gain)) {
-    refuse<ValueError>(name, "expected a finite gain, got gain=", gain, ".");
+void Orthogonal::check(ElementType type) const {
+  const double most = largest_computed(type);
+  if (!(std::abs(gain) <= most)) {
+    refuse<ValueError>(name, "expected a gain within +-", most, " for this dtype, got gain=", gain,
+                       ".");
   }
 }
 

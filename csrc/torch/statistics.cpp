@@ -1,12 +1,12 @@
-// See read.h.
-#include "read.h"
+// See statistics.h.
+#include "statistics.h"
 
 #include <algorithm>
 #include <cstring>
 #include <optional>
 #include <vector>
 
-#include "../cpu/forked.h"
+#include "../cpu/fork.h"
 #include "../cpu/statistics.h"
 #include "../stream/errors.h"
 #include "../stream/overlap.h"
@@ -15,10 +15,11 @@
 namespace paraminit {
 namespace {
 
-// Elements of a piece that is converted or gathered.
+// Largest piece that is converted or made contiguous at a time, in elements.
 constexpr int64_t kPiece = int64_t{1} << 20;
 
-// Whether the elements are numbers that torch converts: not those of quantized dtypes and of bits.
+// Returns whether torch can convert the elements to floating point. This excludes quantized dtypes
+// and dtypes of raw bits.
 bool holds_numbers(ScalarType type) {
   switch (type) {
     case ScalarType::Byte:
@@ -48,12 +49,14 @@ bool holds_numbers(ScalarType type) {
   }
 }
 
-// A dtype that has every value of another one, or the nearest of a 64-bit integer.
+// Returns a dtype that represents every value of the array exactly, except that 64-bit integers are
+// rounded to double.
 ScalarType wider(const Array& array) {
   return array.element_bytes < 4 ? ScalarType::Float : ScalarType::Double;
 }
 
-// Calls read(data, count, type) for runs of all elements, each of them held until the next.
+// Calls read(run, type) for runs of consecutive elements that together cover the tensor. The memory
+// of a run is only valid during its call, or on CUDA for later work on the current stream.
 template <class Read>
 void for_each_run(const Tensor& self, const Read& read) {
   const Array array = array_of("statistics", self, Use::kRead);
@@ -64,8 +67,8 @@ void for_each_run(const Tensor& self, const Read& read) {
   if (array.numel() > kPiece) {
     const auto longest = std::max_element(array.sizes.begin(), array.sizes.end());
     const int64_t d = longest - array.sizes.begin(), half = *longest / 2, rest = *longest - half;
-    for_each_run(part_of(self, d, 0, half), read);
-    for_each_run(part_of(self, d, half, rest), read);
+    for_each_run(narrowed(self, d, 0, half), read);
+    for_each_run(narrowed(self, d, half, rest), read);
     return;
   }
   Tensor piece = self;
@@ -74,8 +77,8 @@ void for_each_run(const Tensor& self, const Read& read) {
     piece = torch::stable::to(piece, torch::stable::Device(torch::headeronly::DeviceType::CPU));
   }
   piece = torch::stable::contiguous(piece);
-  const Array made = array_of("statistics", piece, Use::kRead);
-  read(made, *real_type(made.type));
+  const Array run = array_of("statistics", piece, Use::kRead);
+  read(run, *real_type(run.type));
 }
 
 Tensor as_tensor(const Statistics& s) {
@@ -84,7 +87,7 @@ Tensor as_tensor(const Statistics& s) {
   return out;
 }
 
-// What each byte stands for in a dtype of 8 bits.
+// Returns the number that each of the 256 byte values represents in an 8-bit dtype.
 Tensor numbers_of_bytes(ScalarType type) {
   const Tensor bytes = empty({256}, ScalarType::Byte, {DeviceKind::kCpu, 0});
   auto* const data = static_cast<uint8_t*>(bytes.mutable_data_ptr());
@@ -100,7 +103,7 @@ Statistics statistics_of_bytes(const Tensor& bytes) {
 }
 
 Tensor statistics_on_cpu(const Tensor& self, const Array& array) {
-  Statistics whole = no_statistics();
+  Statistics whole = empty_statistics();
   if (array.element_bytes == 1 && array.device.kind == DeviceKind::kCpu &&
       is_dense(array.sizes, array.strides)) {
     run_with_threads([&] { whole = statistics_of_bytes(self); });
@@ -115,18 +118,20 @@ Tensor statistics_on_cpu(const Tensor& self, const Array& array) {
 }
 
 Tensor statistics_on_cuda(const Tensor& self, Device device) {
-  std::vector<Tensor> found;
+  std::vector<Tensor> unit_statistics;
   int64_t count = 0;
   for_each_run(self, [&](const Array& run, ElementType type) {
     constexpr int64_t size = sizeof(Statistics) / sizeof(double);
     const int64_t units = (run.numel() + kStatisticsUnit - 1) / kStatisticsUnit;
     count += units;
-    found.push_back(empty({units, size}, ScalarType::Double, device));
+    unit_statistics.push_back(empty({units, size}, ScalarType::Double, device));
     cuda_backend()->statistics(type, is_complex(run.type), run.data, run.numel(),
-                               static_cast<Statistics*>(found.back().mutable_data_ptr()),
+                               static_cast<Statistics*>(unit_statistics.back().mutable_data_ptr()),
                                device.index);
   });
-  const Tensor units = found.size() == 1 ? found.front() : call("aten::cat", "", found, int64_t{0});
+  const Tensor units = unit_statistics.size() == 1
+                           ? unit_statistics.front()
+                           : call("aten::cat", "", unit_statistics, int64_t{0});
   const Tensor out = empty({kStatistics}, ScalarType::Double, device);
   cuda_backend()->merge(static_cast<const Statistics*>(units.const_data_ptr()), count,
                         static_cast<double*>(out.mutable_data_ptr()), device.index);
@@ -144,7 +149,7 @@ Tensor statistics(const Tensor& self) {
                                 ". Convert it.");
   }
   check_storage("statistics", array);
-  if (array.numel() == 0) return as_tensor(no_statistics());
+  if (array.numel() == 0) return as_tensor(empty_statistics());
   if (array.device.kind == DeviceKind::kCuda && has_kernels(array.device)) {
     return statistics_on_cuda(self, array.device);
   }

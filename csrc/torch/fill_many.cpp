@@ -1,5 +1,5 @@
-// See many.h. Entries whose memory may overlap are never in flight together.
-#include "many.h"
+// See fill_many.h. Entries that may overlap in memory are never in flight at the same time.
+#include "fill_many.h"
 
 #include <cstring>
 #include <deque>
@@ -8,8 +8,8 @@
 #include <optional>
 
 #include "../cpu/capability.h"
-#include "../cpu/forked.h"
-#include "../cpu/many.h"
+#include "../cpu/fork.h"
+#include "../cpu/fill_many.h"
 #include "../stream/errors.h"
 #include "../stream/many_request.h"
 #include "../stream/overlap.h"
@@ -18,7 +18,7 @@
 namespace paraminit {
 namespace {
 
-// The addresses from the first element's byte on to beyond the last one's.
+// The address range [begin, end) that contains all elements.
 struct Extent {
   uintptr_t begin, end;
 };
@@ -30,10 +30,10 @@ Extent extent_of(const Array& array) {
   return {data, data + static_cast<uintptr_t>((last + 1) * array.element_bytes)};
 }
 
-// Extents that do not overlap.
+// A set of extents that do not overlap.
 class Extents {
  public:
-  // False, with nothing added, where the extent overlaps one that is there.
+  // Adds the extent. Returns false and adds nothing if it overlaps an extent in the set.
   bool add(Extent extent) {
     const auto next = ends_.lower_bound(extent.begin);
     if (next != ends_.end() && next->first < extent.end) return false;
@@ -47,12 +47,12 @@ class Extents {
   std::map<uintptr_t, uintptr_t> ends_;
 };
 
-// What the entries of one fill have in common.
+// The data that all entries of one fill share.
 struct Common {
   Dtype type;
-  std::optional<FillRequest> request;  // none: a constant
+  std::optional<FillRequest> request;  // nullopt: a constant fill
   uint64_t value[2] = {};
-  int64_t size;
+  int64_t size;  // bytes per element
 };
 
 Common common_of(const ManyFill& fill, const Array& self) {
@@ -85,7 +85,7 @@ Common common_of(const ManyFill& fill, const Array& self) {
   return common;
 }
 
-// Fills that are being put together, none of which overlaps another.
+// Collects fills that do not overlap, and launches them together.
 class Wave {
  public:
   void add(const ManyItem& item, const Array& self) {
@@ -98,7 +98,7 @@ class Wave {
     items_[device].push_back(item);
   }
   void launch() {
-    for (auto& of_device : items_) {  // no structured binding: Clang before 16 captures none
+    for (auto& of_device : items_) {  // no structured binding: Clang before 16 cannot capture it
       std::vector<ManyItem>& items = of_device.second;
       if (items.empty()) continue;
       if (of_device.first != kHost) {
@@ -113,7 +113,7 @@ class Wave {
 
  private:
   static constexpr int kHost = -1;
-  std::map<int, std::vector<ManyItem>> items_;  // of CUDA devices by their index
+  std::map<int, std::vector<ManyItem>> items_;  // by CUDA device index, or kHost
   Extents extents_;
 };
 
@@ -126,7 +126,7 @@ void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>&
   items.reserve(entries.size());
   for (const ManyEntry& entry : entries) {
     const Array& self = entry.self;
-    const Place place{entry.whole, entry.start};
+    const ShardPosition place{entry.whole, entry.start};
     std::optional<Common>& common = commons.at(entry.fill);
     if (!common.has_value()) common = common_of(fills[entry.fill], self);
     if (!has_kernels(self.device) || self.type != common->type || common->size < 2 ||
@@ -151,7 +151,8 @@ void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>&
                                    "shape ",
                                    self.sizes, " with strides ", self.strides, ".");
       }
-      // A constant of a complex dtype is one element; what is drawn is one for each part.
+      // A complex number is one element if `size` is its whole size. Otherwise its real and
+      // imaginary parts are separate elements.
       Array elements = self;
       if (common->size == self.element_bytes) elements.type = Dtype::kOther;
       geometries.push_back(geometry_of(elements, place));
