@@ -1,12 +1,12 @@
-"""Builds `paraminit_ext._C`, and where it can be built a library of the CUDA kernels beside it.
+"""Build `paraminit_ext._C`, and a library of the CUDA kernels if that is possible.
 
-Both use the stable ABI of torch alone, so what is built here serves torch 2.11 and every later one. Whether
-CUDA is built depends on what can compile and link it (a toolkit, a CUDA build of torch), never a GPU.
+Both use only the stable ABI of torch, so that a build works with torch 2.11 and every later version. CUDA is
+built if there is a CUDA toolkit and a CUDA build of torch to compile and link it. No GPU is needed.
 
-Environment: FORCE_CUDA=1 makes a missing toolkit an error; PARAMINIT_CUDA=0 leaves CUDA out;
-TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; PARAMINIT_PTXAS_VERBOSE=1 has ptxas print the
-registers and spills of each kernel; PARAMINIT_CAPTURE=0 leaves out what is for one torch alone, as a wheel
-does.
+Environment variables: FORCE_CUDA=1 raises an error if CUDA cannot be built. PARAMINIT_CUDA=0 leaves CUDA out.
+TORCH_CUDA_ARCH_LIST and MAX_JOBS have the same meaning as for torch. PARAMINIT_PTXAS_VERBOSE=1 makes ptxas
+print the registers and spills of each kernel. PARAMINIT_CAPTURE=0 leaves out the library that works only with
+the torch of the build, as wheels do.
 """
 
 from __future__ import annotations
@@ -27,36 +27,35 @@ from typing import ClassVar
 import setuptools
 from setuptools import Extension, setup
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from build_backend import find_torch
+
 if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(
         f"paraminit_ext: setuptools {setuptools.__version__} cannot read pyproject.toml; run "
         '`pip install "setuptools>=77.0.3,<82"`'
     )
-try:
-    import torch
-    from torch.utils import cpp_extension
-except ImportError:
-    raise SystemExit(
-        "paraminit_ext: torch is not importable here (pip isolates builds); install torch, then run "
-        "`pip install --no-build-isolation .`"
-    ) from None
+if not find_torch():
+    raise SystemExit("paraminit_ext: expected torch 2.11 or later, got none; run `pip install torch` first")
+import torch
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
-# An environment's own ninja is found also where the environment is not activated.
+# Find the environment's ninja even if the environment is not activated.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 DEFAULT_ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 STANDARD = "-std=c++20"
-# The oldest torch that is served, 2.11: headers hide what came later, and those that are not stable cannot be
-# read at all.
+# The oldest supported torch, 2.11. torch's headers then hide everything newer, and unstable headers cannot be
+# included at all.
 MACROS: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
 VERSION = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
-# No contraction and no fast-math anywhere: the bits of each value are part of the contract (docs/stream.md).
+# No contraction and no fast-math: the bits of each value are part of the contract (docs/stream.md).
 CXX_FLAGS = [
     "-O3",
     "-g0",
     "-ffp-contract=off",
-    # GCC's keeps so many constants from one block of vectors for the next that the vectors spill: with
-    # AVX-512, trunc_normal_ takes 5 % longer. Clang has none.
+    # GCC's gcse pass keeps so many constants from one block of vectors for the next that vectors spill: with
+    # AVX-512, trunc_normal_ takes 5 % longer. Clang has no such pass.
     "-fno-gcse",
     STANDARD,
     "-fvisibility=hidden",
@@ -66,7 +65,7 @@ CXX_FLAGS = [
 
 
 def sources_digest() -> str:
-    """What stands for the sources of a binary: equal where they are."""
+    """Return a hash of the sources of a binary."""
     digest = hashlib.sha256()
     for path in [ROOT / "setup.py", *sorted(ROOT.glob("csrc/**/*.*"))]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -74,7 +73,7 @@ def sources_digest() -> str:
 
 
 def printed(command: Sequence[str | Path]) -> str:
-    """What a tool prints, or "" where it cannot run."""
+    """Return what a tool prints, or "" if it cannot run."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -82,19 +81,19 @@ def printed(command: Sequence[str | Path]) -> str:
 
 
 def site_nvidia_folders(*parts: str) -> list[Path]:
-    """Folders that NVIDIA's wheels put beside torch: site-packages/nvidia/*/<parts>."""
+    """Return the folders of NVIDIA's wheels next to torch: site-packages/nvidia/*/<parts>."""
     return sorted(Path(torch.__file__).parents[1].glob("/".join(("nvidia", "*", *parts))))
 
 
 def find_toolkit() -> Path | None:
-    """The toolkit's root: a folder with both nvcc and the runtime's headers.
+    """Return the root of a toolkit, a folder with both nvcc and the headers of the runtime, or None.
 
-    An `nvcc` on PATH may be a wrapper script far from its toolkit; torch's guess then has no headers.
+    An `nvcc` on PATH may be a wrapper script outside of its toolkit. Then torch's guess has no headers.
     """
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     guesses: list[Path] = []
     if named:
-        guesses = [Path(named)]  # said outright, so no other one is taken in its place
+        guesses = [Path(named)]  # named explicitly, so no other folder is tried
     else:
         if cpp_extension.CUDA_HOME:
             guesses.append(Path(cpp_extension.CUDA_HOME))
@@ -115,7 +114,7 @@ def toolkit_version(toolkit: Path) -> str:
 
 
 def choose_cuda() -> tuple[Path | None, str]:
-    """The toolkit to build the CUDA kernels with, or None, and the reason for either."""
+    """Return the toolkit that builds the CUDA kernels, or None, and the reason for the choice."""
     forced = os.environ.get("FORCE_CUDA", "0") == "1"
     toolkit: Path | None = None
     if os.environ.get("PARAMINIT_CUDA", "1") == "0":
@@ -136,7 +135,7 @@ def choose_cuda() -> tuple[Path | None, str]:
 
 
 def choose_architectures(toolkit: Path) -> str:
-    """TORCH_CUDA_ARCH_LIST as given, else the GPUs present, else the defaults known here and PTX."""
+    """Return TORCH_CUDA_ARCH_LIST if set, otherwise the GPUs present, otherwise known defaults with PTX."""
     given = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if given and given != "native":
         return given
@@ -144,7 +143,7 @@ def choose_architectures(toolkit: Path) -> str:
     known = {(int(digits[:-1]), int(digits[-1])) for digits in re.findall(r"compute_(\d+)\b", listed)}
     try:
         present = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-    except RuntimeError:  # a GPU is listed, but no driver answers for it
+    except RuntimeError:  # a GPU is listed, but its driver does not answer
         present = set()
     if present and present <= known:
         return " ".join(f"{major}.{minor}" for major, minor in sorted(present))
@@ -153,23 +152,23 @@ def choose_architectures(toolkit: Path) -> str:
 
 
 def system_includes(toolkit: Path | None = None) -> list[str]:
-    """The headers of torch, pybind11 and CUDA, as system headers: warnings are about our own code."""
+    """Return flags for the headers of torch, pybind11 and CUDA, as system headers, which give no warnings."""
     folders = [Path(folder) for folder in cpp_extension.include_paths()]
-    if importlib.util.find_spec("pybind11") is not None:  # else torch's copy of it
+    if importlib.util.find_spec("pybind11") is not None:  # otherwise torch has a copy
         folders.insert(0, Path(importlib.import_module("pybind11").get_include()))
     if toolkit is not None:
         folders.append(toolkit / "include")
-    # What torch's headers say of a failure names their own place, which is another one where a wheel goes.
+    # Error messages of torch's headers contain their path. Remove the folder: it differs on other machines.
     return as_system(folders) + [f"-fmacro-prefix-map={folder}/=" for folder in folders]
 
 
 def as_system(folders: Sequence[Path]) -> list[str]:
-    # GCC finds its C headers no more when /usr/include is named outright.
+    # GCC does not find its C headers if /usr/include is named explicitly.
     return [flag for folder in folders if str(folder) != "/usr/include" for flag in ("-isystem", str(folder))]
 
 
 def cuda_runtime_link(toolkit: Path) -> list[str]:
-    """How to link libcudart, which NVIDIA's wheels ship without the plain name that -lcudart looks for."""
+    """Return flags that link libcudart. NVIDIA's wheels lack the plain name that -lcudart searches for."""
     folders = [toolkit / "lib64", toolkit / "lib", *site_nvidia_folders("lib")]
     for folder in folders:
         if (folder / "libcudart.so").exists():
@@ -177,7 +176,9 @@ def cuda_runtime_link(toolkit: Path) -> list[str]:
     for folder in folders:
         for library in sorted(folder.glob("libcudart.so.*")):
             return [f"-L{folder}", f"-l:{library.name}"]
-    raise SystemExit(f"paraminit_ext: no libcudart.so in {toolkit} nor among the nvidia wheels beside torch")
+    raise SystemExit(
+        f"paraminit_ext: expected libcudart.so in {toolkit} or in NVIDIA's wheels next to torch, got none"
+    )
 
 
 def sources(*patterns: str) -> list[str]:
@@ -186,7 +187,7 @@ def sources(*patterns: str) -> list[str]:
 
 
 def make_module() -> Extension:
-    """The module for Python, with the operators and the kernels for the CPU."""
+    """Return the Python module, with the operators and the CPU kernels."""
     of_cuda = sources("torch/*cuda.cpp")
     found = sources("stream/*.cpp", "cpu/*.cpp", "torch/*.cpp", "python/*.cpp")
     return Extension(
@@ -202,7 +203,7 @@ def make_module() -> Extension:
 
 
 def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
-    """The kernels for CUDA and what calls them: a library of its own, since it needs torch's for CUDA."""
+    """Return the library of CUDA kernels and their callers. It alone needs torch's CUDA libraries."""
     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = str(toolkit)
     nvcc = ["-O3", "-fmad=false", STANDARD, "--expt-relaxed-constexpr"]
@@ -223,7 +224,7 @@ def make_cuda_library(toolkit: Path, architectures: str) -> Extension:
 
 
 def make_capture(toolkit: Path) -> Extension:
-    """What only a particular torch's own headers have: for that torch alone, and in no wheel."""
+    """Return the library that needs unstable headers of torch. It works only with the torch of the build."""
     folders = [Path(folder) for folder in cpp_extension.include_paths()]
     folders += [toolkit / "include", *site_nvidia_folders("include")]
     return Extension(
@@ -242,10 +243,10 @@ CUDA_VERSION = toolkit_version(TOOLKIT) if TOOLKIT is not None else ""
 EXTENSIONS = [make_module()]
 if TOOLKIT is not None:
     EXTENSIONS.append(make_cuda_library(TOOLKIT, ARCHITECTURES))
-    # From 2.15 on torch has in Python what this is for.
+    # From 2.15 on, torch has the same function in Python.
     if os.environ.get("PARAMINIT_CAPTURE", "1") != "0" and not hasattr(torch.Generator, "philox_state"):
         EXTENSIONS.append(make_capture(TOOLKIT))
-# What a binary is built from; one whose facts are these need not be built again.
+# The facts of a build. A binary that has the same facts need not be built again.
 FACTS = {
     "TORCH_VERSION": torch.__version__,
     "CUDA": CUDA_VERSION,
@@ -256,19 +257,19 @@ FACTS = {
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """The build step of torch, with objects apart per configuration and the facts beside the binary."""
+    """torch's build step, with separate objects for each configuration and the facts next to the binary."""
 
     def finalize_options(self) -> None:
         if getattr(self, "build_temp", None) is None:
-            # Objects for another torch, Python or device must not be linked by mistake; and `pip install -e`
-            # would build in a temporary folder, and compile everything anew each time.
+            # Objects of another torch, Python or device must not be linked by mistake. Without this folder,
+            # `pip install -e` would build in a temporary folder and compile everything each time.
             kind = f"cuda{CUDA_VERSION}" if CUDA_VERSION else "cpu"
             here = f"torch{torch.__version__.split('+')[0]}-{platform.machine()}"
             self.build_temp = str(ROOT / "build" / f"{kind}-{here}")
         super().finalize_options()
 
     def get_ext_filename(self, name: str) -> str:
-        """The library of the CUDA kernels knows no Python, so its name has none of its tags."""
+        """Return a library's file name. The CUDA library works with any Python, so its name has no tag."""
         if name.rpartition(".")[2].startswith("_cuda"):
             return f"{name.replace('.', os.sep)}.so"
         filename: str = super().get_ext_filename(name)  # type: ignore[no-untyped-call]
@@ -284,7 +285,7 @@ class BuildExtension(cpp_extension.BuildExtension):
         super().build_extensions()
 
     def build_extension(self, extension: Extension) -> None:
-        # Sources that several are made of are compiled with other flags for each; CUDA's know no Python.
+        # Shared sources are compiled with other flags for each library. CUDA's do not depend on Python.
         folder, name = self.build_temp, extension.name.rpartition(".")[2]
         python = "" if name.startswith("_cuda") else f"-cp{sys.version_info.major}{sys.version_info.minor}"
         self.build_temp = str(Path(folder) / f"{name}{python}")
@@ -294,7 +295,7 @@ class BuildExtension(cpp_extension.BuildExtension):
             self.build_temp = folder
 
     def write_header(self, path: Path) -> None:
-        """What tells apart binaries of other sources, for the few files that ask."""
+        """Write the version and the hash of the sources to a header, so that binaries can be told apart."""
         text = f'#define PARAMINIT_VERSION "{VERSION}"\n#define PARAMINIT_BUILT "{FACTS["SOURCES"]}"\n'
         if not path.exists() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,7 @@ class BuildExtension(cpp_extension.BuildExtension):
         made = {Path(self.get_ext_filename(extension.name)).name for extension in self.extensions}
         for pattern in ("_cuda*.so", "_capture*.so"):
             for library in (package / "paraminit_ext").glob(pattern):
-                if library.name not in made:  # of an earlier build, and of other sources
+                if library.name not in made:  # from an earlier build of other sources
                     library.unlink()
         self.write_build_info(package / "paraminit_ext" / "_build_info.py")
 
@@ -317,13 +318,18 @@ class BuildExtension(cpp_extension.BuildExtension):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             "\n".join(
-                ['"""Written by setup.py: what the binary beside this was built with."""', "", *lines, ""]
+                [
+                    '"""Written by setup.py: what the binary next to this file was built with."""',
+                    "",
+                    *lines,
+                    "",
+                ]
             )
         )
 
 
 class Facts(setuptools.Command):  # type: ignore[misc]  # setuptools has no types here
-    """`python setup.py -q facts`: as JSON, what a build here and now would be made from."""
+    """`python setup.py -q facts`: print the facts of a build on this machine as JSON."""
 
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
 

@@ -1,1 +1,1 @@
-"""What a fill costs here, against stock `torch.nn.init` and against a plain fill of the same tensor."""
+"""Benchmarks of fills against stock `torch.nn.init` and against a plain fill of the same tensor."""

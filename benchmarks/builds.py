@@ -1,7 +1,8 @@
-"""`python -m benchmarks.builds BEFORE AFTER`: what calls take with two builds of the package, in turns.
+"""`python -m benchmarks.builds BEFORE AFTER`: compare the times of calls with two builds of the package.
 
-Each is a folder with a built `paraminit_ext` in it, imported by a process of its own; one measures while the
-other waits. A row's time is the median of its turns, each the least of several runs of the call.
+BEFORE and AFTER are folders that contain a built `paraminit_ext`. Each build runs in its own process; one
+measures while the other waits. The time of a row is the median over its turns. A turn takes the minimum over
+several runs of the call.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.compiler import ROOT
-from paraminit_ext.cli.facts import cpu_name
+from paraminit_ext.cli.build_facts import cpu_name
 
 TURNS = 9
-# The package of one folder, measured by this file of another.
+# Imports the package of one folder, and this file from another.
 WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -32,13 +33,13 @@ sys.path[0] = sys.argv[2]
 from benchmarks.builds import serve
 serve()
 """
-# What a turn measures of each row, after one call that is not.
+# The duration of a turn of one row, after one untimed call.
 SECONDS = 0.05
 LARGE = 1 << 24
 
 
 def rows() -> dict[str, tuple[Callable[[], object], float]]:
-    """Calls by name, and what their time is divided by: 1 for calls, elements for large fills."""
+    """Return the calls by name, each with a divisor of its time: 1, or the elements of a large fill."""
     import torch
 
     import paraminit_ext as ours
@@ -81,33 +82,33 @@ def rows() -> dict[str, tuple[Callable[[], object], float]]:
     }
 
 
-def least(call: Callable[[], object]) -> float:
-    """Seconds of a call: the least of several runs, of as many calls as a small part of a turn holds."""
+def least_seconds(call: Callable[[], object]) -> float:
+    """Return the seconds of a call: the minimum over several runs of about a fifth of a turn each."""
     call()
     begin = time.perf_counter()
     call()
     count = max(1, int(SECONDS / 5 / max(time.perf_counter() - begin, 1e-7)))
-    found: list[float] = []
+    times: list[float] = []
     end = time.perf_counter() + SECONDS
-    while not found or time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         begin = time.perf_counter()
         for _ in range(count):
             call()
-        found.append((time.perf_counter() - begin) / count)
-    return min(found)
+        times.append((time.perf_counter() - begin) / count)
+    return min(times)
 
 
 def serve() -> None:
-    """Measures each row that is named on the standard input."""
-    there = rows()
-    print(json.dumps(list(there)), flush=True)
+    """Measure each row that is named on standard input, and print its seconds."""
+    calls = rows()
+    print(json.dumps(list(calls)), flush=True)
     for line in sys.stdin:
-        call, elements = there[line.strip()]
-        print(least(call) / elements, flush=True)
+        call, elements = calls[line.strip()]
+        print(least_seconds(call) / elements, flush=True)
 
 
 class Build:
-    """A process with one build."""
+    """A process that imports one build."""
 
     def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -130,7 +131,9 @@ class Build:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("benchmarks.builds: a process has ended, whose message is above")
+            raise SystemExit(
+                "benchmarks.builds: expected a time, got the end of a process. See its error above."
+            )
         return line
 
     def seconds(self, row: str) -> float:
@@ -141,22 +144,22 @@ class Build:
 
 
 def main(
-    before: Annotated[Path, typer.Argument(exists=True, help="a folder that holds paraminit_ext")],
-    after: Annotated[Path, typer.Argument(exists=True, help="another one")],
+    before: Annotated[Path, typer.Argument(exists=True, help="the folder that contains the first build")],
+    after: Annotated[Path, typer.Argument(exists=True, help="the folder that contains the second build")],
 ) -> None:
-    """What the same calls take with two builds of the package, in turns."""
+    """Compare the times of the same calls with two builds of the package."""
     with ExitStack() as stack:
         builds = [stack.enter_context(Build(folder.resolve())) for folder in (before, after)]
-        print(f"{cpu_name()}, {TURNS} turns; a call in microseconds, 2^24 elements in ns each")
+        print(f"{cpu_name()}, {TURNS} turns; microseconds per call, for 2^24 elements ns per element")
         print(f"{'':<36}{'before':>10}{'after':>10}{'after/before':>14}")
         for name in builds[0].rows:
-            taken: list[list[float]] = [[], []]
+            seconds: list[list[float]] = [[], []]
             for turn in range(TURNS):
                 order = (0, 1) if turn % 2 == 0 else (1, 0)
                 for which in order:
-                    taken[which].append(builds[which].seconds(name))
-            old, new = (statistics.median(times) for times in taken)
-            ratio = statistics.median(b / a for a, b in zip(*taken, strict=True))
+                    seconds[which].append(builds[which].seconds(name))
+            old, new = (statistics.median(times) for times in seconds)
+            ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
             scale = 1e9 if name.startswith("2^24") else 1e6
             print(f"{name:<36}{old * scale:>10.2f}{new * scale:>10.2f}{ratio:>14.2f}", flush=True)
 

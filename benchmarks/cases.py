@@ -1,4 +1,4 @@
-"""What is timed: for each group, its cases, given the options."""
+"""The timed cases of each group, for given options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.rows import DTYPES, Case, Trial
 from benchmarks.timing import Call, SelfTimed
 from paraminit_ext import Key, fill_many, init
 
-# The kinds are what tables call them.
+# The first argument of a recipe is its name in tables.
 FILLS = {
     "uniform": Recipe("`uniform_`", "uniform_", (-1.0, 1.0)),
     "normal": Recipe("`normal_`", "normal_", (0.0, 0.02)),
@@ -32,7 +32,7 @@ FILLS = {
 MATRIX_FILLS = ("xavier_uniform", "kaiming_normal")
 
 FRESH_EXPONENT, QUICK_FRESH_EXPONENT = 30, 25
-# Smaller blocks than this come from the allocator's own store, whose pages are not fresh.
+# Smaller blocks come from the allocator's free lists, whose pages are not new.
 LEAST_FRESH_EXPONENT = 24
 PEAK_EXPONENT, QUICK_PEAK_EXPONENT = 26, 24
 MANY = 1000
@@ -49,25 +49,25 @@ SPARSE_SHAPES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     device: torch.device
-    dtypes: tuple[str, ...] = ()  # none: those of each group
-    exponent: int | None = None  # no tensor has more than 2 to this power elements; none: what fits
+    dtypes: tuple[str, ...] = ()  # empty: the default dtypes of each group
+    exponent: int | None = None  # tensors have at most 2 to this power elements; None: as many as fit
     quick: bool = False
     peers: tuple[Peer, ...] = ()
-    say: Callable[[str], object] = print  # one line about what is left out
+    say: Callable[[str], object] = print  # prints one line about a case that is left out
 
     @property
     def limit(self) -> int:
-        """The most elements that a tensor may have."""
+        """The greatest number of elements of a tensor."""
         if self.exponent is not None:
             return 1 << self.exponent
         return 1 << 22 if self.quick else 1 << 62
 
     @property
     def budget(self) -> float:
-        """Seconds: a call that takes longer is timed once, for what is that slow shows at once."""
+        """Seconds. A longer call is timed once, which is enough to show that it is slow."""
         return 0.2 if self.quick else 2.0
 
     @property
@@ -79,11 +79,11 @@ class Options:
         return self.dtypes or default
 
     def fits(self, size: int) -> bool:
-        """Whether that many bytes can be taken on the device now."""
+        """Return whether the device has room for `size` bytes now."""
         return size + machine.MARGIN <= machine.available_memory(self.device)
 
     def name(self, case: str, *, threads: int = 0, **parameters: object) -> str:
-        """A row's name: group/case[device, ..., threads]."""
+        """Return the name of a row: group/case[device, ..., threads]."""
         pairs: dict[str, object] = {"device": self.device.type, **parameters}
         if self.device.type == "cpu":
             pairs["threads"] = threads or torch.get_num_threads()
@@ -91,12 +91,12 @@ class Options:
 
 
 def count(numel: int) -> str:
-    """A number of elements: a power of two as such."""
+    """Return a number of elements as text: a power of two as 2^n."""
     return f"2^{numel.bit_length() - 1}" if numel & (numel - 1) == 0 else str(numel)
 
 
 def in_one_line(error: Exception) -> str:
-    """The type of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -105,7 +105,7 @@ def size_of(dtype: str, numel: int) -> int:
 
 
 def three_ways(recipe: Recipe, tensor: Tensor) -> dict[str, Call]:
-    """A plain fill, stock and ours; the plain fill comes first and touches every page."""
+    """Return the calls of a plain fill, stock and ours. The plain fill comes first, to touch every page."""
 
     def call(module: ModuleType) -> Call:
         return partial(getattr(module, recipe.function), tensor, *recipe.arguments)
@@ -119,7 +119,7 @@ def three_ways(recipe: Recipe, tensor: Tensor) -> dict[str, Call]:
 
 
 def with_peers(options: Options, recipe: Recipe, tensor: Tensor) -> dict[str, Call]:
-    """The three ways and those of the peers that have this distribution and dtype."""
+    """Return the calls of `three_ways`, and of the peers that have this distribution and dtype."""
     calls = three_ways(recipe, tensor)
     for peer in options.peers:
         if peer.missing:
@@ -127,8 +127,8 @@ def with_peers(options: Options, recipe: Recipe, tensor: Tensor) -> dict[str, Ca
         try:
             call = peer.prepare(recipe, tensor)
             if call is not None:
-                call()  # some compile here
-        except Exception as error:  # whatever another library raises must not end the run
+                call()  # some peers compile in their first call
+        except Exception as error:  # an error of another library must not end the run
             options.say(f"{peer.name} is left out of a row: {in_one_line(error)}")
             continue
         if call is not None:
@@ -137,7 +137,7 @@ def with_peers(options: Options, recipe: Recipe, tensor: Tensor) -> dict[str, Ca
 
 
 def fill_cases(options: Options) -> Iterator[Case]:
-    """One distribution on one large tensor, and what other generators take for it."""
+    """Yield each distribution on one large tensor, also by other generators."""
     numel = options.fill_numel
     for case, recipe in FILLS.items():
         defaults = ("fp32",) if case in MATRIX_FILLS else tuple(DTYPES)
@@ -156,7 +156,7 @@ def fill_cases(options: Options) -> Iterator[Case]:
 
 
 def small_cases(options: Options) -> Iterator[Case]:
-    """From Python to Python: what a call costs where the tensor costs little."""
+    """Yield fills of small tensors, where the overhead of a call from Python matters most."""
     for dtype in options.dtypes_or("fp32"):
         for case in ("normal", "trunc_normal", "kaiming_normal"):
             recipe = FILLS[case]
@@ -190,7 +190,7 @@ def small_cases(options: Options) -> Iterator[Case]:
 
 
 def many_cases(options: Options) -> Iterator[Case]:
-    """A thousand small tensors in one call, against the same calls one by one."""
+    """Yield a thousand small tensors filled by one call, and by one call for each."""
     for dtype in options.dtypes_or("fp32"):
         for case in ("normal", "trunc_normal"):
             for shape in MANY_SHAPES:
@@ -222,15 +222,15 @@ def many_cases(options: Options) -> Iterator[Case]:
 
 
 def thread_counts() -> list[int]:
-    """From 1 to all: every count up to 8, from there on powers of two."""
-    all_of_them = torch.get_num_threads()
-    counts = {*range(1, min(8, all_of_them) + 1), all_of_them}
-    counts |= {1 << power for power in range(all_of_them.bit_length())}
+    """Return thread counts: every count up to 8, then powers of two, and all threads."""
+    total = torch.get_num_threads()
+    counts = {*range(1, min(8, total) + 1), total}
+    counts |= {1 << power for power in range(total.bit_length())}
     return sorted(counts)
 
 
 def scaling_cases(options: Options) -> Iterator[Case]:
-    """The same fill on 1 to all threads, and on all of them from 2^10 elements to the memory's limit."""
+    """Yield a fill on 1 to all threads, and on all threads from 2^10 elements to the memory's limit."""
     on_cpu = options.device.type == "cpu"
     for dtype in options.dtypes_or("fp32"):
         for case in ("normal", "uniform"):
@@ -257,9 +257,9 @@ def scaling_cases(options: Options) -> Iterator[Case]:
 
 
 def model_cases(options: Options) -> Iterator[Case]:
-    """The parameters of whole models: of each family the largest preset that fits, on CUDA two.
+    """Yield the parameters of whole models: of each family the largest preset that fits, on CUDA two presets.
 
-    On the CPU no preset of 8 billion: stock would take minutes.
+    The CPU leaves out presets of 8 billion parameters, for which stock would take minutes.
     """
     limit = 1 << 28 if options.quick and options.exponent is None else options.limit
     on_cpu = options.device.type == "cpu"
@@ -291,9 +291,9 @@ def model_cases(options: Options) -> Iterator[Case]:
 
 
 def fresh_cases(options: Options) -> Iterator[Case]:
-    """A large tensor that nobody has touched: allocation and page faults; then peaks of memory."""
+    """Yield fills of a new large tensor, with allocation and page faults; then peaks of memory."""
     if options.device.type != "cpu":
-        options.say("fresh-memory is left out: it is about the CPU's pages")
+        options.say("fresh-memory is left out: it measures the CPU's pages")
         return
     threads = torch.get_num_threads()
     for dtype in options.dtypes_or("fp32"):
@@ -312,7 +312,7 @@ def fresh_cases(options: Options) -> Iterator[Case]:
                 name: SelfTimed(partial(fresh_memory.fresh_seconds, name, *arguments))
                 for name in ("fill", "stock", "ours")
             }
-            in_other: Callable[[], float] = lambda: small_pages.submit(  # noqa: E731
+            with_small_pages: Callable[[], float] = lambda: small_pages.submit(  # noqa: E731
                 fresh_memory.fresh_seconds, "ours", *arguments
             ).result()
 
@@ -320,7 +320,7 @@ def fresh_cases(options: Options) -> Iterator[Case]:
                 small_pages.shutdown()
                 return {}
 
-            return Trial({**calls, "ours, PARAMINIT_HUGEPAGES=0": SelfTimed(in_other)}, close)
+            return Trial({**calls, "ours, PARAMINIT_HUGEPAGES=0": SelfTimed(with_small_pages)}, close)
 
         name = options.name("fresh-memory/normal", dtype=dtype, numel=count(numel))
         yield Case(name, numel, size_of(dtype, numel), prepare, budget=None if options.quick else 20.0)
@@ -330,12 +330,12 @@ def fresh_cases(options: Options) -> Iterator[Case]:
 
             def prepare_peak(case: str = case, numel: int = numel, dtype: str = dtype) -> Trial:
                 def peaks() -> dict[str, float]:
-                    found: dict[str, float] = {}
+                    bytes_over: dict[str, float] = {}
                     for name in ("fill", "stock", "ours"):
-                        with fresh_memory.process() as alone:
-                            asked = (name, FILLS[case], numel, dtype, threads)
-                            found[name] = alone.submit(fresh_memory.peak_over, *asked).result()
-                    return found
+                        with fresh_memory.process() as process:
+                            arguments = (name, FILLS[case], numel, dtype, threads)
+                            bytes_over[name] = process.submit(fresh_memory.peak_over, *arguments).result()
+                    return bytes_over
 
                 return Trial({}, peaks)
 
@@ -349,7 +349,7 @@ def fresh_cases(options: Options) -> Iterator[Case]:
 
 
 def orthogonality_error(matrix: Tensor) -> float:
-    """max |Q'Q - I| (QQ' of a wide matrix), the product in float64."""
+    """Return max |Q'Q - I|, or max |QQ' - I| for a wide matrix, computed in float64."""
     q = matrix.double() if matrix.shape[0] >= matrix.shape[1] else matrix.double().t()
     product = q.t() @ q
     product.diagonal().sub_(1.0)
@@ -357,7 +357,7 @@ def orthogonality_error(matrix: Tensor) -> float:
 
 
 def orthogonal_cases(options: Options) -> Iterator[Case]:
-    """Square and tall orthogonal matrices, and how orthogonal they are."""
+    """Yield square and tall orthogonal matrices, with their error of orthogonality."""
     for dtype in options.dtypes_or("fp32"):
         shapes = CUDA_ORTHOGONAL_SHAPES if options.device.type == "cuda" else ORTHOGONAL_SHAPES
         for rows, columns in shapes:
@@ -368,16 +368,16 @@ def orthogonal_cases(options: Options) -> Iterator[Case]:
             def prepare(rows: int = rows, columns: int = columns, dtype: str = dtype) -> Trial:
                 tensor = torch.empty(rows, columns, dtype=DTYPES[dtype], device=options.device)
                 calls = three_ways(Recipe("", "orthogonal_"), tensor)
-                if DTYPES[dtype].itemsize == 2:  # its QR takes no 16-bit dtype
+                if DTYPES[dtype].itemsize == 2:  # the QR of stock supports no 16-bit dtype
                     del calls["stock"]
 
                 def errors() -> dict[str, float]:
-                    found: dict[str, float] = {}
+                    by_name: dict[str, float] = {}
                     for name in ("stock", "ours"):
                         if name in calls:
                             calls[name]()
-                            found[name] = orthogonality_error(tensor)
-                    return found
+                            by_name[name] = orthogonality_error(tensor)
+                    return by_name
 
                 return Trial(calls, errors)
 
@@ -387,16 +387,16 @@ def orthogonal_cases(options: Options) -> Iterator[Case]:
 
 
 def sparse_cases(options: Options) -> Iterator[Case]:
-    """Square, tall and wide sparse matrices; for a square one the edges of sparsity as well."""
+    """Yield square, tall and wide sparse matrices, and the square ones also at extreme sparsities."""
     for dtype in options.dtypes_or("fp32"):
         for case, shapes in SPARSE_SHAPES.items():
             fitting = [shape for shape in shapes if shape[0] * shape[1] <= options.limit]
             if not fitting:
                 continue
             rows, columns = fitting[-1]
-            # The last one leaves one element a column: ceil(sparsity * rows) is rows - 1.
-            edges = (0.0, 1.0, (rows - 1.5) / rows) if case == "square" else ()
-            for sparsity in (0.1, *edges):
+            # The last one leaves one nonzero element in each column: ceil(sparsity * rows) is rows - 1.
+            extremes = (0.0, 1.0, (rows - 1.5) / rows) if case == "square" else ()
+            for sparsity in (0.1, *extremes):
 
                 def prepare(
                     rows: int = rows, columns: int = columns, sparsity: float = sparsity, dtype: str = dtype

@@ -1,6 +1,6 @@
-"""What the GPU at hand can do at most, measured before anything else: stores, instructions, matrix products.
+"""Upper limits of a GPU's speed, measured before anything else: stores, instructions, matrix products.
 
-The kernels are in ceilings.cu, compiled by nvcc when they are asked for (a few seconds) and called by ctypes.
+The kernels are in ceilings.cu. nvcc compiles them on first use (a few seconds), and ctypes calls them.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ MATRIX_SIZE = 8192
 
 
 class CeilingsError(Exception):
-    """Why the kernels cannot be had, in one line."""
+    """The kernels cannot be built. The message is one line that says why."""
 
 
 def nvcc() -> str:
-    """The compiler of CUDA_HOME, of PATH, or of where toolkits are."""
+    """Return nvcc of CUDA_HOME or CUDA_PATH if set, otherwise of PATH, and otherwise of /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     found = found or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if found is None:
         raise CeilingsError(
-            "ceilings: expected nvcc on PATH or in CUDA_HOME, got none; stores are torch's alone"
+            "ceilings: expected nvcc on PATH or in CUDA_HOME, got none. Only torch's stores are measured."
         )
     return found
 
 
 def build(folder: Path, architecture: str) -> Path:
-    """The kernels as a shared library, for an architecture such as sm_90; compiled where it is not there."""
+    """Return the kernels as a shared library for an architecture such as sm_90. Compile it if missing."""
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
     library = folder / f"ceilings-{architecture}-{digest}.so"
     if library.exists():
@@ -59,20 +59,20 @@ def build(folder: Path, architecture: str) -> Path:
 
 
 def checked(function: Callable[..., int], *arguments: object) -> None:
-    """Calls it with the current stream; an error of CUDA's is an exception."""
+    """Call a function on the current stream, and raise RuntimeError if CUDA returns an error."""
     code = function(*arguments, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
     if code != 0:
         raise RuntimeError(f"ceilings: expected CUDA to launch {function}, got error {code}")
 
 
 def measure(device: torch.device, numel: int, rounds: int, say: Callable[[str], object]) -> dict[str, float]:
-    """Facts by name: `ceiling_*` are stores in GB/s; `rate_*` are named with their units.
+    """Return the limits by name: `ceiling_*` are stores in GB/s, the names of `rate_*` contain the unit.
 
     Args:
         device: the GPU
         numel: float32 elements of the tensor that the stores fill
-        rounds: how many rounds count
-        say: is given one line where the kernels cannot be built; torch's own stores are measured then
+        rounds: number of timed rounds
+        say: called with one line if the kernels cannot be built; torch's own stores are measured then
     """
     tensor = torch.empty(numel, device=device)
     calls: dict[str, Call] = {"fill": partial(tensor.fill_, 1.0), "zero": tensor.zero_}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks compare BEFORE AFTER`: what a second run of the same rows says of the first."""
+"""`python -m benchmarks compare BEFORE AFTER`: compare two runs of the same rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from benchmarks.rows import Row, read
 
 
 def in_both(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows of ours that both runs have, in the order of the second."""
+    """Return pairs of the rows with a time of ours that both runs have, in the order of the second run."""
     known = {row.name: row for row in before if "ours" in row.seconds}
     return [(known[row.name], row) for row in after if row.name in known and "ours" in row.seconds]
 
 
 def slowdown(before: Row, after: Row) -> float:
-    """How many times as long ours takes after, beside a plain fill where both rows have one.
+    """Return how many times as long ours takes after, relative to a plain fill if both rows have one.
 
-    A machine has fast and slow minutes, and two machines of one model differ; what the plain fill took in the
-    same turns divides that out.
+    The speed of a machine varies over minutes, and two machines of one model differ. Dividing by the time of
+    the plain fill in the same rounds cancels this.
     """
     own = after.seconds["ours"] / before.seconds["ours"]
     if "fill" in before.seconds and "fill" in after.seconds:
@@ -32,7 +32,7 @@ def slowdown(before: Row, after: Row) -> float:
 
 
 def compared(pairs: Sequence[tuple[Row, Row]]) -> Table:
-    """Times before and after, the change, and shares of the store ceiling where they were measured."""
+    """Return a table of times before and after, the change, and shares of the store ceiling if measured."""
     cells = [
         [
             after.name,
@@ -46,7 +46,7 @@ def compared(pairs: Sequence[tuple[Row, Row]]) -> Table:
         "row",
         "before",
         "after",
-        "change beside a plain fill",
+        "change relative to a plain fill",
         "of the store ceiling, before",
         "after",
     ]
@@ -56,13 +56,13 @@ def compared(pairs: Sequence[tuple[Row, Row]]) -> Table:
 
 
 def main(
-    before: Annotated[Path, typer.Argument(help="a file of --json, such as a committed one")],
-    after: Annotated[Path, typer.Argument(help="another one")],
+    before: Annotated[Path, typer.Argument(help="the --json file of a run, such as a committed one")],
+    after: Annotated[Path, typer.Argument(help="the --json file of another run")],
     tolerance: Annotated[
-        float | None, typer.Option(help="fail where the median change is above this share, such as 0.1")
+        float | None, typer.Option(help="fail if the median change is above this share, such as 0.1")
     ] = None,
 ) -> None:
-    """Prints what ours took in two runs, row by row; rows that only one of them has are left out."""
+    """Print the times of ours in two runs, row by row. Rows that only one run has are left out."""
     try:
         first, second = read(before), read(after)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The compiler as setup.py calls it, for what is compiled beside the package and without torch."""
+"""Commands, and the C++ compiler with the flags of setup.py for programs that are built without torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class ToolError(Exception):
-    """What keeps a tool from its work, in one line."""
+    """A tool failed. The message is one line that says why."""
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Any:
-    """The finished process, its output as text, stderr apart; `environment` is added to this one's."""
+    """Run a command to its end, with stdout and stderr as text. `environment` is added to os.environ."""
     try:
         return subprocess.run(
             command,
@@ -34,22 +34,22 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
 def output(
     command: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> str:
-    """What a command prints; an error where it fails."""
+    """Return what a command prints. Raise ToolError if it fails."""
     done = run(command, environment, cwd)
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        first = next((line for line in said if "rror" in line), said[-1])
+        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        first = next((line for line in lines if "rror" in line), lines[-1])
         raise ToolError(f"{Path(command[0]).name} failed with status {done.returncode}: {first}")
     return str(done.stdout)
 
 
 def compiler() -> list[str]:
-    """The C++ compiler, with what CXX gives it."""
+    """Return the C++ compiler and the arguments that CXX gives it."""
     return os.environ.get("CXX", "c++").split()
 
 
 def cxx_flags(root: Path) -> list[str]:
-    """CXX_FLAGS of setup.py, which cannot be imported without being run."""
+    """Return CXX_FLAGS of setup.py. They are read from its source, because importing it would build."""
     names: dict[str, Any] = {}
     for node in ast.parse((root / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("STANDARD", "CXX_FLAGS"):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.figures`: the figures of whole models in docs/figures, drawn by `paraminit_ext.plot`.
+"""`python -m benchmarks.figures`: draw the figures of whole models in docs/figures by `paraminit_ext.plot`.
 
 The same versions of transformers and matplotlib give the same bytes.
 """
@@ -14,11 +14,11 @@ import typer
 from torch import nn
 
 from paraminit_ext import Key, deferred_init, materialize_module
-from paraminit_ext.models.picture import plot
+from paraminit_ext.models.plot import plot
 
 
 def llama() -> nn.Module:
-    """A Llama of 8 layers, of transformers' own code, as the next one."""
+    """Build a Llama of 8 layers with transformers."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -29,19 +29,19 @@ def llama() -> nn.Module:
         num_key_value_heads=4,
         vocab_size=8000,
     )
-    made: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
-    return made
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def resnet() -> nn.Module:
-    """A ResNet-18."""
+    """Build a ResNet-18 with transformers."""
     import transformers
 
     config = transformers.ResNetConfig(
         layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], num_labels=1000
     )
-    made: nn.Module = transformers.ResNetForImageClassification(config)
-    return made
+    model: nn.Module = transformers.ResNetForImageClassification(config)
+    return model
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"llama": llama, "resnet": resnet}
@@ -50,7 +50,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"llama": llama, "resnet": resnet}
 def main(
     folder: Annotated[Path, typer.Option(help="the folder for figures")] = Path("docs/figures"),
 ) -> None:
-    """Draws the values of whole models beside the densities that their code asks for."""
+    """Draw the values of whole models with the densities that the models' code requests."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name, build in MODELS.items():
         model = materialize_module(deferred_init(build, key=Key(2024)))

@@ -1,6 +1,6 @@
-"""What runs in processes of their own for the group `fresh-memory`.
+"""Functions that the group `fresh-memory` runs in separate processes.
 
-The choice of huge pages is read once in a process, and a process has one peak of its memory.
+A process reads the setting of huge pages once, and records only one peak of its memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paraminit_ext import init
 
 
 def filler(contender: str, recipe: Recipe) -> Callable[[Tensor], Tensor]:
-    """How `ours`, `stock` or `fill` fills a tensor."""
+    """Return the function by which a contender (`ours`, `stock` or `fill`) fills a tensor."""
     if contender == "fill":
         return lambda tensor: tensor.fill_(1.0)
     module = init if contender == "ours" else nn.init
@@ -30,7 +30,7 @@ def filler(contender: str, recipe: Recipe) -> Callable[[Tensor], Tensor]:
 
 
 def fresh_seconds(contender: str, recipe: Recipe, numel: int, dtype: str, threads: int) -> float:
-    """Allocates and fills a tensor; it is freed after the clock has been read."""
+    """Return the seconds to allocate and fill a tensor. Freeing it is not timed."""
     torch.set_num_threads(threads)
     fill = filler(contender, recipe)
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def fresh_seconds(contender: str, recipe: Recipe, numel: int, dtype: str, thread
 
 
 def status_bytes(field: str) -> int:
-    """VmRSS or VmHWM of this process."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"benchmarks: expected {field} in /proc/self/status, got none")
@@ -49,10 +49,10 @@ def status_bytes(field: str) -> int:
 
 
 def peak_over(contender: str, recipe: Recipe, numel: int, dtype: str, threads: int) -> int:
-    """Bytes beyond the tensor's own by which a fill raises the peak of this process's memory."""
+    """Return by how many bytes, without the tensor's own, a fill raises this process's peak memory."""
     torch.set_num_threads(threads)
     fill = filler(contender, recipe)
-    fill(torch.empty(1 << 16, dtype=DTYPES[dtype]))  # threads and their stacks, code, tables
+    fill(torch.empty(1 << 16, dtype=DTYPES[dtype]))  # so that threads, stacks, code and tables are loaded
     before = status_bytes("VmRSS")
     tensor = fill(torch.empty(numel, dtype=DTYPES[dtype]))
     return status_bytes("VmHWM") - before - tensor.nbytes
@@ -63,9 +63,10 @@ def set_environment(variables: Mapping[str, str]) -> None:
 
 
 def process(variables: Mapping[str, str] = {}) -> ProcessPoolExecutor:
-    """One fresh process, started when it first has something to do, with these environment variables.
+    """Return an executor with one new process that has these environment variables.
 
-    A server that has imported torch, and done nothing with it, forks: an import would take seconds each time.
+    The process starts at its first task. A fork server, which has imported torch but not used it, forks the
+    process, because each import of torch would take seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -1,4 +1,4 @@
-"""What a result must carry for anyone to judge it: machine, compiler, torch, commit."""
+"""Facts that every result must record: machine, compiler, torch, commit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 
 from paraminit_ext import _C, cpu_capability
-from paraminit_ext.cli.facts import cpu_name, host_memory
+from paraminit_ext.cli.build_facts import cpu_name, host_memory
 
-# Bytes that stay free beside what is filled: temporaries of checks and of stock functions.
+# Bytes that stay free for the temporaries of checks and of stock functions.
 MARGIN = 1 << 30
-# Of a GPU's memory, what a process takes at most.
+# The greatest share of a GPU's memory that a process takes.
 GPU_SHARE = 0.7
 
 
 def commit() -> str:
-    """The commit of the sources, with a plus where tracked files differ from it.
+    """Return the commit of the sources, with a plus if tracked files differ from it.
 
-    Outside a repository it is what PARAMINIT_COMMIT says, or "".
+    Outside a repository, return the environment variable PARAMINIT_COMMIT, or "" if it is not set.
     """
     root = Path(__file__).resolve().parent
 
@@ -40,9 +40,9 @@ def commit() -> str:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device.
+    """Return the bytes that can still be allocated on the device.
 
-    On the CPU no more than the control group allows, on a GPU no more than GPU_SHARE of all there is.
+    The limit is that of the control group on the CPU, and GPU_SHARE of the total memory on a GPU.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -51,7 +51,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def huge_pages() -> str:
-    """The system's choice for huge pages: always, madvise or never; "" where there are none."""
+    """Return the system's setting of huge pages: always, madvise or never, or "" if it has none."""
     try:
         text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:
@@ -61,7 +61,7 @@ def huge_pages() -> str:
 
 
 def facts(device: torch.device) -> dict[str, str | int]:
-    """The part of a result that is the same for all its rows."""
+    """Return the facts that are the same for all rows of a run."""
     build = _C.build_info()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {

@@ -1,4 +1,4 @@
-"""Parameters of a Llama-shaped model and of a ViT, and how each is initialised."""
+"""The parameters of a Llama-shaped model and of a ViT, and how each is initialised."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from functools import partial
 
 import torch
 
-from paraminit_ext.cli.llama import PRESETS, Llama, Recipe, fill_calls, recipes
+from paraminit_ext.cli.demo_model import PRESETS, Llama, Recipe, fill_calls, recipes
 
 __all__ = ["FAMILIES", "PRESETS", "VITS", "Entry", "Llama", "Recipe", "Vit", "fill_calls", "recipes"]
 
-# A parameter to be filled, and how: its name, its shape, its recipe.
+# A parameter to fill: its name, its shape, its recipe.
 Entry = tuple[str, tuple[int, ...], Recipe]
 
 
 def llama_entries(preset: str) -> list[Entry]:
-    """The parameters of the Llama-shaped model of that preset."""
+    """Return the parameters of the Llama-shaped model of a preset."""
     with torch.device("meta"):
         model = Llama(PRESETS[preset])
     return [(name, tuple(parameter.shape), recipe) for name, parameter, recipe in recipes(model)]
@@ -43,10 +43,10 @@ VITS = {
 
 
 def vit_entries(preset: str) -> list[Entry]:
-    """The parameters of a ViT and the calls that timm's VisionTransformer makes for them.
+    """Return the parameters of a ViT, with the initialisation that timm's VisionTransformer uses.
 
-    Matrices and position embeddings are truncated normals of std 0.02 whose bounds, at -2 and 2, lie 100
-    deviations out; the patch convolution keeps what `nn.Conv2d` gives it.
+    Matrices and position embeddings are truncated normals with std 0.02 and bounds -2 and 2, which are 100
+    standard deviations out. The patch convolution keeps the initialisation of `nn.Conv2d`.
     """
     shape = VITS[preset]
     width, patches = shape.width, (shape.image // shape.patch) ** 2
@@ -68,8 +68,8 @@ def vit_entries(preset: str) -> list[Entry]:
     def norm(name: str) -> list[Entry]:
         return [(f"{name}.weight", (width,), ones), (f"{name}.bias", (width,), zeros)]
 
-    def linear(name: str, to: int, of: int) -> list[Entry]:
-        return [(f"{name}.weight", (to, of), matrix), (f"{name}.bias", (to,), zeros)]
+    def linear(name: str, outputs: int, inputs: int) -> list[Entry]:
+        return [(f"{name}.weight", (outputs, inputs), matrix), (f"{name}.bias", (outputs,), zeros)]
 
     for layer in range(shape.layers):
         block = f"blocks.{layer}"
@@ -79,7 +79,7 @@ def vit_entries(preset: str) -> list[Entry]:
     return entries + norm("norm") + linear("head", shape.classes, width)
 
 
-# By family, how to list the parameters of each preset, from the largest on.
+# For each family, functions that list the parameters of its presets, from the largest to the smallest.
 FAMILIES: dict[str, dict[str, Callable[[], list[Entry]]]] = {
     "llama": {preset: partial(llama_entries, preset) for preset in PRESETS},
     "vit": {preset: partial(vit_entries, preset) for preset in VITS},

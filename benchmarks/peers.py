@@ -1,8 +1,8 @@
-"""Other generators, timed beside ours where they are installed.
+"""Other generators, timed in the same rounds as ours if they are installed.
 
-Each does what it does best: NumPy, JAX and CuPy draw from the unit distribution, with no pass for std and
-mean, and JAX returns a new array where the others fill the tensor that ours fills. NumPy runs on one thread.
-A peer leaves a row blank where it has no such distribution or dtype.
+Each peer does what it does best. NumPy, JAX and CuPy draw from the standard distribution, without a pass for
+mean and std. JAX returns a new array. The others fill the same tensor as ours. NumPy runs on one thread. A
+peer has no time in a row whose distribution or dtype it lacks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from benchmarks.models import Recipe
 from benchmarks.timing import Call, SelfTimed, wall_seconds
 
-# The call that fills (or makes) what the recipe asks for, or None where the peer cannot.
+# Returns the call that fills the tensor (or makes one) by the recipe, or None if the peer cannot.
 Prepare = Callable[[Recipe, Tensor], Call | None]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's fill; `missing` is why it cannot run here, or empty."""
+    """The fill of another library. `missing` says why it cannot run here, or is empty."""
 
     name: str
     missing: str
@@ -40,15 +40,15 @@ def missing(module: str) -> str:
 
 
 def compiled(recipe: Recipe, tensor: Tensor) -> Call:
-    """The stock function under torch.compile."""
-    torch.compiler.reset()  # what earlier rows compiled would count towards the limit of recompilations
+    """Prepare the stock function under torch.compile."""
+    torch.compiler.reset()  # compilations of earlier rows would count towards the recompile limit
     function: Callable[[Tensor], Tensor] = torch.compile(lambda given: recipe.apply(nn.init, given))
     function(tensor)  # compiles
     return lambda: function(tensor)
 
 
 def func_random(recipe: Recipe, tensor: Tensor) -> Call | None:
-    """torch.func._random; experimental, so that its names are looked up only where they are used."""
+    """Prepare torch.func._random. It is experimental, so its names are looked up only here."""
     module: Any = importlib.import_module("torch.func._random")
     key = torch.tensor([0, 0], dtype=torch.uint64, device=tensor.device)
     if recipe.function == "uniform_":
@@ -61,7 +61,7 @@ def func_random(recipe: Recipe, tensor: Tensor) -> Call | None:
 
 
 def numpy_generator(algorithm: str) -> Prepare:
-    """numpy.random.Generator on that bit generator, into the tensor's own memory."""
+    """Return a function that prepares numpy.random.Generator to write into the tensor's memory."""
 
     def prepare(recipe: Recipe, tensor: Tensor) -> Call | None:
         if tensor.dtype not in (torch.float32, torch.float64):
@@ -79,8 +79,9 @@ def numpy_generator(algorithm: str) -> Prepare:
 
 
 def jax_random(recipe: Recipe, tensor: Tensor) -> Call | None:
-    """jax.random under jit, with JAX's default generator."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or it takes most of a GPU's memory
+    """Prepare jax.random under jit, with JAX's default generator."""
+    # Otherwise JAX preallocates most of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax: Any = importlib.import_module("jax")
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
@@ -94,24 +95,24 @@ def jax_random(recipe: Recipe, tensor: Tensor) -> Call | None:
         draws["trunc_normal_"] = lambda key: jax.random.truncated_normal(key, low, high, shape, dtype)
     if recipe.function not in draws:
         return None
-    place = jax.devices("gpu" if tensor.is_cuda else "cpu")[0]
+    jax_device = jax.devices("gpu" if tensor.is_cuda else "cpu")[0]
     wide = jax.enable_x64(True) if dtype == "float64" else nullcontext()
-    with jax.default_device(place), wide:
+    with jax.default_device(jax_device), wide:
         key = jax.random.key(0)
         function = jax.jit(draws[recipe.function]).lower(key).compile()
     call = lambda: function(key).block_until_ready()  # noqa: E731
-    # JAX works on a stream of its own, where torch's events see nothing.
+    # JAX has its own stream, which torch's events do not time.
     return SelfTimed(lambda: wall_seconds(call)) if tensor.is_cuda else call
 
 
 def cupy_generator(recipe: Recipe, tensor: Tensor) -> Call | None:
-    """cupy.random.Generator on Philox, into the tensor's own memory, on torch's stream."""
+    """Prepare cupy.random.Generator with Philox to write into the tensor's memory, on torch's stream."""
     if tensor.dtype not in (torch.float32, torch.float64):
         return None
     cupy: Any = importlib.import_module("cupy")
     generator = cupy.random.Generator(cupy.random.Philox4x3210(0))
     out = cupy.from_dlpack(tensor)
-    # Without a size, one number is drawn and copied to all of `out`.
+    # Without a size, CuPy draws one number and copies it to all of `out`.
     draws = {"uniform_": generator.random, "normal_": generator.standard_normal}
     if recipe.function not in draws:
         return None
@@ -126,7 +127,7 @@ def cupy_generator(recipe: Recipe, tensor: Tensor) -> Call | None:
 
 
 def triton_random(recipe: Recipe, tensor: Tensor) -> Call | None:
-    """A kernel around Triton's tl.rand or tl.randn, with std and mean."""
+    """Prepare a kernel that calls Triton's tl.rand or tl.randn and applies std and mean."""
     kernels: ModuleType = importlib.import_module("benchmarks.triton_kernels")
     if tensor.dtype is torch.float64 or recipe.function not in ("uniform_", "normal_"):
         return None
@@ -135,11 +136,11 @@ def triton_random(recipe: Recipe, tensor: Tensor) -> Call | None:
 
 
 def peers(device: torch.device) -> Iterator[Peer]:
-    """All the peers that there are for the device, in the order of their columns."""
+    """Yield all peers for the device, in the order of their columns."""
     yield Peer("torch.compile", "", compiled)
     release = tuple(map(int, torch.__version__.split(".")[:2]))
-    here = "" if release >= (2, 15) else f"needs torch >= 2.15, this is {torch.__version__}"
-    yield Peer("torch.func._random", here, func_random)
+    unsupported = "" if release >= (2, 15) else f"needs torch >= 2.15, this is {torch.__version__}"
+    yield Peer("torch.func._random", unsupported, func_random)
     if device.type == "cpu":
         yield Peer("NumPy SFC64", missing("numpy"), numpy_generator("SFC64"))
         yield Peer("NumPy Philox", missing("numpy"), numpy_generator("Philox"))

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.reading`: what reading a tensor's statistics takes, in turns with two yardsticks.
+"""`python -m benchmarks.reading`: time the reading of a tensor's statistics against two references.
 
-A plain read is torch's sum of the same bytes as int64, which is bound by the memory. torch's own way is the
-functions that give the same numbers: mean, standard deviation, extremes, and counts of zero, NaN and inf.
+A plain read is torch's sum of the same bytes as int64, which is bound by memory bandwidth. The other
+reference is the torch functions that give the same numbers: mean, standard deviation, extremes, and counts of
+zero, NaN and inf. All three are timed in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ ELEMENTS = 1 << 26
 ROUNDS = 9
 
 
-def torchs_way(tensor: Tensor) -> None:
-    """The same numbers by functions of torch, each of which reads the tensor."""
+def torch_functions(tensor: Tensor) -> None:
+    """Compute the same numbers with functions of torch, each of which reads the tensor."""
     tensor.mean()
     tensor.std()
     tensor.aminmax()
@@ -37,8 +38,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def row(name: str) -> str:
-    dtype: torch.dtype = getattr(torch, name)
+def row(dtype_name: str) -> str:
+    dtype: torch.dtype = getattr(torch, dtype_name)
     kind = dtype if dtype.is_complex else torch.float32
     tensor = torch.randn(ELEMENTS, dtype=kind).to(dtype)
     words = tensor.view(torch.int64)
@@ -47,25 +48,25 @@ def row(name: str) -> str:
         "read": words.sum,
     }
     if dtype.is_floating_point and dtype.itemsize > 1:
-        calls["torch"] = lambda: torchs_way(tensor)
-    taken: dict[str, list[float]] = {way: [] for way in calls}
+        calls["torch"] = lambda: torch_functions(tensor)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        for way, call in calls.items():
-            taken[way].append(seconds(call))
-    median = {way: statistics.median(times) for way, times in taken.items()}
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    median = {name: statistics.median(rounds) for name, rounds in times.items()}
     share = 100 * median["read"] / median["ours"]
-    torchs = f"{median['torch'] / median['ours']:.0f} times" if "torch" in median else "-"
+    torch_ratio = f"{median['torch'] / median['ours']:.0f} times" if "torch" in median else "-"
     return (
-        f"{name:<14}  {tensor.nbytes / median['ours'] / 1e9:>7.1f} GB/s  "
-        f"{tensor.nbytes / median['read'] / 1e9:>7.1f} GB/s  {share:>5.0f} %  {torchs:>9}"
+        f"{dtype_name:<14}  {tensor.nbytes / median['ours'] / 1e9:>7.1f} GB/s  "
+        f"{tensor.nbytes / median['read'] / 1e9:>7.1f} GB/s  {share:>5.0f} %  {torch_ratio:>9}"
     )
 
 
 def main() -> None:
-    """Print where it is measured, and a line a dtype."""
-    where = machine.facts(torch.device("cpu"))
-    print("; ".join(f"{name}: {fact}" for name, fact in where.items()))
-    print(f"2^26 elements, {ROUNDS} rounds in turns, instruction set {paraminit_ext.cpu_capability()}")
+    """Print the facts of the machine, and one line for each dtype."""
+    facts = machine.facts(torch.device("cpu"))
+    print("; ".join(f"{name}: {fact}" for name, fact in facts.items()))
+    print(f"2^26 elements, {ROUNDS} interleaved rounds, instruction set {paraminit_ext.cpu_capability()}")
     print(f"{'dtype':<14}  {'statistics':>12}  {'plain read':>12}  {'share':>7}  {'torch':>9}")
     for name in DTYPES:
         print(row(name), flush=True)

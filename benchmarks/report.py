@@ -1,4 +1,4 @@
-"""Tables and figures from rows: on the screen, in Markdown, in the README between markers, as SVG."""
+"""Tables and figures from rows: on the screen, in Markdown, between markers of the README, as SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from benchmarks.rows import Row, by_group, read
 
 CONTENDERS = ("ours", "stock", "fill")
 MODELS = {"llama": "Llama", "vit": "ViT"}
-# A block of a page: its table, the results that it is made from (beside the page), what report wrote.
+# The ways to initialise a whole model, by case of their rows.
+WAYS = {
+    "patch": "built under `patch()`",
+    "deferred": "`deferred_init` and `materialize_module`",
+    "apply": "`plan.apply` to existing tensors",
+}
+# A block of a page: the name of its table, the path of its results relative to the page, the generated text.
 BLOCK = re.compile(r"(<!-- benchmarks: begin (\S+) (\S+) -->\n)(.*?)(<!-- benchmarks: end -->)", re.DOTALL)
 
 
@@ -41,7 +47,7 @@ class Table:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and the unit that suits."""
+    """Return a duration as text, with three digits and a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{_digits(seconds / size)} {unit}"
@@ -53,26 +59,29 @@ def _digits(value: float) -> str:
 
 
 def per_element(row: Row, name: str) -> str:
-    """Nanoseconds an element: two decimals, or two digits of what is below a tenth."""
+    """Return nanoseconds per element as text: two decimals, or two significant digits below 0.1."""
     value = row.seconds[name] / row.numel * 1e9
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.{1 - math.floor(math.log10(value))}f}"
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
-    """What a row is about: its case and those parameters in which the table's rows differ."""
+    """Return the label of a row: its case, and the parameters in which the rows of the table differ."""
     case = row.case.removesuffix("_peak")
     if row.group == "model":
         family, _, preset = case.partition("_")
         name = f"{MODELS.get(family, family)}-{preset}, {row.numel / 1e6:,.1f} M parameters"
     elif case == "normal_of_1000":
         name = "`normal_` on 1,000 tensors"
+    elif row.group == "whole-model":
+        name = WAYS[case]
     elif case in FILLS:
         name = FILLS[case].kind
     else:
         name = case
-    said = [name]
+    parts = [name]
     always = {
         "fill": "dtype",
+        "whole-model": "dtype",
         "small": "shape",
         "many": "shape",
         "orthogonal": "shape",
@@ -84,8 +93,8 @@ def label(row: Row, rows: Sequence[Row]) -> str:
             continue
         if key == always or len({other.parameters.get(key) for other in rows}) > 1:
             plural = "thread" if value == "1" else "threads"
-            said.append({"sparsity": f"sparsity {value}", "threads": f"{value} {plural}"}.get(key, value))
-    return ", ".join(said)
+            parts.append({"sparsity": f"sparsity {value}", "threads": f"{value} {plural}"}.get(key, value))
+    return ", ".join(parts)
 
 
 def times(value: float | None) -> str:
@@ -102,22 +111,22 @@ def spreads(row: Row) -> str:
 
 
 def others(rows: Iterable[Row]) -> list[str]:
-    """The contenders beside ours, stock and fill, in the order in which they come."""
+    """Return the contenders other than ours, stock and fill, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.seconds if name not in CONTENDERS))
 
 
 def timed_table(
-    title: str, what: str, rows: list[Row], *, by_element: bool, peers: bool, full: bool
+    title: str, header: str, rows: list[Row], *, by_element: bool, peers: bool, full: bool
 ) -> Table:
-    """Times of ours and stock, the ratio, the share of a plain fill.
+    """Return a table of the times of ours and stock, their ratio, and the share of a plain fill's speed.
 
     Args:
-        title: above the table, where it is drawn on a screen
-        what: the header of the first column
-        rows: of one group
-        by_element: nanoseconds an element, in place of the time of a call
-        peers: a column for each further contender
-        full: rates and spreads as well
+        title: the title above the table on a screen
+        header: the header of the first column
+        rows: the rows of one group
+        by_element: show nanoseconds per element instead of the time of a call
+        peers: add a column for each other contender
+        full: add rates and spreads
     """
 
     def cost(row: Row, name: str) -> str:
@@ -134,7 +143,9 @@ def timed_table(
         ("stock", partial(cost, name="stock")),
         ("times stock", lambda row: times(row.against("stock"))),
     ]
-    if full or any(row.group != "orthogonal" for row in rows):  # products, to which a fill says nothing
+    if full or any(
+        row.group != "orthogonal" for row in rows
+    ):  # a plain fill is no reference for matrix products
         columns.append(("speed, of a plain `fill_`", lambda row: share(row.against("fill"))))
     for name in ("ours", "stock"):
         if any(name in row.measured for row in rows):
@@ -145,12 +156,12 @@ def timed_table(
         columns.append(("of the store ceiling", lambda row: share(row.share_of_ceiling)))
     if full:
         columns.append(("spread ours/stock/fill_", spreads))
-    headers = [what, *(header for header, _ in columns)]
+    headers = [header, *(name for name, _ in columns)]
     return Table(title, headers, [[label(row, rows), *(cell(row) for _, cell in columns)] for row in rows])
 
 
 def peers_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
-    """Ours beside other generators: nanoseconds an element."""
+    """Return a table of ours and other generators, in nanoseconds per element."""
     names = ["ours", "stock", *others(rows)]
     shown = [row for row in rows if len(row.seconds) > len(CONTENDERS)]
 
@@ -162,7 +173,7 @@ def peers_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG00
 
 
 def peak_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
-    """Peaks of memory beyond the tensor's own bytes."""
+    """Return a table of peak memory beyond the tensor's own bytes."""
 
     def over(row: Row, name: str) -> str:
         bytes_over = row.measured.get(name)
@@ -178,22 +189,23 @@ def peak_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
 
 
 def facts_line(rows: Sequence[Row]) -> str:
-    """The machine, in one line."""
+    """Return one line about the machine and the build."""
     facts = rows[0].facts
     threads = max(int(row.facts.get("threads", 0)) for row in rows)
-    said = [str(facts.get("machine", "")), f"{threads} threads", str(facts.get("cpu_capability", ""))]
-    said += [
+    parts = [str(facts.get("machine", "")), f"{threads} threads", str(facts.get("cpu_capability", ""))]
+    parts += [
         f"torch {facts.get('torch', '')}",
         str(facts.get("compiler", "")),
         f"commit {facts.get('commit', '')}",
     ]
-    return ", ".join(part for part in said if part)
+    return ", ".join(part for part in parts if part)
 
 
-# By name: title, header of the first column, per element, columns of further contenders.
+# By name: title, header of the first column, whether per element, whether with columns of other contenders.
 TIMED: dict[str, tuple[str, str, bool, bool]] = {
     "fill": ("fills, pages already touched", "fill", True, False),
     "model": ("all parameters of a model", "model", False, False),
+    "whole-model": ("a Llama of transformers' own code", "what", False, False),
     "fresh-memory": ("fresh memory: allocation and page faults included", "fresh tensor", False, True),
     "small": ("one call, from Python to Python", "call", False, True),
     "many": ("1,000 tensors in one call of fill_many", "fill", False, True),
@@ -201,12 +213,16 @@ TIMED: dict[str, tuple[str, str, bool, bool]] = {
     "orthogonal": ("orthogonal_", "matrix", False, False),
     "sparse": ("sparse_", "matrix", False, False),
 }
-# The tables that a block may name, and the group that each is made from.
+# The tables that a block may name, each with the group of its rows.
 TABLES = {**{name: name for name in TIMED}, "peers": "fill", "peak-memory": "fresh-memory"}
+# A part of the table of fills, for the README.
+FP32 = "fill-fp32"
 
 
 def table(name: str, rows: Iterable[Row], *, full: bool = False) -> Table:
-    """The table of that name from the rows of its group; it has no rows where there are none for it."""
+    """Return the named table of the rows of its group. It is empty if there are no such rows."""
+    if name == FP32:
+        return table("fill", [row for row in rows if row.parameters.get("dtype") == "fp32"], full=full)
     if name not in TABLES:
         raise ValueError(f"benchmarks: expected a table among {', '.join(TABLES)}, got {name!r}")
     of_group = [row for row in rows if row.group == TABLES[name]]
@@ -214,22 +230,22 @@ def table(name: str, rows: Iterable[Row], *, full: bool = False) -> Table:
         return peers_table(of_group)
     if name == "peak-memory":
         return peak_table([row for row in of_group if not row.seconds])
-    title, what, by_element, peers = TIMED[name]
+    title, header, by_element, peers = TIMED[name]
     timed = [row for row in of_group if row.seconds]
-    return timed_table(title, what, timed, by_element=by_element, peers=peers, full=full)
+    return timed_table(title, header, timed, by_element=by_element, peers=peers, full=full)
 
 
 def tables(rows: Sequence[Row], *, full: bool = False) -> list[Table]:
-    """All tables that have rows, those of a group together."""
+    """Return all tables that have rows, ordered by group."""
     present = by_group(rows)
-    names = [name for group in present for name, of in TABLES.items() if of == group]
-    return [made for made in (table(name, rows, full=full) for name in names) if made.rows]
+    names = [name for group in present for name, its_group in TABLES.items() if its_group == group]
+    return [drawn for drawn in (table(name, rows, full=full) for name in names) if drawn.rows]
 
 
 def markdown(rows: Sequence[Row], *, full: bool = False) -> str:
-    """All tables, each under its title."""
+    """Return all tables, each under its title."""
     parts = [facts_line(rows) + "\n"] if rows else []
-    return "\n".join(parts + [f"### {made.title}\n\n{made.markdown()}" for made in tables(rows, full=full)])
+    return "\n".join(parts + [f"### {t.title}\n\n{t.markdown()}" for t in tables(rows, full=full)])
 
 
 # ----------------------------------------------------------------------------------------
@@ -238,7 +254,7 @@ def markdown(rows: Sequence[Row], *, full: bool = False) -> str:
 
 
 def updated(page: str, folder: Path) -> str:
-    """The page with each block made anew from the results that it names, relative to the folder."""
+    """Return the page with each block regenerated from its results, whose path is relative to the folder."""
     begins, ends = page.count("<!-- benchmarks: begin"), page.count("<!-- benchmarks: end -->")
     found = BLOCK.findall(page)
     if not len(found) == begins == ends:
@@ -264,18 +280,18 @@ def updated(page: str, folder: Path) -> str:
 # Figures
 # ----------------------------------------------------------------------------------------
 
-# Mid tones, that stand out from a white page as from a dark one.
+# Mid tones, which are visible on a white and on a dark page.
 INK = "#7d8590"
 COLOURS = {"ours": "#2f81f7", "stock": "#db6d28", "fill": "#7d8590"}
 WORDS = {"ours": "ours", "stock": "stock", "fill": "plain fill_"}
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without a background, and its axes."""
+    """Return a figure without a background, and its axes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # The first two keep a file's ids and letters from changing from run to run and font to font.
+    # The first two make the ids and texts of a file independent of the run and of the fonts.
     style: Any = {"svg.hashsalt": "paraminit_ext", "svg.fonttype": "none", "font.size": 11}
     for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
         style[part] = INK
@@ -290,14 +306,14 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _lines(axes: Any, rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row, str], float]) -> None:
-    """One line for each case and contender; ours and stock by colour, cases by style."""
+    """Draw one line for each case and contender. Colours show contenders, line styles show cases."""
     cases = list(dict.fromkeys(row.case for row in rows))
     for style, case in zip(("-", "--", ":", "-."), cases, strict=False):
         of_case = sorted((row for row in rows if row.case == case), key=x)
         for name in CONTENDERS:
             points = [(x(row), y(row, name)) for row in of_case if name in row.seconds]
             if name == "fill" and case != cases[0]:
-                continue  # the same plain fill again
+                continue  # the plain fill is the same for all cases
             words = WORDS[name] if name == "fill" else f"{WORDS[name]}, {case}_"
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, style, marker="o", markersize=3.5, color=COLOURS[name], label=words)
@@ -305,7 +321,7 @@ def _lines(axes: Any, rows: Sequence[Row], x: Callable[[Row], int], y: Callable[
 
 
 def size_figure(rows: Sequence[Row]) -> Any:
-    """Time per element against size, on all threads, with the plain fill's line beneath."""
+    """Return a figure of the time per element against size, on all threads, with the plain fill."""
     most = max((row.parameters.get("threads", "0") for row in rows), key=int, default="0")
     shown = [row for row in rows if row.parameters.get("threads", "0") == most]
     if len({row.numel for row in shown}) < 2:
@@ -320,7 +336,7 @@ def size_figure(rows: Sequence[Row]) -> Any:
 
 
 def threads_figure(rows: Sequence[Row]) -> Any:
-    """Elements a second against threads, at the size that was run on most numbers of them."""
+    """Return a figure of elements per second against threads, at the size with the most thread counts."""
     by_numel: dict[int, list[Row]] = {}
     for row in rows:
         if "threads" in row.parameters:
@@ -343,7 +359,7 @@ def threads_figure(rows: Sequence[Row]) -> Any:
 
 
 def ratio_figure(rows: Sequence[Row]) -> Any:
-    """Bars: how many times as fast as stock."""
+    """Return a figure with bars: how many times as fast as stock."""
     shown = [row for row in rows if row.against("stock") is not None]
     if not shown:
         return None
@@ -360,15 +376,40 @@ def ratio_figure(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def whole_model_figure(rows: Sequence[Row]) -> Any:
+    """Draw bars: the seconds to initialise a model in bfloat16: stock, our ways, and plain fills."""
+    by_case = {row.case: row.seconds for row in rows if row.parameters["dtype"] == "bf16"}
+    if not by_case.keys() >= WAYS.keys():
+        return None
+    bars = {
+        "torch.nn.init": ("stock", by_case["patch"]["stock"]),
+        "patch()": ("ours", by_case["patch"]["ours"]),
+        "deferred_init,\nmaterialize_module": ("ours", by_case["deferred"]["ours"]),
+        "new tensors, filled\nwith a constant": ("fill", by_case["deferred"]["fill"]),
+        "plan.apply to\nexisting tensors": ("ours", by_case["apply"]["ours"]),
+        "the same, filled\nwith a constant": ("fill", by_case["apply"]["fill"]),
+    }
+    figure, axes = _canvas(7.0, 3.2)
+    colours = [COLOURS[contender] for contender, _ in bars.values()]
+    drawn = axes.barh(list(bars), [seconds for _, seconds in bars.values()], color=colours)
+    axes.bar_label(drawn, fmt="%.2f s", padding=3, color=INK)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("seconds to initialise a Llama of 1.1 billion parameters in bfloat16")
+    return figure
+
+
 FIGURES: dict[str, tuple[str, Callable[[Sequence[Row]], Any]]] = {
     "ratio": ("fill", ratio_figure),
     "size": ("scaling", size_figure),
     "threads": ("scaling", threads_figure),
+    "whole-model": ("whole-model", whole_model_figure),
 }
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes the figures that there are rows for, as DEVICE-NAME.svg; the same rows give the same bytes."""
+    """Write the figures that have rows to DEVICE-NAME.svg. The same rows give the same bytes."""
     written = []
     for device in dict.fromkeys(row.parameters["device"] for row in rows):
         for name, (group, make) in FIGURES.items():
@@ -385,15 +426,15 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def main(
     results: Annotated[
-        list[Path] | None, typer.Argument(help="files of --json; all of benchmarks/results if not given")
+        list[Path] | None, typer.Argument(help="files of --json; default: all of benchmarks/results")
     ] = None,
     figures: Annotated[Path, typer.Option(help="the folder for figures")] = Path("docs/figures"),
-    update: Annotated[Path | None, typer.Option(help="a page whose blocks are made anew")] = None,
+    update: Annotated[Path | None, typer.Option(help="a page whose blocks are regenerated")] = None,
 ) -> None:
-    """Prints the tables of results in Markdown, draws their figures, updates the blocks of a page."""
+    """Print the tables of results in Markdown, draw their figures, and update the blocks of a page."""
     try:
         paths = results or sorted((Path(__file__).parent / "results").glob("*.jsonl"))
-        # Of rows with the same name the last one counts.
+        # If rows have the same name, keep the last one.
         rows = list({row.name: row for path in paths for row in read(path)}.values())
         typer.echo(markdown(rows))
         if update is not None:

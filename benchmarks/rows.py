@@ -1,4 +1,4 @@
-"""A case, which says what to time; the row that it becomes; and rows as lines of JSON."""
+"""`Case`, a description of calls to time; `Row`, its result; and rows as lines of JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fact = str | int | float
 
 @dataclass(frozen=True)
 class Trial:
-    """A case with its memory taken: what to time, and what to look at once that is done."""
+    """A case with allocated memory: the calls to time, and a function that runs after the timing."""
 
     calls: Mapping[str, Call]
     inspect: Callable[[], dict[str, float]] = dict
@@ -28,26 +28,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """One row to come. Nothing is allocated before `prepare` is called."""
+    """One row to measure. Nothing is allocated before `prepare` is called."""
 
     name: str
     numel: int
     bytes: int
     prepare: Callable[[], Trial]
-    threads: int = 0  # 0: as many as torch has
-    budget: float | None = None  # a call that takes longer is timed once; None: the run's
+    threads: int = 0  # 0: torch's number of threads
+    budget: float | None = None  # seconds; a longer call is timed once; None: the budget of the run
 
 
 @dataclass(frozen=True)
 class Row:
-    """One result. Contenders are named alike in all rows: `ours`, `stock`, `fill`, and the peers."""
+    """One result. Contenders have the same names in all rows: `ours`, `stock`, `fill`, and the peers."""
 
     name: str
     numel: int
-    bytes: int  # that one call writes
+    bytes: int  # written by one call
     seconds: dict[str, float]  # medians of one call, by contender
-    spread: dict[str, float | None]  # the rounds' range as a share of the median
-    measured: dict[str, float]  # what is not a time, by contender: an error, bytes
+    spread: dict[str, float | None]  # the range of the rounds divided by the median
+    measured: dict[str, float]  # other results than times, by contender: an error, bytes
     facts: dict[str, Fact] = field(default_factory=dict)  # machine.facts()
 
     @cached_property
@@ -72,24 +72,24 @@ class Row:
         return self.parts[2]
 
     def against(self, contender: str) -> float | None:
-        """How many times as long as ours a contender takes; None where it is not in the row."""
+        """Return how many times as long as ours a contender takes, or None if either is not in the row."""
         if "ours" not in self.seconds or contender not in self.seconds:
             return None
         return self.seconds[contender] / self.seconds["ours"]
 
     @property
     def gb_s(self) -> float | None:
-        """Bytes that we write in a second, in units of 1e9."""
+        """The bytes that ours writes per second, in units of 1e9."""
         return self.bytes / self.seconds["ours"] / 1e9 if "ours" in self.seconds else None
 
     @property
     def share_of_ceiling(self) -> float | None:
-        """The speed as a share of the best plain store, where one was measured (CUDA)."""
+        """The speed as a share of the fastest plain store, or None if none was measured (as on the CPU)."""
         ceiling = max((float(v) for k, v in self.facts.items() if k.startswith("ceiling_")), default=0.0)
         return self.gb_s / ceiling if self.gb_s and ceiling else None
 
     def record(self) -> dict[str, Any]:
-        """The row for a line of JSON: the facts, the fields, and what follows from them."""
+        """Return the row as a JSON object: the facts, the fields, and numbers derived from the fields."""
         fields: dict[str, Any] = asdict(self)
         facts: dict[str, Any] = fields.pop("facts")
         derived = {
@@ -106,7 +106,7 @@ DERIVED = ("ratio_to_stock", "share_of_fill", "gb_s", "share_of_ceiling")
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file of JSON lines."""
+    """Return the rows of a file of JSON lines."""
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
@@ -122,7 +122,7 @@ def read(path: Path) -> list[Row]:
 
 
 def line(row: Row) -> str:
-    """The row as one line of JSON."""
+    """Return the row as one line of JSON."""
     return json.dumps(row.record()) + "\n"
 
 
@@ -134,7 +134,7 @@ def run(
     facts: Mapping[str, Fact],
     progress: Callable[[float], None],
 ) -> Row:
-    """Times a case; `progress` is given shares of it as they are done."""
+    """Time a case. `progress` is called with the share of the work that was just completed."""
     trial = case.prepare()
     share = 1.0 / max(1, len(trial.calls) * (rounds + 1))
     tick: Tick = lambda _: progress(share)  # noqa: E731
@@ -158,7 +158,7 @@ def run(
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows by group, in the order in which groups and rows come."""
+    """Return the rows by group, in order of appearance."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.scale`: one rank of thousands, that initialises its shards of a very large Llama.
+"""`python -m benchmarks.scale`: time one rank of thousands that initialises its shards of a very large Llama.
 
-The other ranks are a fake process group's: this one does all that it would do among them, and nothing waits.
-FSDP2 over tensor parallelism in groups of eight. Each number of ranks has a process of its own, since torch
-remembers the rank that it was.
+A fake process group replaces the other ranks: this rank does all of its own work, and never waits. The model
+uses FSDP2 over tensor parallelism in groups of eight. Each number of ranks runs in its own process, because
+torch remembers the rank of a process.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from benchmarks.fresh_memory import status_bytes
 from benchmarks.rows import DTYPES
 from benchmarks.whole_models import seconds
 from paraminit_ext import InitPlan, Key, cpu_capability, deferred_init, materialize_module
-from paraminit_ext.cli.facts import cpu_name
+from paraminit_ext.cli.build_facts import cpu_name
 
 TENSOR = 8
-# A Llama 405B's sizes made larger, until its parameters are a million millions.
+# The sizes of Llama 405B, increased until the model has 10^12 parameters.
 TRILLION = {
     "hidden_size": 20480,
     "intermediate_size": 65536,
@@ -49,7 +49,7 @@ TRILLION = {
 
 
 def build(layers: int) -> Any:
-    """The model by transformers' own code."""
+    """Build the model with transformers."""
     import transformers
 
     sizes = {**TRILLION, "num_hidden_layers": layers}
@@ -58,7 +58,7 @@ def build(layers: int) -> Any:
 
 
 def shard(model: Any, ranks: int) -> None:
-    """Tensor parallelism in groups, then FSDP2 across them."""
+    """Apply tensor parallelism within groups, then FSDP2 across the groups."""
     mesh = init_device_mesh("cpu", (ranks // TENSOR, TENSOR), mesh_dim_names=("data", "tensor"))
     styles: dict[str, Any] = {
         "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
@@ -75,65 +75,65 @@ def shard(model: Any, ranks: int) -> None:
     fully_shard(model, mesh=mesh["data"])
 
 
-def locals_of(model: nn.Module) -> list[torch.Tensor]:
+def local_tensors(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.to_local() for parameter in model.parameters()]  # type: ignore[attr-defined]
 
 
 def measure(ranks: int, dtype: str, layers: int, rounds: int) -> dict[str, float]:
-    """What the first rank of so many does, in seconds, bytes and collectives."""
+    """Measure the first of `ranks` ranks: seconds, bytes and collectives."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     logging.disable(logging.WARNING)
     deferred_init(functools.partial(build, 1))  # imports
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    made: list[Any] = []
+    models: list[Any] = []
     recording = seconds(
-        lambda: made.append(deferred_init(functools.partial(build, layers), key=Key(1)).to(DTYPES[dtype]))
+        lambda: models.append(deferred_init(functools.partial(build, layers), key=Key(1)).to(DTYPES[dtype]))
     )
-    (model,) = made
+    (model,) = models
     numel = sum(parameter.numel() for parameter in model.parameters())
     sharding = seconds(lambda: shard(model, ranks))
     before = status_bytes("VmHWM")
-    with CommDebugMode() as seen:
+    with CommDebugMode() as collectives:
         first = seconds(lambda: materialize_module(model))
-    held = sum(tensor.nbytes for tensor in locals_of(model))
-    beside = status_bytes("VmHWM") - before - held
+    shard_bytes = sum(tensor.nbytes for tensor in local_tensors(model))
+    extra_bytes = status_bytes("VmHWM") - before - shard_bytes
     plan = InitPlan.of(model)
     calls: dict[str, Callable[[], Any]] = {
         "apply": lambda: plan.apply(model),
-        "fill": lambda: [tensor.fill_(1.0) for tensor in locals_of(model)],
+        "fill": lambda: [tensor.fill_(1.0) for tensor in local_tensors(model)],
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for _ in range(rounds):
             for name, call in calls.items():
                 times[name].append(seconds(call))
-    # Each rank its own numbers, which are those of no other number of ranks.
+    # Each rank draws its own numbers, so that the values depend on the number of ranks.
     with torch.no_grad():
         stock = seconds(lambda: [nn.init.normal_(parameter, std=0.02) for parameter in model.parameters()])
     return {
         "ranks": ranks,
         "stock": stock,
         "numel": numel,
-        "tensors": len(locals_of(model)),
+        "tensors": len(local_tensors(model)),
         "recording": recording,
         "sharding": sharding,
         "first": first,
         **{name: statistics.median(several) for name, several in times.items()},
-        "held": held,
-        "beside": beside,
-        "collectives": seen.get_total_counts(),
+        "held": shard_bytes,
+        "beside": extra_bytes,
+        "collectives": collectives.get_total_counts(),
     }
 
 
 def main(
     ranks: Annotated[str, typer.Option(help="Numbers of ranks, separated by commas.")] = "1024,4096,16384",
-    dtype: Annotated[str, typer.Option(help="Of the parameters: fp32, bf16 or fp16.")] = "fp32",
-    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = TRILLION["num_hidden_layers"],
-    rounds: Annotated[int, typer.Option(min=1, help="How often a fill is timed.")] = 3,
-    one: Annotated[bool, typer.Option(help="Measure here, and print JSON.", hidden=True)] = False,
+    dtype: Annotated[str, typer.Option(help="Dtype of the parameters: fp32, bf16 or fp16.")] = "fp32",
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = TRILLION["num_hidden_layers"],
+    rounds: Annotated[int, typer.Option(min=1, help="Number of times that a fill is timed.")] = 3,
+    one: Annotated[bool, typer.Option(help="Measure in this process, and print JSON.", hidden=True)] = False,
 ) -> None:
-    """Times the first rank of several numbers of them: recording, sharding, its shards' values."""
+    """Time the first rank for several numbers of ranks: recording, sharding, the values of its shards."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if one:
         print(json.dumps(measure(int(ranks), dtype, layers, rounds)))
@@ -172,14 +172,12 @@ def main(
             f"{found['beside'] / 1e6:.0f}",
             f"{found['collectives']:.0f}",
         )
-    console.print(
-        f"{found['numel'] / 1e12:.4f} million million parameters in {found['tensors']:.0f} tensors."
-    )
+    console.print(f"{found['numel'] / 1e12:.4f} x 10^12 parameters in {found['tensors']:.0f} tensors.")
     console.print(table)
     console.print(
-        "Seconds: deferred_init; parallelize_module and fully_shard, which are torch's; materialize_module, "
-        "to new memory; plan.apply; fill_ of the same shards; stock's normal_ of them. Then the most memory "
-        "beside the shards, and collectives."
+        "Columns in seconds: record is deferred_init; shard is torch's parallelize_module and fully_shard; "
+        "first is materialize_module into new memory; again is plan.apply; fill_ and stock's normal_ write "
+        "the same shards. MB more is the peak memory beyond the shards; sent is the number of collectives."
     )
 
 

@@ -1,4 +1,4 @@
-"""Timing in interleaved rounds, so that a machine that changes its pace does so for all that is compared."""
+"""Timing in interleaved rounds, so that a change of the machine's speed affects all compared calls alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.common import set_torch_threads
 
-# A round repeats a short call until this much time has gone by: the clock's own cost is then nothing.
+# A round repeats a short call for this long, so that the overhead of the clock is negligible.
 ROUND_SECONDS = 0.01
 
 Call = Callable[[], object]
@@ -21,7 +21,7 @@ Tick = Callable[[str], object]
 
 @dataclass(frozen=True)
 class SelfTimed:
-    """A call that gives its own seconds: one in another process, or one that waits for its own stream."""
+    """A call that returns its own seconds, because it runs in another process or on its own stream."""
 
     seconds: Callable[[], float]
 
@@ -48,14 +48,14 @@ class Timing:
 
 
 def wall_seconds(call: Call) -> float:
-    """The time of one call by the wall clock."""
+    """Return the wall-clock time of one call."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
 def event_seconds(call: Call, repeats: int = 1) -> float:
-    """The time of a call on the current CUDA stream, by events around as many as are asked for."""
+    """Return the time of a call on the current CUDA stream, by events around `repeats` calls."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(repeats):
@@ -66,7 +66,7 @@ def event_seconds(call: Call, repeats: int = 1) -> float:
 
 
 def stopwatch(call: Call, device: torch.device, threads: int, first: float) -> Callable[[], float]:
-    """What times the call once a round; `first` is about how long it takes."""
+    """Return a function that times the call once a round. `first` is the approximate time of the call."""
     if isinstance(call, SelfTimed):
         return call.seconds
     if device.type == "cuda":
@@ -85,36 +85,36 @@ def time_in_turns(
     budget: float = math.inf,
     threads: int = 0,
 ) -> dict[str, Timing]:
-    """Times each call once a round, after one round that does not count.
+    """Time each call once a round, after a first round that does not count.
 
     Args:
-        calls: what to time, by name, in the order of a round
-        device: where the work is done: CUDA events there, `torch.utils.benchmark` elsewhere
-        rounds: how many rounds count
-        tick: called with the name of each call once it is done, the first round's included
-        budget: a call that takes longer than this many seconds is timed only once, its first time
-        threads: torch's threads while it is done; 0 leaves them
+        calls: the calls to time, by name, in the order of a round
+        device: the device of the work; CUDA is timed by events, others by `torch.utils.benchmark`
+        rounds: number of rounds that count
+        tick: called with the name of each completed call, also in the first round
+        budget: a call that takes longer than this many seconds is timed only in the first round
+        threads: torch's number of threads during the calls; 0 leaves it unchanged
     """
     threads = threads or torch.get_num_threads()
     first: dict[str, float] = {}
     with set_torch_threads(threads):
         for name, call in calls.items():
             if not first:
-                call()  # touches every page, which no time that may be kept is to have in it
+                call()  # touches every page, so that no time includes page faults
             if isinstance(call, SelfTimed):
                 first[name] = call.seconds()
             elif device.type == "cuda":
                 first[name] = event_seconds(call)
-                if first[name] <= budget:  # the first time also loads its kernels
+                if first[name] <= budget:  # the first call also loads its kernels
                     first[name] = event_seconds(call)
             else:
                 first[name] = wall_seconds(call)
             tick(name)
         clocks = {name: stopwatch(call, device, threads, first[name]) for name, call in calls.items()}
-        taken: dict[str, list[float]] = {name: [] for name in calls}
+        times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, clock in clocks.items():
                 if first[name] <= budget:
-                    taken[name].append(clock())
+                    times[name].append(clock())
                 tick(name)
-    return {name: Timing(tuple(taken[name] or [first[name]])) for name in calls}
+    return {name: Timing(tuple(times[name] or [first[name]])) for name in calls}

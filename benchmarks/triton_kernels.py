@@ -1,6 +1,6 @@
-"""Fills by Triton's own Philox, `tl.rand` and `tl.randn`: one number an element, as its tutorials use them.
+"""Fills by Triton's own Philox, `tl.rand` and `tl.randn`: one number per element, as in its tutorials.
 
-Its counters are of 32 bits there (64-bit ones make a slower Philox), so that they repeat after 2^32 elements.
+The counters have 32 bits (64-bit counters make Philox slower), so that numbers repeat after 2^32 elements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.timing import Call
 BLOCK = 1024
 
 
-# Triton reads annotations, as types of its own: only a constant has one here.
+# Triton reads annotations as its own types, so only the constant has one.
 def _uniform(out, numel, seed, low, width, size: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     value = low + width * tl.rand(seed, place.to(tl.int32))

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.whole_models`: a Llama of transformers' own code: stock, patched, deferred, saved.
+"""`python -m benchmarks.whole_models`: time a Llama of transformers: stock, patched, deferred, saved.
 
-Each contender is timed after a first build in the process, which makes the host back the memory, in turns.
+Contenders are timed in interleaved rounds, after a first build that makes the host back the memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.fresh_memory import status_bytes
-from benchmarks.rows import DTYPES
+from benchmarks.rows import DTYPES, Fact, Row, line
 from paraminit_ext import (
     InitPlan,
     Key,
@@ -34,7 +34,7 @@ from paraminit_ext import (
     patch,
     save_initialized,
 )
-from paraminit_ext.cli.facts import cpu_name
+from paraminit_ext.cli.build_facts import cpu_name
 
 # By preset, the sizes of LlamaConfig.
 PRESETS: dict[str, dict[str, int]] = {
@@ -66,7 +66,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 def builder(preset: str, dtype: str) -> Callable[[], nn.Module]:
-    """What builds the model by transformers' own code, in this dtype."""
+    """Return a function that builds the model with transformers in this dtype."""
     import transformers
 
     config = transformers.LlamaConfig(**PRESETS[preset], tie_word_embeddings=False, dtype=DTYPES[dtype])
@@ -74,17 +74,17 @@ def builder(preset: str, dtype: str) -> Callable[[], nn.Module]:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Of one call; what it returns is freed after the clock has been read."""
+    """Return the seconds of one call. Freeing its result is not timed."""
     begin = time.perf_counter()
-    made = call()
+    result = call()
     end = time.perf_counter()
-    del made
+    del result
     gc.collect()
     return end - begin
 
 
 def time_building(preset: str, dtype: str, rounds: int, stock_rounds: int) -> dict[str, float]:
-    """Medians, in seconds, of the ways to build the model, and of plain fills of tensors of these sizes."""
+    """Return the median seconds of each way to build the model, and of plain fills of its sizes."""
     build = builder(preset, dtype)
     with torch.device("meta"):
         shapes = [(parameter.shape, parameter.dtype) for parameter in build().parameters()]
@@ -110,28 +110,55 @@ def time_building(preset: str, dtype: str, rounds: int, stock_rounds: int) -> di
     return {name: statistics.median(several) for name, several in times.items() if several}
 
 
+# By case of a row: what is timed, and the plain fill that it is compared with.
+CASES = {
+    "patch": ("patch", "fill_ of new tensors"),
+    "deferred": ("deferred", "fill_ of new tensors"),
+    "apply": ("plan.apply", "fill_ of the same tensors"),
+}
+
+
+def rows_of(preset: str, dtype: str, times: dict[str, float]) -> list[Row]:
+    """Return the times of a model as rows, for tables and figures."""
+    with torch.device("meta"):
+        numel = sum(parameter.numel() for parameter in builder(preset, dtype)().parameters())
+    facts: dict[str, Fact] = {**machine.facts(torch.device("cpu"))}
+    return [
+        Row(
+            name=f"whole-model/{case}[device=cpu,dtype={dtype},preset={preset}]",
+            numel=numel,
+            bytes=numel * DTYPES[dtype].itemsize,
+            seconds={"ours": times[ours], "stock": times["stock"], "fill": times[fill]},
+            spread={},
+            measured={},
+            facts=facts,
+        )
+        for case, (ours, fill) in CASES.items()
+    ]
+
+
 def record(preset: str) -> dict[str, float]:
-    """Recording a model of that shape: seconds, bytes of memory, bytes of its plan."""
+    """Record a model of a preset; return seconds, MiB of memory, bytes of its plan, and parameters."""
     build = builder(preset, "bf16")
     deferred_init(builder("tiny", "bf16"))  # imports
     before = status_bytes("VmHWM")
     begin = time.perf_counter()
     module = deferred_init(build)
-    taken = time.perf_counter() - begin
+    duration = time.perf_counter() - begin
     memory = status_bytes("VmHWM") - before
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan"
         InitPlan.of(module).save(path)
         size = path.stat().st_size
     numel = sum(parameter.numel() for parameter in module.parameters())
-    return {"seconds": taken, "MiB": memory / 2**20, "bytes": size, "numel": numel}
+    return {"seconds": duration, "MiB": memory / 2**20, "bytes": size, "numel": numel}
 
 
 def time_saving(preset: str, dtype: str, rounds: int, folder: Path | None) -> dict[str, float]:
-    """Medians, in seconds, of writing the checkpoint of a plan, and zeros to files of its sizes, to the disk.
+    """Return the median seconds of writing a plan's checkpoint to disk, and zeros to files of its sizes.
 
-    Each is done twice in its turn, and the second time counts: the memory that the system keeps files in is
-    then what its like has just given back.
+    In each round, each runs twice and the second run counts. Its page cache is then the memory that the first
+    run has just freed.
     """
     module = deferred_init(builder(preset, dtype), key=Key(1))
     zeros = memoryview(bytes(1 << 18))
@@ -160,7 +187,7 @@ def time_saving(preset: str, dtype: str, rounds: int, folder: Path | None) -> di
 
 
 def cost_of_a_call() -> float:
-    """Microseconds that a torch call which is no fill takes longer under `patch()`: the median of several."""
+    """Return how many microseconds `patch()` adds to a torch call that is not a fill: a median."""
     x, y = torch.ones(1), torch.ones(1)
     several = (lambda: x.add(y), lambda: torch.add(x, y), lambda: x.detach(), lambda: torch.empty(1))
 
@@ -180,49 +207,54 @@ def cost_of_a_call() -> float:
 
 def main(
     preset: Annotated[str, typer.Option(help=", ".join(PRESETS))] = "1b",
-    large: Annotated[str, typer.Option(help="The preset that is recorded, never built.")] = "70b",
-    dtype: Annotated[str, typer.Option(help="Of fp32, bf16, fp16: separated by commas.")] = "fp32,bf16",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each of ours is timed.")] = 5,
-    stock_rounds: Annotated[int, typer.Option(min=1, help="How often stock is.")] = 2,
-    folder: Annotated[Path | None, typer.Option(help="On which disk checkpoints are written.")] = None,
+    large: Annotated[str, typer.Option(help="The preset that is recorded but never built.")] = "70b",
+    dtype: Annotated[str, typer.Option(help="Dtypes, separated by commas: fp32, bf16, fp16.")] = "fp32,bf16",
+    rounds: Annotated[int, typer.Option(min=1, help="Number of times that ours is timed.")] = 5,
+    stock_rounds: Annotated[int, typer.Option(min=1, help="Number of times that stock is timed.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="The folder where checkpoints are written.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for the rows of `benchmarks report`.")] = None,
 ) -> None:
-    """Times `AutoModelForCausalLM.from_config` of a Llama: stock, under `patch()`, deferred."""
+    """Time `AutoModelForCausalLM.from_config` of a Llama: stock, under `patch()`, deferred."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     console = Console(width=100, highlight=False)
     console.print(
         f"{cpu_name()}, {cpu_capability()}, {torch.__version__}, {torch.get_num_threads()} threads, "
         f"commit {machine.commit()}"
     )
-    # First: the peak of this process's memory is then its own.
+    # Run first, so that the peak of this process's memory belongs to the recording.
     found = record(large)
     console.print(
         f"Recording {found['numel'] / 1e9:.1f} billion parameters: {found['seconds']:.2f} s, "
         f"{found['MiB']:.0f} MiB, a plan of {found['bytes'] / 1e3:.0f} kB."
     )
+    rows: list[Row] = []
     for name in dtype.split(","):
         times = time_building(preset, name, rounds, stock_rounds)
+        rows += rows_of(preset, name, times)
         table = Table(
             title=f"from_config, Llama {preset}, {name}, {torch.get_num_threads()} threads",
             title_justify="left",
         )
         for column in ("what", "seconds", "times stock"):
             table.add_column(column, justify="left" if column == "what" else "right")
-        for what, taken in times.items():
-            of_stock = "" if what == "stock" else f"{times['stock'] / taken:.1f}"
-            table.add_row(what, f"{taken:.3f}", of_stock)
+        for label, duration in times.items():
+            of_stock = "" if label == "stock" else f"{times['stock'] / duration:.1f}"
+            table.add_row(label, f"{duration:.3f}", of_stock)
         console.print(table)
         share = times["fill_ of the same tensors"] / times["plan.apply"]
-        console.print(f"The plan on tensors that are there: {share:.0%} of the speed of fill_ on them.\n")
+        console.print(f"The plan on existing tensors: {share:.0%} of the speed of fill_ on them.\n")
         times = time_saving(preset, name, rounds, folder)
         table = Table(title=f"checkpoint, Llama {preset}, {name}", title_justify="left")
         for column in ("what", "seconds"):
             table.add_column(column, justify="left" if column == "what" else "right")
-        for what, taken in times.items():
-            table.add_row(what, f"{taken:.3f}")
+        for label, duration in times.items():
+            table.add_row(label, f"{duration:.3f}")
         console.print(table)
         share = times["zeros to files of these sizes"] / times["save_initialized"]
         console.print(f"The checkpoint: {share:.0%} of the speed of writing zeros.\n")
-    console.print(f"A torch call that is no fill takes {cost_of_a_call():.2f} us longer under patch().")
+    if json is not None:
+        json.write_text("".join(map(line, rows)))
+    console.print(f"A torch call that is not a fill takes {cost_of_a_call():.2f} us longer under patch().")
 
 
 if __name__ == "__main__":

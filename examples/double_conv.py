@@ -1,4 +1,4 @@
-"""Two convolutions, each normalised and rectified: the block that U-shaped networks are built of."""
+"""The block of U-shaped networks: two convolutions, each with batch normalisation and ReLU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DoubleConv(nn.Module):
     Args:
         in_channels: channels of the input
         out_channels: channels of both convolutions
-        generator: where the initial values come from, as for every function of `paraminit_ext`
+        generator: source of the initial values, as for every function of `paraminit_ext`
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class DoubleConv(nn.Module):
         self.initialize_weights(generator)
 
     def initialize_weights(self, generator: init.Key | torch.Generator | None = None) -> None:
-        """Convolutions normal with deviation sqrt(2 / (k * k * out)), normalisations the identity."""
-        for place, module in enumerate(self.modules()):
-            source = generator.fold_in(place) if isinstance(generator, init.Key) else generator
+        """Fill convolutions with normals of std sqrt(2 / (k * k * out)); make normalisations the identity."""
+        for index, module in enumerate(self.modules()):
+            source = generator.fold_in(index) if isinstance(generator, init.Key) else generator
             if isinstance(module, nn.Conv2d):
                 outputs = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 init.normal_(module.weight, 0.0, math.sqrt(2.0 / outputs), generator=source)

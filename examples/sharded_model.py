@@ -1,8 +1,8 @@
-"""A model on a mesh: FSDP2 over tensor parallelism, initialised straight into the shards.
+"""A model on a mesh: FSDP2 over tensor parallelism, initialised directly in the shards.
 
     torchrun --nproc-per-node 4 examples/sharded_model.py
 
-With GPUs each rank takes one; without, ranks are processes on the CPU.
+Each rank uses one GPU. On a machine without GPUs, the ranks are processes on the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEY = Key(2024)
 
 
 class Block(nn.Module):
-    """A feed-forward layer on a normalised residual; its last matrix is scaled down by depth."""
+    """A feed-forward layer on a normalised residual. Its last matrix is scaled down by the depth."""
 
     def __init__(self, width: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Tokens to logits. The table of positions is in no checkpoint: it is made anew wherever the model is."""
+    """Maps tokens to logits. Checkpoints do not contain the table of positions: each model computes it."""
 
     positions: Tensor
 
@@ -79,7 +79,7 @@ class Model(nn.Module):
 
 
 def shard(model: Model, mesh: DeviceMesh) -> Model:
-    """Tensor parallelism first, then FSDP2, as torchtitan does: the model may be on meta."""
+    """Apply tensor parallelism first, then FSDP2, as torchtitan does. The model may be on meta."""
     styles: dict[str, Any] = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
         "head": ColwiseParallel(),
@@ -95,7 +95,7 @@ def shard(model: Model, mesh: DeviceMesh) -> Model:
 
 
 def is_whole(model: Model, whole: Model) -> bool:
-    """Whether the shards of all ranks together are the model that one process would have, bit for bit."""
+    """Return whether the shards of all ranks are bit for bit the model that one process would have."""
     same = [torch.equal(model.positions.cpu(), whole.positions)]
     for name, parameter in model.named_parameters():
         gathered = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -119,21 +119,21 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(line, flush=True)
 
-    # 1. Recorded on meta, sharded on meta, then made: each rank allocates and fills its own shards alone.
+    # 1. Record and shard the model on meta, then materialise it: a rank allocates and fills only its shards.
     model = shard(deferred_init(Model, key=KEY), mesh)
     materialize_module(model, device=device)
     weight = model.blocks[0].up.weight
     report(f"{weight.placements}: {tuple(weight.to_local().shape)} of {tuple(weight.shape)} on this rank")
-    report(f"materialize_module: the whole's values, bit for bit: {is_whole(model, whole)}")
+    report(f"materialize_module: the values of the whole model, bit for bit: {is_whole(model, whole)}")
 
-    # 2. A model that something else built: memory by to_empty, values by the plan, buffers included.
+    # 2. A model that other code has built: to_empty allocates memory, and the plan writes values and buffers.
     with torch.device("meta"):
         model = Model()
     shard(model, mesh).to_empty(device=device)
     InitPlan.of(deferred_init(Model, key=KEY)).apply(model)
     report(f"InitPlan.apply: {is_whole(model, whole)}")
 
-    # 3. By the model's own code: each name's numbers are its own, however its tensor is sharded.
+    # 3. Run the model's own code: the values of a parameter depend on its name, not on its sharding.
     with torch.device("meta"):
         model = Model()
     shard(model, mesh).to_empty(device=device)
@@ -141,7 +141,7 @@ def main() -> None:
         model.reset_parameters()
     report(f"reset_parameters: {is_whole(model, whole)}")
 
-    # 4. The checkpoint of step 0: each rank writes some of its files.
+    # 4. Write the checkpoint of step 0: each rank writes some of the files.
     with tempfile.TemporaryDirectory() as own:
         folder = [own]
         dist.broadcast_object_list(folder)

@@ -1,4 +1,4 @@
-"""Spatial attention: each place of a feature map is weighted by what the channels show there."""
+"""Spatial attention: weights for the places of a feature map, computed from its channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class SpatialAttention(nn.Module):
 
     Args:
         kernel_size: side of the convolution's window, odd, in pixels
-        generator: where the initial values come from, as for every function of `paraminit_ext`
+        generator: source of the initial values, as for every function of `paraminit_ext`
     """
 
     def __init__(self, kernel_size: int = 7, generator: init.Key | torch.Generator | None = None) -> None:
@@ -22,9 +22,9 @@ class SpatialAttention(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: init.Key | torch.Generator | None = None) -> None:
-        """Weights by Glorot's rule, biases uniform on [0, 1); under a Key, each has a key of its own."""
-        for place, parameter in enumerate(self.parameters()):
-            source = generator.fold_in(place) if isinstance(generator, init.Key) else generator
+        """Fill weights by Glorot's rule, biases uniformly on [0, 1). With a Key, each has its own key."""
+        for index, parameter in enumerate(self.parameters()):
+            source = generator.fold_in(index) if isinstance(generator, init.Key) else generator
             if parameter.dim() > 1:
                 init.xavier_uniform_(parameter, generator=source)
             else:

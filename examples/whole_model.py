@@ -1,6 +1,6 @@
-"""A tour: transformers' own code made fast, weights by name, a model's initialisation as a small file.
+"""A tour: faster initialisation of a transformers model, weights by name, an initialisation as a small file.
 
-Needs the packages transformers and safetensors; nothing is downloaded.
+Needs the packages transformers and safetensors. It downloads nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paraminit_ext import InitPlan, Key, deferred_init, keyed, materialize_modul
 
 
 def build() -> torch.nn.Module:
-    """A Llama of random weights, small here; its sizes are a matter of the config alone."""
+    """Build a Llama with random weights. Its sizes, small here, depend only on the config."""
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=176,
@@ -29,12 +29,12 @@ def build() -> torch.nn.Module:
 
 
 def main() -> None:
-    # 1. Existing code, this package's fills: nothing of it is edited. The seed is torch's.
+    # 1. Existing code runs unchanged with this package's fills. torch's seed determines the values.
     torch.manual_seed(0)
     with patch():
         direct = build()
 
-    # 2. The same, later: the code runs on meta and is recorded; each tensor is then filled once.
+    # 2. The same, deferred: the code runs on meta and is recorded, then each tensor is filled once.
     torch.manual_seed(0)
     model = deferred_init(build)
     numel = sum(parameter.numel() for parameter in model.parameters())
@@ -43,7 +43,7 @@ def main() -> None:
     same = all(torch.equal(a, b) for a, b in zip(model.parameters(), direct.parameters(), strict=True))
     print(f"materialised: {next(model.parameters()).device}, equal to the one built directly: {same}")
 
-    # 3. Under a key each parameter's numbers come from its name, and the plan of the model is a file.
+    # 3. With a key, the values of a parameter depend on its name. The model's plan can be saved to a file.
     key = Key(2024)
     planned = deferred_init(build, key=key)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,14 +53,14 @@ def main() -> None:
         print(f"the plan: {path.stat().st_size:,} bytes")
     print("\n".join(str(plan).splitlines()[:4]))
 
-    # 4. It initialises any module with these names: in bfloat16 here, in place.
+    # 4. The plan initialises any module with these names in place, here one in bfloat16.
     half = plan.apply(build().bfloat16())
     materialize_module(planned)
     name = "model.layers.1.mlp.up_proj.weight"
     rounded = torch.equal(half.get_parameter(name), planned.get_parameter(name).bfloat16())
     print(f"applied to a bfloat16 module: the same values, rounded: {rounded}")
 
-    # 5. One matrix alone, by the model's own law, without the rest.
+    # 5. One matrix can be filled alone, with the same numbers as in the whole model.
     with keyed(half, key):
         torch.nn.init.normal_(half.get_parameter(name), std=0.02)
     again = torch.equal(half.get_parameter(name), planned.get_parameter(name).bfloat16())

@@ -1,9 +1,9 @@
-"""Parameter initialisation for PyTorch: ``torch.nn.init`` on compiled fills that draw from one stream.
+"""Parameter initialisation for PyTorch: the functions of ``torch.nn.init`` on compiled kernels.
 
-The names of ``torch.nn.init`` stand here as well as in :mod:`paraminit_ext.init`, so that
-``import paraminit_ext as init`` is a drop-in. The values of a fill depend on its :class:`Key`, its parameters
-and an element's place in the whole tensor, and on nothing else: not on the device, the threads, the
-instruction set, the strides or the sharding.
+This module exports every name of :mod:`paraminit_ext.init`, so that ``import paraminit_ext as init`` is a
+drop-in replacement for ``torch.nn.init``. The values of a fill depend only on its :class:`Key`, its
+parameters and the index of each element in the global tensor. They do not depend on the device, the number of
+threads, the instruction set, the strides or the sharding.
 """
 
 import importlib
@@ -15,27 +15,37 @@ import torch
 
 if TYPE_CHECKING:
     from paraminit_ext.models.audit import audit
-    from paraminit_ext.models.files import save_initialized
-    from paraminit_ext.models.look import summary
-    from paraminit_ext.models.picture import plot
+    from paraminit_ext.models.checkpoint import save_initialized
+    from paraminit_ext.models.plot import plot
+    from paraminit_ext.models.summary import summary
 
 __version__ = "0.1.0"
 STREAM_VERSION = 1
 
 
+def _how_to_reinstall() -> str:
+    """Return an instruction that reinstalls the extension, for a checkout or an installed package."""
+    folder = Path(__file__).resolve().parents[1]
+    if (folder / "csrc").exists():
+        return f"Build it: pip install --no-deps -e {folder}"
+    return "Reinstall it: pip install --force-reinstall --no-deps paraminit_ext"
+
+
 def _load_binary() -> None:
-    """Import the compiled parts: one for every torch from 2.11 on, and for CUDA the one for the torch here.
+    """Import the compiled extension, and load the CUDA kernels that match the installed torch.
+
+    One extension serves every torch from 2.11 on.
 
     Raises:
-        ImportError: an older torch, or compiled parts that are missing or of another version.
+        ImportError: if torch is too old, or the compiled extension is missing or of another version.
     """
-    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if found < (2, 11):
+    torch_version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if torch_version < (2, 11):
         raise ImportError(
             f"paraminit_ext {__version__}: expected torch 2.11 or later, got torch {torch.__version__}. "
             "Upgrade it: pip install --upgrade torch"
         )
-    rebuild = "Build it in this environment: pip install --no-build-isolation --force-reinstall --no-deps ."
+    rebuild = _how_to_reinstall()
     try:
         binary = importlib.import_module("paraminit_ext._C")
     except ModuleNotFoundError:
@@ -109,22 +119,22 @@ from paraminit_ext.models.names import keyed  # noqa: E402
 from paraminit_ext.models.patch import install, patch, uninstall  # noqa: E402
 from paraminit_ext.models.plan import InitPlan  # noqa: E402
 
-# What looks at models and writes them is imported when it is first asked for: fills need none of it.
-_LATER = {
+# Fills do not need these functions, so their modules are imported at first use.
+_LAZY_IMPORTS = {
     "audit": "paraminit_ext.models.audit",
-    "plot": "paraminit_ext.models.picture",
-    "save_initialized": "paraminit_ext.models.files",
-    "summary": "paraminit_ext.models.look",
+    "plot": "paraminit_ext.models.plot",
+    "save_initialized": "paraminit_ext.models.checkpoint",
+    "summary": "paraminit_ext.models.summary",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'paraminit_ext' has no attribute {name!r}")
-    return globals().setdefault(name, getattr(importlib.import_module(_LATER[name]), name))
+    return globals().setdefault(name, getattr(importlib.import_module(_LAZY_IMPORTS[name]), name))
 
 
-# Plain data: a checkpoint that holds one loads under weights_only=True.
+# Key is plain data, so a checkpoint that contains keys loads under weights_only=True.
 torch.serialization.add_safe_globals([Key])
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""``python -m paraminit_ext``, and the command ``paraminit-ext``."""
+"""The entry point of ``python -m paraminit_ext`` and of the command ``paraminit-ext``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status is returned."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run the command line and return the exit status."""
+    argv = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(given)
+        return _run(argv)
     except KeyboardInterrupt:
         print("paraminit-ext: interrupted", file=sys.stderr)
         return 130
@@ -17,13 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        # Those of the extra `cli`; torch is all that the package itself needs.
+        # The extra `cli` installs these two; the package itself needs only torch.
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ModuleNotFoundError:
-        from paraminit_ext.cli import plain
+        from paraminit_ext.cli import without_extras
 
-        return plain.main(arguments)
+        return without_extras.main(arguments)
     from paraminit_ext.cli import app
 
     return app.main(arguments)

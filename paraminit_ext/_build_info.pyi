@@ -1,4 +1,4 @@
-# What setup.py writes beside the binary; the file itself is no part of the sources.
+# setup.py writes this module next to the compiled extension; it is not part of the sources.
 TORCH_VERSION: str
 CUDA: str
 ARCH: str

@@ -1,12 +1,14 @@
-"""Gains and fans: what the scales of Glorot's and He's initialisations are made of."""
+"""Gains and fans, from which the scales of Glorot's and He's initialisations are computed."""
 
 import math
 from typing import Literal, get_args
 
-from paraminit_ext.calls import as_number
-from paraminit_ext.geometry import Part
+import torch
 
-# Those whose gain is 1.
+from paraminit_ext.dispatch import as_number
+from paraminit_ext.geometry import FLOATING_DTYPES, Part
+
+# The nonlinearities whose gain is 1.
 _UnitGain = Literal[
     "linear",
     "conv1d",
@@ -21,10 +23,13 @@ NonlinearityType = Literal[_UnitGain, "tanh", "relu", "leaky_relu", "selu"]
 FanMode = Literal["fan_in", "fan_out"]
 
 _UNIT_GAINS: tuple[str, ...] = get_args(_UnitGain)
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in FLOATING_DTYPES}
 
 
 def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = None) -> float:
-    r"""Return the gain that keeps the variance of activations through a nonlinearity.
+    r"""Return the gain that preserves the variance of activations through a nonlinearity.
+
+    The values are as follows:
 
     ================= ====================================================
     nonlinearity      gain
@@ -38,21 +43,26 @@ def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = N
     ================= ====================================================
 
     Args:
-        nonlinearity: the name of the function in `torch.nn.functional` (or of the layer that stands in its
-            place)
-        param: the negative slope of ``leaky_relu`` (default: 0.01); the others take none
+        nonlinearity: the name of the nonlinear function in `torch.nn.functional`, or ``"linear"`` or the name
+            of a convolution for a layer without one
+        param: the negative slope of ``leaky_relu`` (default: 0.01); the other nonlinearities ignore it
 
     Raises:
-        ValueError: another name, or a slope that is not a number.
+        ValueError: if the nonlinearity is unknown, or the slope is not a number.
 
-    Source: `Delving deep into rectifiers` - He, K. et al. (2015), section 2.2; the gain of SELU is empirical,
-    and self-normalising networks want ``"linear"`` in its place.
+    Source: `Delving deep into rectifiers` - He, K. et al. (2015), section 2.2. The gain of SELU is empirical.
+    For self-normalising networks use ``"linear"`` instead of ``"selu"``.
 
     Examples:
         >>> from paraminit_ext import init
         >>> init.calculate_gain("leaky_relu", 1)
         1.0
     """
+    return gain_of("calculate_gain", nonlinearity, "param", param)
+
+
+def gain_of(name: str, nonlinearity: str, argument: str, slope: int | float | None) -> float:
+    """Return :func:`calculate_gain`. Errors name the function ``name`` and its slope ``argument``."""
     if nonlinearity in _UNIT_GAINS:
         return 1
     if nonlinearity == "tanh":
@@ -63,28 +73,34 @@ def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = N
         return 3.0 / 4
     if nonlinearity != "leaky_relu":
         raise ValueError(
-            f"paraminit_ext.calculate_gain: expected a nonlinearity, got {nonlinearity!r}. Use one of "
+            f"paraminit_ext.{name}: expected a nonlinearity, got {nonlinearity!r}. Use one of "
             f"{', '.join(_UNIT_GAINS)}, tanh, relu, leaky_relu, selu."
         )
-    slope = 0.01 if param is None else param
+    slope = 0.01 if slope is None else slope
     if isinstance(slope, bool) or not isinstance(slope, int | float):
         raise ValueError(
-            f"paraminit_ext.calculate_gain: expected a number for the negative slope, got {slope!r}. "
+            f"paraminit_ext.{name}: expected a number for {argument}, the negative slope, got {slope!r}. "
             "Pass an int, a float or None."
         )
-    return math.sqrt(2.0 / (1 + slope**2))
+    try:
+        return math.sqrt(2.0 / (1 + slope**2))
+    except OverflowError:
+        raise OverflowError(
+            f"paraminit_ext.{name}: expected a {argument} whose square is finite, got {slope}. Pass a "
+            "smaller slope."
+        ) from None
 
 
 def fans_of(name: str, part: Part, groups: int = 1) -> tuple[int, int]:
-    """Fan in and fan out of the whole tensor, the weight of a convolution of that many groups.
+    """Return the fan in and the fan out of the global tensor, the weight of a layer with ``groups`` groups.
 
-    An input of a grouped convolution feeds the outputs of its own group alone.
+    An input of a grouped convolution feeds only the outputs of its own group.
     """
     shape = part.whole_shape
     if len(shape) < 2:
         raise ValueError(
             f"paraminit_ext.{name}: expected a tensor of 2 or more dimensions, got shape {shape}. "
-            "Fan in and fan out are those of a matrix or of a convolution's weight."
+            "Pass a matrix or the weight of a convolution."
         )
     if not isinstance(groups, int) or groups < 1 or shape[0] % groups != 0:
         raise ValueError(
@@ -96,7 +112,7 @@ def fans_of(name: str, part: Part, groups: int = 1) -> tuple[int, int]:
 
 
 def fan_of(name: str, part: Part, mode: FanMode) -> int:
-    """The one of the two that ``mode`` names."""
+    """Return the fan that ``mode`` names."""
     lowered = mode.lower()
     if lowered not in ("fan_in", "fan_out"):
         raise ValueError(f"paraminit_ext.{name}: expected a mode, got {mode!r}. Use 'fan_in' or 'fan_out'.")
@@ -105,20 +121,57 @@ def fan_of(name: str, part: Part, mode: FanMode) -> int:
 
 
 def xavier_std(name: str, part: Part, gain: float) -> float:
-    """Glorot and Bengio (2010), equation 16, times the gain."""
+    """Return the standard deviation of Glorot and Bengio (2010), equation 12, times the gain."""
     fan_in, fan_out = fans_of(name, part)
     if fan_in + fan_out == 0:
         raise ZeroDivisionError(
             f"paraminit_ext.{name}: expected a tensor with inputs or outputs, got shape {part.whole_shape}. "
-            "Its fans are both 0, and the standard deviation divides by their sum."
+            "Both fans are 0, and the standard deviation divides by their sum."
         )
     return as_number(name, "gain", gain) * math.sqrt(2.0 / float(fan_in + fan_out))
 
 
+def uniform_bound(name: str, part: Part, bound: float, argument: str, value: float) -> float:
+    """Check the bound of a uniform distribution on [-bound, bound) for the dtype, and return it.
+
+    The error names ``argument`` and ``value``, which the caller of the public function passed.
+
+    Raises:
+        RuntimeError: if the bound is negative or not finite, or the dtype cannot hold ``2 * bound``.
+    """
+    if not 0.0 <= 2.0 * bound <= _LARGEST.get(part.local.dtype, math.inf):
+        raise RuntimeError(_refusal(name, part, argument, value, f"a bound of {bound:.4g}"))
+    return bound
+
+
+def normal_std(
+    name: str, part: Part, std: float, argument: str, value: float, *, positive: bool = False
+) -> float:
+    """Check the standard deviation of a normal distribution for the dtype, and return it.
+
+    Raises:
+        RuntimeError: if the standard deviation is negative or not finite in the dtype in which values are
+            computed, or 0 although ``positive`` is True.
+    """
+    wide = part.local.dtype in (torch.float64, torch.complex128)
+    # 2**-150, half of the smallest float32, rounds to 0.
+    underflows = positive and std <= (0.0 if wide else 2.0**-150)
+    if underflows or not 0.0 <= std <= _LARGEST[torch.float64 if wide else torch.float32]:
+        raise RuntimeError(_refusal(name, part, argument, value, f"a standard deviation of {std:.4g}"))
+    return std
+
+
+def _refusal(name: str, part: Part, argument: str, value: float, gives: str) -> str:
+    return (
+        f"paraminit_ext.{name}: expected a finite {argument} >= 0 within the range of {part.local.dtype}, "
+        f"got {argument}={value}, which gives {gives}. Pass another {argument}."
+    )
+
+
 def kaiming_std(name: str, part: Part, a: float, mode: FanMode, nonlinearity: NonlinearityType) -> float:
-    """He et al. (2015), equations 10 and 14, with the gain of a nonlinearity."""
+    """Return the standard deviation of He et al. (2015), equations 10 and 14, for a nonlinearity."""
     fan = fan_of(name, part, mode)
-    gain = calculate_gain(nonlinearity, a)
+    gain = gain_of(name, nonlinearity, "a", a)
     if not math.isfinite(gain) or (gain == 0.0):
         raise ValueError(
             f"paraminit_ext.{name}: expected a finite negative slope for a, got {a}. Its gain is {gain}."

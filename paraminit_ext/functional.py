@@ -1,9 +1,8 @@
-"""What the transforms of ``torch.func`` have to be told of the fills.
+"""Support for the transforms of ``torch.func``.
 
-Under ``torch.vmap`` the members of a batch differ by their keys: a draw gives one key for all, or with
-``randomness="different"`` a key for each, and a fill of a batched tensor fills each member at its own.
-Under ``torch.func.grad`` and its kin a tensor that the function has captured may not be written. What is
-refused is refused before anything is drawn.
+Under ``torch.vmap`` a draw gives one key for the whole batch, or with ``randomness="different"`` one key for
+each member. A fill of a batched tensor fills each member with its key. Under ``torch.func.grad`` and similar
+transforms, a tensor that the function has captured must not be written. Errors are raised before any draw.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from paraminit_ext.ops import FILLS
 
 
 def refuse_transformed(name: str, tensor: Tensor, random: bool) -> None:
-    """Raise where a transform at work refuses to have ``tensor`` filled, as it refuses torch's own fill.
+    """Raise if an active transform forbids filling ``tensor``, as it forbids torch's own fills.
 
     Args:
         name: the function that was called, for the messages
-        tensor: what is to be filled
-        random: whether the fill draws, which one at a :class:`~paraminit_ext.Key` does not
+        tensor: the tensor to fill
+        random: whether the fill draws its key; a fill with a :class:`~paraminit_ext.Key` does not
 
     Raises:
-        RuntimeError: a random fill under ``randomness="error"``, or of an unbatched tensor under
-            ``randomness="different"``; a tensor that the differentiated function has captured.
+        RuntimeError: if the fill is random under ``randomness="error"``, or random and of an unbatched tensor
+            under ``randomness="different"``, or if the differentiated function has captured the tensor.
     """
     functorch = torch._C._functorch
     if functorch.peek_interpreter_stack() is None:
         return
     from torch._functorch.pyfunctorch import coerce_cinterpreter
 
-    # From the innermost transform outwards: each has wrapped what it lets the function change.
-    for found in reversed(functorch.get_interpreter_stack() or []):
-        interpreter: Any = coerce_cinterpreter(found)
+    # From the innermost transform outwards: each transform wraps the tensors that the function may change.
+    for raw_interpreter in reversed(functorch.get_interpreter_stack() or []):
+        interpreter: Any = coerce_cinterpreter(raw_interpreter)
         wrapped = functorch.maybe_get_level(tensor) == interpreter.level()
         kind = interpreter.key()
         if kind == functorch.TransformType.Vmap and random:
@@ -66,12 +65,12 @@ def _refuse_randomness(name: str, randomness: str, batched: bool) -> None:
 
 
 # ----------------------------------------------------------------------------------------
-# The rules of vmap, which the dispatcher calls with the transform still at work
+# The rules of vmap, which the dispatcher calls while the transform is still active
 # ----------------------------------------------------------------------------------------
 
 
-def _below() -> _ExcludeDispatchKeyGuard:
-    """Inside it, operators belong to the transforms further out."""
+def _outside_this_vmap() -> _ExcludeDispatchKeyGuard:
+    """Return a context manager in which operators go to the outer transforms."""
     keys = DispatchKeySet(DispatchKey.FuncTorchBatched) | DispatchKeySet(DispatchKey.FuncTorchVmapMode)
     return _ExcludeDispatchKeyGuard(keys)
 
@@ -83,50 +82,56 @@ def _interpreter() -> Any:
 
 
 def _members(value: Any, level: int, size: int) -> tuple[Any, ...] | None:
-    """What each member has of an argument, or None where all have the same."""
+    """Return the slice of an argument for each member of the batch, or None if all members share it."""
     if not isinstance(value, Tensor):
         return None
     plain, dim = torch._C._functorch._unwrap_batched(value, level)
     if dim is None:
         return None
-    with _below():
+    with _outside_this_vmap():
         return tuple(plain.select(dim, member) for member in range(size))
 
 
 def _fill_batched(op: Any) -> Any:
-    """The fill of every member: at its key, or, where they have one key, once and copied."""
+    """Return a kernel that fills each member with its own key.
+
+    If all members share one key, the kernel fills one member and copies it to the others.
+    """
 
     def kernel(tensor: Tensor, *arguments: Any) -> None:
         interpreter = _interpreter()
         level, size = interpreter.level(), interpreter.batch_size()
         tensors = _members(tensor, level, size)
-        of_each = [_members(argument, level, size) for argument in arguments]
+        batched = [_members(argument, level, size) for argument in arguments]
         if tensors is None:
             raise RuntimeError(
                 f"paraminit_ext.{op._schema.name.partition('::')[2]}: expected a batched tensor for a batch "
                 "of keys under torch.vmap, got one that all members share. Fill a batched one, or use one "
                 "key."
             )
-        with _below():
-            if all(of is None for of in of_each):
+        with _outside_this_vmap():
+            if all(values is None for values in batched):
                 op(tensors[0], *arguments)
                 for other in tensors[1:]:
                     other.copy_(tensors[0])
                 return
-            for member, held in enumerate(tensors):
-                own = (of[member] if of else plain for of, plain in zip(of_each, arguments, strict=True))
-                op(held, *own)
+            for member, slice_ in enumerate(tensors):
+                own = (
+                    values[member] if values else shared
+                    for values, shared in zip(batched, arguments, strict=True)
+                )
+                op(slice_, *own)
 
     return kernel
 
 
 def _draw_batched(*, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """One draw; with ``randomness="different"`` member b has that key's ``fold_in(b)``."""
+    """Take one draw. With ``randomness="different"``, return ``fold_in(b)`` of its key for member b."""
     interpreter = _interpreter()
     randomness = interpreter.randomness()
     if randomness == "error":
         _refuse_randomness("draw_key", randomness, False)
-    with _below():
+    with _outside_this_vmap():
         key: Tensor = torch.ops.paraminit_ext.draw_key.default(device=device, generator=generator)
         if randomness == "same":
             return key
@@ -138,9 +143,11 @@ def _draw_batched(*, device: torch.device, generator: torch.Generator | None = N
 def _fold_in_batched(key: Tensor, data: int) -> Tensor:
     interpreter = _interpreter()
     keys = _members(key, interpreter.level(), interpreter.batch_size())
-    assert keys is not None  # nothing else is batched here
-    with _below():
-        folded = torch.stack([torch.ops.paraminit_ext.fold_in.default(one, data) for one in keys])
+    assert keys is not None  # no other argument can be batched
+    with _outside_this_vmap():
+        folded = torch.stack(
+            [torch.ops.paraminit_ext.fold_in.default(member_key, data) for member_key in keys]
+        )
     return torch._C._functorch._add_batch_dim(folded, 0, interpreter.level())
 
 

@@ -1,7 +1,7 @@
-"""Where a tensor stands in the whole that it is part of, and which tensors are refused.
+"""The place of a tensor in its global tensor, and the checks that refuse tensors.
 
-A plain tensor, a :func:`shard` and a DTensor all become a :class:`Part`: the local tensor, the shape of the
-whole and the place of this part in it. Nothing here draws and nothing is written.
+A plain tensor, a :func:`shard` and a DTensor all become a :class:`Part`: the local tensor, the global shape
+and the offset of the local tensor in the global one. This module does not draw and does not fill.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ REAL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.flo
 FLOATING_DTYPES = REAL_DTYPES | {torch.complex32, torch.complex64, torch.complex128}
 
 
-# Tensors that are their own memory and nothing else.
+# The types of tensors that are nothing but their own memory.
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """The part held here of a global tensor: made by :func:`shard`, taken by every function of ``init``."""
+    """Part of a global tensor that this process holds.
+
+    :func:`shard` makes it, and every function of :mod:`paraminit_ext.init` accepts it in place of a tensor.
+    ``local`` is the tensor held here. ``global_shape`` is the shape of the global tensor. ``shard_offset`` is
+    the index in the global tensor at which ``local`` begins.
+    """
 
     local: Tensor
     global_shape: tuple[int, ...]
@@ -40,26 +45,30 @@ class Shard:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the whole: what fans are computed from."""
+        """The global shape, from which fans are computed."""
         return torch.Size(self.global_shape)
 
 
 def shard(local: Tensor, global_shape: Sequence[int], shard_offset: Sequence[int]) -> Shard:
-    """Name ``local`` as the part of a tensor of ``global_shape`` that begins at ``shard_offset``.
+    """Describe ``local`` as the part of a global tensor that begins at ``shard_offset``.
 
-    Passed to a function of :mod:`paraminit_ext.init` in place of the tensor, it is filled with its elements
-    of the
-    whole: shards filled under one key, side by side, are the global tensor filled under that key. Fans are
-    those of the whole, and the function returns ``local``.
+    Pass the result to a function of :mod:`paraminit_ext.init` in place of the tensor. The function fills
+    ``local`` with its elements of the global tensor and returns ``local``. Shards that are filled with the
+    same key form the global tensor that is filled with that key. Fans are computed from ``global_shape``.
 
     Args:
-        local: the tensor that is held here, of the whole's number of dimensions; it may be empty
-        global_shape: the shape of the whole, in elements
-        shard_offset: where ``local`` begins in the whole, in elements, one number a dimension
+        local: the tensor that this process holds, with as many dimensions as the global tensor; it may be
+            empty
+        global_shape: the shape of the global tensor, in elements
+        shard_offset: the index in the global tensor at which ``local`` begins, in elements, one number for
+            each dimension
+
+    Returns:
+        The :class:`Shard`.
 
     Raises:
-        TypeError: ``local`` is not a tensor, or a size or an offset is not an int.
-        ValueError: another number of dimensions, or a part that reaches outside the whole.
+        TypeError: if ``local`` is not a plain tensor, or a size or an offset is not an int.
+        ValueError: if the numbers of dimensions differ, or the shard reaches outside the global tensor.
 
     Examples:
         >>> import torch
@@ -72,46 +81,48 @@ def shard(local: Tensor, global_shape: Sequence[int], shard_offset: Sequence[int
     if not isinstance(local, Tensor) or _is_dtensor(local):
         raise TypeError(
             f"paraminit_ext.shard: expected a plain tensor for local, got {type(local).__name__}. "
-            "Pass the tensor that is held here (a DTensor goes to the function as it is)."
+            "Pass the local tensor, or pass a DTensor directly to the function."
         )
     whole, start = _integers("global_shape", global_shape), _integers("shard_offset", shard_offset)
     if not len(whole) == len(start) == local.dim():
         raise ValueError(
             f"paraminit_ext.shard: expected {local.dim()} sizes and {local.dim()} offsets for a local tensor "
             f"of shape {tuple(local.shape)}, got global_shape {whole} and shard_offset {start}. Give one "
-            "number a dimension."
+            "number for each dimension."
         )
     if not all(o >= 0 and o + n <= g for o, n, g in zip(start, local.shape, whole, strict=True)):
         raise ValueError(
-            f"paraminit_ext.shard: expected a part inside the whole of shape {whole}, got shape "
-            f"{tuple(local.shape)} at {start}. Offsets are in elements, and offset + size may not pass the "
-            "whole's size."
+            f"paraminit_ext.shard: expected a shard inside global_shape {whole}, got shape "
+            f"{tuple(local.shape)} at shard_offset {start}. Give offsets in elements, with offset + size at "
+            "most the global size."
         )
     if math.prod(whole) > _MAX_NUMEL:
         raise ValueError(
-            f"paraminit_ext.shard: expected a whole of fewer than 2**63 elements, got shape {whole}. "
-            "Indices are 64 bits wide."
+            f"paraminit_ext.shard: expected a global_shape of fewer than 2**63 elements, got {whole}. "
+            "Use a smaller one: indices are 64 bits wide."
         )
     return Shard(local, whole, start)
 
 
 class Part(NamedTuple):
-    """A tensor's place; empty tuples for ``global_shape`` and ``shard_offset`` say that it is the whole.
+    """A local tensor and its place in the global tensor.
 
-    A local tensor whose elements are no one box of the whole has ``several``, each of them a view of it; its
-    own ``shard_offset`` is then empty.
+    ``given`` is the tensor that the caller passed, for example a DTensor. Empty tuples for ``global_shape``
+    and ``shard_offset`` mean that ``local`` is the global tensor. If the elements of ``local`` do not form
+    one box of the global tensor, ``box_views`` has one part for each box, a view of ``local``, and
+    ``shard_offset`` is empty.
     """
 
     local: Tensor
     given: Tensor
     global_shape: tuple[int, ...]
     shard_offset: tuple[int, ...]
-    several: tuple[Part, ...] = ()
+    box_views: tuple[Part, ...] = ()
 
     @property
     def boxes(self) -> tuple[Part, ...]:
-        """Parts that are one box each, and together are this one."""
-        return self.several or (self,)
+        """Parts that each form one box, and together form this part."""
+        return self.box_views or (self,)
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -123,20 +134,23 @@ class Part(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        """Whether a fill takes a draw: an empty part of a whole with elements does, as its peers do."""
+        """Whether a fill takes a draw.
+
+        An empty part of a global tensor that has elements takes one, because the parts on other ranks do.
+        """
         if self.local.is_meta:
             return False
         return self.local.numel() != 0 or (bool(self.global_shape) and 0 not in self.global_shape)
 
 
 def locate(name: str, tensor: Tensor | Shard) -> Part:
-    """Resolve what the caller passed to the function called ``name`` into its part of the whole.
+    """Return the :class:`Part` of the tensor or shard that the caller passed to the function ``name``.
 
     Raises:
-        TypeError: not a tensor.
-        RuntimeError: a parameter that another library has partitioned away, or a DTensor on a rank outside
-            its mesh.
-        NotImplementedError: a DTensor of partial sums, or of placements that are not known.
+        TypeError: if ``tensor`` is not a tensor or a shard.
+        RuntimeError: if another library has partitioned the parameter away, or this rank is outside the mesh
+            of the DTensor.
+        NotImplementedError: if the DTensor has a placement other than Shard and Replicate.
     """
     if type(tensor) is Shard:
         _refuse_partitioned(name, tensor.local)
@@ -144,7 +158,7 @@ def locate(name: str, tensor: Tensor | Shard) -> Part:
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"paraminit_ext.{name}: expected a torch.Tensor or a paraminit_ext.shard, got "
-            f"{type(tensor).__name__}. Pass the tensor that is to be filled."
+            f"{type(tensor).__name__}. Pass the tensor to fill."
         )
     if type(tensor) not in PLAIN_TYPES and _is_dtensor(tensor):
         from paraminit_ext import mesh
@@ -166,19 +180,20 @@ def _refuse_partitioned(name: str, tensor: Tensor) -> None:
 def refuse_unfillable(
     name: str, local: Tensor, dtypes: frozenset[torch.dtype] = FLOATING_DTYPES, kernel: bool = True
 ) -> None:
-    """Raise unless the function called ``name`` can write every element of ``local`` on its own.
+    """Raise unless the function ``name`` can write every element of ``local`` independently.
 
-    The ops refuse all this too. It is asked here first so that a refused call has drawn nothing.
+    The operators make the same checks. They are made here first so that a refused call draws nothing.
 
     Args:
         name: the function that was called, for the messages
-        local: the tensor that is to be filled
+        local: the tensor to fill
         dtypes: the dtypes that the function fills; empty for any
-        kernel: whether it needs a kernel of this package (torch's own fills do not)
+        kernel: whether the function needs a kernel of this package (torch's own fills do not)
 
     Raises:
-        NotImplementedError: dtype or layout has no fill.
-        RuntimeError: elements share memory or have none, an inference tensor outside inference mode.
+        NotImplementedError: if the dtype or the layout is not supported.
+        RuntimeError: if elements share memory or have no storage, or the tensor is an inference tensor
+            outside inference mode.
     """
     if dtypes and local.dtype not in dtypes:
         kind = "a floating-point tensor" if torch.complex64 in dtypes else "a real floating-point tensor"
@@ -190,15 +205,15 @@ def refuse_unfillable(
         return
     if local.is_nested:
         raise NotImplementedError(
-            f"paraminit_ext.{name}: expected a dense tensor, got a nested one. Fill the parts that its "
-            "unbind() gives."
+            f"paraminit_ext.{name}: expected a dense tensor, got a nested one. Fill the parts from "
+            "its unbind()."
         )
     if local.layout is not torch.strided:
         raise NotImplementedError(
             f"paraminit_ext.{name}: expected a dense tensor, got layout {local.layout}. "
             "Fill a dense tensor and convert it."
         )
-    # Asking breaks a graph that is being traced; the ops ask again when a compiled one runs.
+    # The next checks would break a graph that is being traced. The operators repeat them when the graph runs.
     if torch.compiler.is_compiling():
         return
     if local.is_inference() and not torch.is_inference_mode_enabled():
@@ -208,7 +223,7 @@ def refuse_unfillable(
         )
     if not local.is_contiguous() and _C.overlaps_itself(local):
         raise RuntimeError(
-            f"paraminit_ext.{name}: expected a memory location of its own for each element, got shape "
+            f"paraminit_ext.{name}: expected elements that do not share memory, got shape "
             f"{tuple(local.shape)} with strides {local.stride()}, which overlap. Fill a .clone() or the base "
             "tensor."
         )
@@ -218,12 +233,12 @@ def refuse_unfillable(
 
 
 def refuse_unbacked(name: str, local: Tensor) -> None:
-    """Raise where the storage of a plain tensor ends before its elements do, and so would be written past.
+    """Raise if the storage of a plain tensor is too small, so that a fill would write past its end.
 
     Raises:
-        RuntimeError: a storage that was resized, as FSDP frees that of a parameter.
+        RuntimeError: if the storage was shrunk, as FSDP does to free the memory of a parameter.
     """
-    if type(local) in PLAIN_TYPES and not torch.compiler.is_compiling() and _C.lacks_storage(local):
+    if type(local) in PLAIN_TYPES and not torch.compiler.is_compiling() and _C.storage_too_small(local):
         raise RuntimeError(
             f"paraminit_ext.{name}: expected storage for every element, got shape {tuple(local.shape)} in "
             f"{local.untyped_storage().nbytes()} bytes. Resize the storage, or fill the tensor before its "
@@ -232,9 +247,9 @@ def refuse_unbacked(name: str, local: Tensor) -> None:
 
 
 def mark_written(given: Tensor, local: Tensor) -> None:
-    """Move the version counter of what the caller passed, where what was written is another tensor.
+    """Increment the version of the tensor that the caller passed, if another tensor was written.
 
-    Autograd then refuses what was saved before, as it does for a plain tensor.
+    Autograd then refuses values of it that were saved before the fill, as it does for a plain tensor.
     """
     if given is not local and not given.is_inference():
         torch.autograd.graph.increment_version(given)
@@ -249,7 +264,7 @@ _warned = False
 
 
 def _warn_of_staging(device: torch.device) -> None:
-    """Say once a process that the CPU fills what lies on another device, and what would do it there."""
+    """Warn once in a process that the CPU fills tensors of another device, and name the remedy."""
     global _warned
     if _warned or torch.compiler.is_compiling():
         return
@@ -257,8 +272,7 @@ def _warn_of_staging(device: torch.device) -> None:
     if device.type == "cuda":
         warn(
             "paraminit_ext was built without CUDA kernels: tensors on cuda are filled by the CPU and copied, "
-            "with the same values. Install a CUDA toolkit and run `FORCE_CUDA=1 pip install "
-            "--no-build-isolation -e .`."
+            "with the same values. Install a wheel with CUDA kernels, or build the sources with FORCE_CUDA=1."
         )
     else:
         warn(
@@ -272,44 +286,47 @@ def _integers(what: str, values: Sequence[int]) -> tuple[int, ...]:
         return tuple(operator.index(value) for value in values)
     except TypeError:
         raise TypeError(
-            f"paraminit_ext.shard: expected a sequence of ints for {what}, got {values!r}. Give one int a "
-            "dimension."
+            f"paraminit_ext.shard: expected a sequence of ints for {what}, got {values!r}. Give one int for "
+            "each dimension."
         ) from None
 
 
-def loaded(module: str, name: str) -> Any:
-    """A class of a module that takes long to import, or None: nobody has an instance without having it."""
+def class_if_imported(module: str, name: str) -> Any:
+    """Return a class of a module that is slow to import, or None if nothing has imported the module.
+
+    In the second case no instance of the class can exist.
+    """
     return getattr(sys.modules.get(module), name, None)
 
 
 def is_fake(tensor: object) -> bool:
-    """Whether a tensor has no values, nor anything that is drawn for it, as under a FakeTensorMode."""
-    kind = loaded("torch._subclasses.fake_tensor", "FakeTensor")
+    """Return whether ``tensor`` is a FakeTensor, which has no values and takes no real draw."""
+    kind = class_if_imported("torch._subclasses.fake_tensor", "FakeTensor")
     return kind is not None and isinstance(tensor, kind)
 
 
 def _is_dtensor(tensor: object) -> bool:
-    kind = loaded("torch.distributed.tensor", "DTensor")
+    kind = class_if_imported("torch.distributed.tensor", "DTensor")
     return kind is not None and isinstance(tensor, kind)
 
 
-def slices(start: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
-    """The index of a box of a tensor."""
+def box_index(start: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Return the index of the box that begins at ``start`` and has these sizes."""
     return tuple(slice(begin, begin + size) for begin, size in zip(start, sizes, strict=True))
 
 
 def copy_part(whole: Tensor, part: Part) -> None:
-    """Copy from a tensor of the whole's shape what the part holds of it."""
+    """Copy the elements of the part from a tensor of the global shape."""
     for box in part.boxes:
-        box.local.copy_(whole[slices(box.start, box.local.shape)])
+        box.local.copy_(whole[box_index(box.start, box.local.shape)])
 
 
 def centre_tap(part: Part) -> Tensor | None:
-    """The matrix at the middle of a convolution's kernel, as far as this part of the weight holds it."""
+    """Return the part's view of the matrix at the centre of a convolution's kernel, or None."""
     plane = part.local
     for size, begin in zip(reversed(part.whole_shape[2:]), reversed(part.start[2:]), strict=True):
-        place = size // 2 - begin
-        if not 0 <= place < plane.size(-1):
+        centre = size // 2 - begin
+        if not 0 <= centre < plane.size(-1):
             return None
-        plane = plane.select(-1, place)
+        plane = plane.select(-1, centre)
     return plane

@@ -1,7 +1,7 @@
-"""``torch.nn.init``, name for name, on this package's fills.
+"""Drop-in replacements for the functions of ``torch.nn.init``, under the same names.
 
-Each function turns its arguments into plain numbers (a bound, a standard deviation, a count) and hands them
-with one key to one op. Nothing here is random, and nothing is written before every argument has been checked.
+Each function checks its arguments, turns them into plain numbers (a bound, a standard deviation, a count) and
+passes them with one key to one operator. Nothing is drawn or written before every argument has been checked.
 """
 
 import math
@@ -11,8 +11,15 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from paraminit_ext.beside import delta_orthogonal_, lecun_normal_, lecun_uniform_, variance_scaling_
-from paraminit_ext.calls import as_finite, as_number, check_and_fill, finish, overridable, refuse_fill
+from paraminit_ext.dispatch import (
+    as_factor,
+    as_number,
+    check_and_fill,
+    fill_checked,
+    overridable,
+    refuse_fill,
+)
+from paraminit_ext.extra_init import delta_orthogonal_, lecun_normal_, lecun_uniform_, variance_scaling_
 from paraminit_ext.fans import (
     FanMode,
     NonlinearityType,
@@ -20,6 +27,8 @@ from paraminit_ext.fans import (
     fan_of,
     fans_of,
     kaiming_std,
+    normal_std,
+    uniform_bound,
     xavier_std,
 )
 from paraminit_ext.geometry import (
@@ -85,17 +94,21 @@ def uniform_(
 ) -> Tensor:
     r"""Fill the input Tensor with values drawn from the uniform distribution.
 
-    :math:`\mathcal{U}[a, b)`; never ``b`` itself, in any dtype, unless ``a == b``.
+    The distribution is :math:`\mathcal{U}[a, b)`. The value ``b`` never occurs if the dtype has a value in
+    :math:`[a, b)`. Otherwise all elements are ``a``, rounded to the dtype.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, real or complex (each part is drawn), or a shard of one
+        tensor: an n-dimensional `torch.Tensor`, or a :func:`~paraminit_ext.shard` of one. For a complex
+            tensor the real and imaginary parts are drawn separately.
         a: the lower bound of the uniform distribution
         b: the upper bound of the uniform distribution
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        RuntimeError: ``b < a``, a bound or ``b - a`` beyond the dtype's range, or elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        RuntimeError: if ``b < a``, a bound or ``b - a`` is outside the dtype's range, or elements of the
+            tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `Parallel random numbers: as easy as 1, 2, 3` - Salmon, J. et al. (2011).
 
@@ -119,18 +132,20 @@ def normal_(
 ) -> Tensor:
     r"""Fill the input Tensor with values drawn from the normal distribution.
 
-    :math:`\mathcal{N}(\text{mean}, \text{std}^2)`.
+    The distribution is :math:`\mathcal{N}(\text{mean}, \text{std}^2)`.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, real or complex (each part of variance ``std**2 / 2``), or a
-            shard of one
+        tensor: an n-dimensional `torch.Tensor`, or a :func:`~paraminit_ext.shard` of one. For a complex
+            tensor the real and imaginary parts each have variance ``std**2 / 2``.
         mean: the mean of the normal distribution
         std: the standard deviation of the normal distribution
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        RuntimeError: ``std < 0``, a parameter that is not finite, or elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        RuntimeError: if ``std < 0``, ``mean`` or ``std`` is not finite, or elements of the tensor share
+            memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `A note on the generation of random normal deviates` - Box, G. & Muller, M. (1958).
 
@@ -156,25 +171,28 @@ def trunc_normal_(
 ) -> Tensor:
     r"""Fill the input Tensor with values drawn from a truncated normal distribution.
 
-    :math:`\mathcal{N}(\text{mean}, \text{std}^2)` given that it lies in :math:`[a, b]`. The bounds are
-    values, not multiples of ``std``; either may be infinite. One word makes one value by the inverse of the
-    distribution, so nothing is redrawn, however narrow or far out the interval is.
+    The distribution is :math:`\mathcal{N}(\text{mean}, \text{std}^2)` conditioned on :math:`[a, b]`. The
+    bounds are absolute values, not multiples of ``std``, and either bound may be infinite. The inverse CDF
+    turns one random word into one value. If neither bound is within reach of :func:`normal_`, the values are
+    those of :func:`normal_`. Nothing is redrawn, however narrow the interval is or however far it lies from
+    the mean.
 
     Args:
-        tensor: an n-dimensional real `torch.Tensor`, or a shard of one
-        mean: the mean of the normal distribution before the cut
-        std: its standard deviation
+        tensor: an n-dimensional real `torch.Tensor`, or a :func:`~paraminit_ext.shard` of one
+        mean: the mean of the normal distribution before truncation
+        std: the standard deviation of the normal distribution before truncation
         a: the minimum cutoff value
         b: the maximum cutoff value
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: ``a > b``, ``std <= 0``, a mean or std that is not finite, or an interval more than 37
-            standard deviations from the mean.
-        RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
+        ValueError: if ``a > b``, ``std <= 0``, ``mean`` or ``std`` is not finite, or the interval is more
+            than 37 standard deviations from the mean.
+        RuntimeError: if elements of the tensor share memory.
+        NotImplementedError: if the dtype (for example a complex one) or the layout is not supported.
 
-    Source: `Non-uniform random variate generation` - Devroye, L. (1986), section II.2: inversion.
+    Source: `Non-uniform random variate generation` - Devroye, L. (1986), section II.2 (inversion).
 
     Examples:
         >>> import torch
@@ -190,19 +208,19 @@ def trunc_normal_(
         return check_and_fill("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
     refuse_fill("trunc_normal_", "trunc_normal_", part.local, (mean, std, a, b))
     _warn(
-        "mean is more than 2 std from [a, b] in paraminit_ext.trunc_normal_: the values are right, "
-        "but they are those of a tail, crowded at the nearer bound."
+        "mean is more than 2 std from [a, b] in paraminit_ext.trunc_normal_: the values are correct, "
+        "but they lie in a tail of the normal distribution, close to the nearer bound."
     )
-    return finish("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
+    return fill_checked("trunc_normal_", "trunc_normal_", part, generator, (mean, std, a, b))
 
 
 def _in_a_tail(mean: float, std: float, a: float, b: float) -> bool:
-    """Where stock warns, since its own method is then slow and imprecise."""
+    """Return whether stock would warn, because its own method is slow and imprecise for these parameters."""
     return mean < a - 2 * std or mean > b + 2 * std
 
 
 # ----------------------------------------------------------------------------------------
-# Constants, which draw nothing
+# Constants (these functions draw nothing)
 # ----------------------------------------------------------------------------------------
 
 
@@ -215,7 +233,7 @@ def constant_(tensor: Tensor | Shard, val: float) -> Tensor:
         val: the value to fill the tensor with
 
     Raises:
-        RuntimeError: a value that the dtype cannot hold, as `torch.Tensor.fill_`, which it is.
+        RuntimeError: if the dtype cannot hold ``val``, as for `torch.Tensor.fill_`.
 
     Source: `torch.Tensor.fill_`.
 
@@ -241,7 +259,7 @@ def ones_(tensor: Tensor | Shard) -> Tensor:
         tensor: an n-dimensional `torch.Tensor` of any dtype, or a shard of one
 
     Raises:
-        TypeError: not a tensor.
+        TypeError: if ``tensor`` is not a tensor.
 
     Source: `torch.Tensor.fill_`.
 
@@ -267,7 +285,7 @@ def zeros_(tensor: Tensor | Shard) -> Tensor:
         tensor: an n-dimensional `torch.Tensor` of any dtype, or a shard of one
 
     Raises:
-        TypeError: not a tensor.
+        TypeError: if ``tensor`` is not a tensor.
 
     Source: `torch.Tensor.zero_`.
 
@@ -289,15 +307,15 @@ def zeros_(tensor: Tensor | Shard) -> Tensor:
 def eye_(tensor: Tensor | Shard) -> Tensor:
     r"""Fill the 2-dimensional input `Tensor` with the identity matrix.
 
-    :math:`w_{ij} = 1` where :math:`i = j`, else 0: a `Linear` layer then passes on as many of its inputs as
-    it has outputs for.
+    Element :math:`w_{ij}` is 1 if :math:`i = j` and 0 otherwise. A `Linear` layer with this weight preserves
+    as many of its inputs as possible.
 
     Args:
         tensor: a 2-dimensional `torch.Tensor` of any dtype, or a shard of one
 
     Raises:
-        ValueError: another number of dimensions.
-        RuntimeError: elements that share memory.
+        ValueError: if the tensor does not have 2 dimensions.
+        RuntimeError: if elements of the tensor share memory.
 
     Source: `torch.eye`.
 
@@ -311,7 +329,7 @@ def eye_(tensor: Tensor | Shard) -> Tensor:
     part = _check_eye(tensor)
     with torch.no_grad():
         for box in part.boxes:
-            # Element (i, j) held here is (i + row, j + column) of the whole.
+            # Element (i, j) of the box is element (i + row, j + column) of the global tensor.
             row, column = box.start
             box.local.zero_().diagonal(row - column).fill_(1)
     mark_written(part.given, part.local)
@@ -333,20 +351,20 @@ def _check_eye(tensor: Tensor | Shard) -> Part:
 def dirac_(tensor: Tensor | Shard, groups: int = 1) -> Tensor:
     r"""Fill the {3, 4, 5}-dimensional input `Tensor` with the Dirac delta function.
 
-    In each group of output channels, channel :math:`d` is 1 at input channel :math:`d` in the middle of the
-    kernel and 0 elsewhere: a `Convolutional` layer then passes on as many of its input channels as it has
-        outputs for.
+    In each group of output channels, channel :math:`d` is 1 at input channel :math:`d` and the centre of the
+    kernel, and 0 elsewhere. A `Convolutional` layer with this weight preserves as many of its input channels
+    as possible.
 
     Args:
         tensor: a {3, 4, 5}-dimensional `torch.Tensor` (out channels, in channels / groups, kernel sizes) of
             any dtype, or a shard of one
-        groups: number of groups in the conv layer, each with an identity of its own (default: 1)
+        groups: number of groups in the conv layer; each group preserves identity (default: 1)
 
     Raises:
-        ValueError: another number of dimensions, ``groups < 1``, or out channels that ``groups`` does not
-            divide.
-        TypeError: ``groups`` is not an int.
-        RuntimeError: elements that share memory.
+        ValueError: if the tensor does not have 3, 4 or 5 dimensions, ``groups < 1``, or ``groups`` does not
+            divide the number of out channels.
+        TypeError: if ``groups`` is not an int.
+        RuntimeError: if elements of the tensor share memory.
 
     Source: `DiracNets: training very deep neural networks without skip-connections` - Zagoruyko, S. &
     Komodakis, N. (2017), section 3.1.
@@ -398,10 +416,10 @@ def _write_dirac(part: Part, groups: int) -> None:
     shape, start, held = part.whole_shape, part.start, plane.shape
     outputs = torch.arange(held[0], device=plane.device)
     inputs = (outputs + start[0]) % (shape[0] // groups) - start[1]
-    # An output channel without an input of its own, here or anywhere, stays zero. It is written all the same:
-    # to choose the others would make a size that depends on values, which no tracer knows.
-    own = (inputs >= 0) & (inputs < held[1])
-    plane[outputs, inputs.clamp(0, held[1] - 1)] = own.to(plane.dtype)
+    # An output channel whose input channel is outside this part stays zero. It is written too: selecting the
+    # others would create a size that depends on values, which tracers do not support.
+    is_held = (inputs >= 0) & (inputs < held[1])
+    plane[outputs, inputs.clamp(0, held[1] - 1)] = is_held.to(plane.dtype)
 
 
 # ----------------------------------------------------------------------------------------
@@ -410,12 +428,12 @@ def _write_dirac(part: Part, groups: int) -> None:
 
 
 def _calculate_fan_in_and_fan_out(tensor: Tensor | Shard) -> tuple[int, int]:
-    """The inputs and the outputs of the layer that ``tensor`` is the weight of; the whole's, for a shard."""
+    """Return fan in and fan out of the weight ``tensor``. For a shard, return those of the global tensor."""
     return fans_of("_calculate_fan_in_and_fan_out", locate("_calculate_fan_in_and_fan_out", tensor))
 
 
 def _calculate_correct_fan(tensor: Tensor | Shard, mode: FanMode) -> int:
-    """The one of the two fans that ``mode`` names."""
+    """Return the fan that ``mode`` names."""
     return fan_of("_calculate_correct_fan", locate("_calculate_correct_fan", tensor), mode)
 
 
@@ -432,18 +450,20 @@ def xavier_uniform_(
     .. math::
         a = \text{gain} \times \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}
 
-    Also known as Glorot initialization.
+    Also known as Glorot initialisation.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard of one (fans are computed
+            from the global shape)
         gain: an optional scaling factor
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: fewer than 2 dimensions.
-        ZeroDivisionError: both fans are 0.
-        RuntimeError: a gain that is negative or not finite, or elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        ValueError: if the tensor has fewer than 2 dimensions.
+        ZeroDivisionError: if both fans are 0.
+        RuntimeError: if ``gain`` is negative or not finite, or elements of the tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio,
     Y. (2010), equation 16.
@@ -456,7 +476,8 @@ def xavier_uniform_(
         True
     """
     part = locate("xavier_uniform_", tensor)
-    bound = math.sqrt(3.0) * xavier_std("xavier_uniform_", part, gain)
+    std = xavier_std("xavier_uniform_", part, gain)
+    bound = uniform_bound("xavier_uniform_", part, math.sqrt(3.0) * std, "gain", gain)
     return check_and_fill("xavier_uniform_", "uniform_", part, generator, (-bound, bound))
 
 
@@ -473,18 +494,20 @@ def xavier_normal_(
     .. math::
         \text{std} = \text{gain} \times \sqrt{\frac{2}{\text{fan\_in} + \text{fan\_out}}}
 
-    Also known as Glorot initialization.
+    Also known as Glorot initialisation.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard of one (fans are computed
+            from the global shape)
         gain: an optional scaling factor
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: fewer than 2 dimensions.
-        ZeroDivisionError: both fans are 0.
-        RuntimeError: a gain that is negative or not finite, or elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        ValueError: if the tensor has fewer than 2 dimensions.
+        ZeroDivisionError: if both fans are 0.
+        RuntimeError: if ``gain`` is negative or not finite, or elements of the tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `Understanding the difficulty of training deep feedforward neural networks` - Glorot, X. & Bengio,
     Y. (2010), equation 12.
@@ -497,7 +520,7 @@ def xavier_normal_(
         True
     """
     part = locate("xavier_normal_", tensor)
-    std = xavier_std("xavier_normal_", part, gain)
+    std = normal_std("xavier_normal_", part, xavier_std("xavier_normal_", part, gain), "gain", gain)
     return check_and_fill("xavier_normal_", "normal_", part, generator, (0.0, std))
 
 
@@ -516,20 +539,24 @@ def kaiming_uniform_(
     .. math::
         \text{bound} = \text{gain} \times \sqrt{\frac{3}{\text{fan\_mode}}}
 
-    Also known as He initialization.
+    Also known as He initialisation.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
-        a: the negative slope of the rectifier after this layer (only ``'leaky_relu'`` has one)
-        mode: ``'fan_in'`` keeps the variance of activations in the forward pass, ``'fan_out'`` that of
-            gradients in the backward pass
-        nonlinearity: the name of the function after this layer, best ``'relu'`` or ``'leaky_relu'``
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard of one (fans are computed
+            from the global shape)
+        a: the negative slope of the rectifier after this layer (only used with ``'leaky_relu'``)
+        mode: either ``'fan_in'`` or ``'fan_out'``. ``'fan_in'`` preserves the variance of the activations in
+            the forward pass. ``'fan_out'`` preserves the variance of the gradients in the backward pass.
+        nonlinearity: the name of the nonlinear function after this layer, preferably ``'relu'`` or
+            ``'leaky_relu'``
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: fewer than 2 dimensions, an unknown mode or nonlinearity, or a slope that is not finite.
-        RuntimeError: elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        ValueError: if the tensor has fewer than 2 dimensions, ``mode`` or ``nonlinearity`` is unknown, or the
+            slope ``a`` is not finite.
+        RuntimeError: if elements of the tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `Delving deep into rectifiers: Surpassing human-level performance on ImageNet classification` -
     He, K. et al. (2015), equations 10 and 14.
@@ -542,8 +569,8 @@ def kaiming_uniform_(
         True
 
     Note:
-        The fans are those of a weight of shape (fan_out, fan_in), used as ``x @ w.T``. For
-        one used as ``x @ w`` pass ``w.T``: strides do not matter to the fill.
+        The fans are computed for a weight of shape (fan_out, fan_in) that is used as ``x @ w.T``. If the
+        weight is used as ``x @ w``, pass ``w.T``. The strides of the tensor do not affect the values.
     """
     part = locate("kaiming_uniform_", tensor)
     if 0 in part.whole_shape:
@@ -568,20 +595,24 @@ def kaiming_normal_(
     .. math::
         \text{std} = \frac{\text{gain}}{\sqrt{\text{fan\_mode}}}
 
-    Also known as He initialization.
+    Also known as He initialisation.
 
     Args:
-        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard (fans are the whole's)
-        a: the negative slope of the rectifier after this layer (only ``'leaky_relu'`` has one)
-        mode: ``'fan_in'`` keeps the variance of activations in the forward pass, ``'fan_out'`` that of
-            gradients in the backward pass
-        nonlinearity: the name of the function after this layer, best ``'relu'`` or ``'leaky_relu'``
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        tensor: an n-dimensional `torch.Tensor`, where :math:`n \geq 2`, or a shard of one (fans are computed
+            from the global shape)
+        a: the negative slope of the rectifier after this layer (only used with ``'leaky_relu'``)
+        mode: either ``'fan_in'`` or ``'fan_out'``. ``'fan_in'`` preserves the variance of the activations in
+            the forward pass. ``'fan_out'`` preserves the variance of the gradients in the backward pass.
+        nonlinearity: the name of the nonlinear function after this layer, preferably ``'relu'`` or
+            ``'leaky_relu'``
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: fewer than 2 dimensions, an unknown mode or nonlinearity, or a slope that is not finite.
-        RuntimeError: elements that share memory.
-        NotImplementedError: dtype or layout has no fill.
+        ValueError: if the tensor has fewer than 2 dimensions, ``mode`` or ``nonlinearity`` is unknown, or the
+            slope ``a`` is not finite.
+        RuntimeError: if elements of the tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported.
 
     Source: `Delving deep into rectifiers: Surpassing human-level performance on ImageNet classification` -
     He, K. et al. (2015), equations 10 and 14.
@@ -594,8 +625,8 @@ def kaiming_normal_(
         True
 
     Note:
-        The fans are those of a weight of shape (fan_out, fan_in), used as ``x @ w.T``. For
-        one used as ``x @ w`` pass ``w.T``: strides do not matter to the fill.
+        The fans are computed for a weight of shape (fan_out, fan_in) that is used as ``x @ w.T``. If the
+        weight is used as ``x @ w``, pass ``w.T``. The strides of the tensor do not affect the values.
     """
     part = locate("kaiming_normal_", tensor)
     if 0 in part.whole_shape:
@@ -616,24 +647,31 @@ def orthogonal_(
     gain: float = 1,
     generator: torch.Generator | Key | None = None,
 ) -> Tensor:
-    r"""Fill the input `Tensor` with a (semi) orthogonal matrix, uniform among all of them (Haar).
+    r"""Fill the input `Tensor` with a (semi) orthogonal matrix, drawn from the Haar (uniform) distribution.
 
-    :math:`Q = H_0 H_1 \cdots H_{m-1} D`, its first :math:`m` columns, from one random reflector
-    :math:`H_k = I - 2 v_k v_k^T / v_k^T v_k` for each column of a Gaussian matrix, no factorisation needed.
-    Trailing dimensions are flattened; where there are fewer rows than columns the rows are orthonormal.
+    The matrix is the first :math:`m` columns of
+
+    .. math::
+        Q = H_0 H_1 \cdots H_{m-1} D, \qquad H_k = I - \frac{2 v_k v_k^T}{v_k^T v_k}
+
+    where :math:`D` is a diagonal matrix of signs. Each column of a Gaussian matrix gives one random reflector
+    :math:`H_k`, so that no factorisation is needed.
+    Trailing dimensions of the tensor are flattened. If the matrix has fewer rows than columns, its rows are
+    orthonormal.
 
     Args:
-        tensor: an n-dimensional real `torch.Tensor`, where :math:`n \geq 2`, of any strides, or a shard of
-            one (the whole matrix is then made and the part copied from it)
+        tensor: an n-dimensional real `torch.Tensor`, where :math:`n \geq 2`, with any strides, or a shard of
+            one (the global matrix is then computed and the shard copied from it)
         gain: optional scaling factor
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: fewer than 2 dimensions, or a gain that is not finite.
-        RuntimeError: elements that share memory.
-        NotImplementedError: dtype (a complex one, for example) or layout has no fill.
+        ValueError: if the tensor has fewer than 2 dimensions, or ``gain`` is not finite.
+        RuntimeError: if elements of the tensor share memory.
+        NotImplementedError: if the dtype (for example a complex one) or the layout is not supported.
 
-    Source: `The efficient generation of random orthogonal matrices` - Stewart, G. (1980); as an
+    Source: `The efficient generation of random orthogonal matrices` - Stewart, G. (1980); for the use as an
     initialisation, `Exact solutions to the nonlinear dynamics of learning in deep linear neural networks` -
     Saxe, A. et al. (2013).
 
@@ -651,9 +689,9 @@ def orthogonal_(
             f"paraminit_ext.orthogonal_: expected a tensor of 2 or more dimensions, got shape {shape}. Pass "
             "a matrix."
         )
-    gain = as_finite("orthogonal_", "gain", gain)
+    gain = as_factor("orthogonal_", "gain", gain, part.local.dtype)
     refuse_unfillable("orthogonal_", part.local, REAL_DTYPES)
-    return finish("orthogonal_", "orthogonal_", part, generator, (gain,))
+    return fill_checked("orthogonal_", "orthogonal_", part, generator, (gain,))
 
 
 @overridable
@@ -663,21 +701,23 @@ def sparse_(
     std: float = 0.01,
     generator: torch.Generator | Key | None = None,
 ) -> Tensor:
-    r"""Fill the 2D input `Tensor` as a sparse matrix: exactly so many elements of each column are zero.
+    r"""Fill the 2D input `Tensor` as a sparse matrix with the same number of zeros in each column.
 
-    In each column :math:`\lceil \text{sparsity} \times \text{rows} \rceil` elements are 0; the others are
-    drawn from :math:`\mathcal{N}(0, \text{std}^2)`.
+    In each column exactly :math:`\lceil \text{sparsity} \times \text{rows} \rceil` elements are set to zero.
+    The other elements are drawn from :math:`\mathcal{N}(0, \text{std}^2)`.
 
     Args:
         tensor: a 2-dimensional `torch.Tensor`, real or complex, or a shard of one
         sparsity: the fraction of elements in each column to be set to zero, in [0, 1]
-        std: the standard deviation of the normal distribution of the others
-        generator: a generator to draw from, or the key to fill at (default: None, torch's default generator)
+        std: the standard deviation of the normal distribution for the other elements
+        generator: the `torch.Generator` to draw the key from, or the :class:`~paraminit_ext.Key` itself
+            (default: None, which draws from torch's default generator)
 
     Raises:
-        ValueError: another number of dimensions, or a sparsity outside [0, 1].
-        RuntimeError: ``std < 0`` or not finite, or elements that share memory.
-        NotImplementedError: dtype or layout has no fill; 2**32 or more rows.
+        ValueError: if the tensor does not have 2 dimensions, or ``sparsity`` is outside [0, 1].
+        RuntimeError: if ``std`` is negative or not finite, or elements of the tensor share memory.
+        NotImplementedError: if the dtype or the layout is not supported, or the matrix has 2**32 or more
+            rows.
 
     Source: `Deep learning via Hessian-free optimization` - Martens, J. (2010), section 5.
 
@@ -697,7 +737,7 @@ def sparse_(
     sparsity, std = as_number("sparse_", "sparsity", sparsity), as_number("sparse_", "std", std)
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(
-            f"paraminit_ext.sparse_: expected a sparsity in [0, 1], got {sparsity}. It is the fraction of "
+            f"paraminit_ext.sparse_: expected a sparsity in [0, 1], got {sparsity}. Pass the fraction of "
             "zeros."
         )
     rows = part.whole_shape[0]
@@ -706,16 +746,13 @@ def sparse_(
             f"paraminit_ext.sparse_: expected fewer than 2**32 rows, got {rows}. Fill the transpose of a "
             "smaller matrix."
         )
-    if not 0.0 <= std < math.inf:
-        raise RuntimeError(
-            f"paraminit_ext.sparse_: expected a finite std >= 0, got {std}. Pass a standard deviation."
-        )
-    refuse_fill("sparse_", "normal_", part.local, (0.0, std))
-    return finish("sparse_", "sparse_", part, generator, (std, math.ceil(sparsity * rows)))
+    # The number of zeros needs no check, and may be symbolic.
+    refuse_fill("sparse_", "sparse_", part.local, (std, 0))
+    return fill_checked("sparse_", "sparse_", part, generator, (std, math.ceil(sparsity * rows)))
 
 
 # ----------------------------------------------------------------------------------------
-# Names without the underscore, for code of long ago
+# Deprecated names without the underscore
 # ----------------------------------------------------------------------------------------
 
 
@@ -731,7 +768,7 @@ def _make_deprecate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*args, **kwargs)
 
     deprecated.__name__ = deprecated.__qualname__ = old_name
-    deprecated.__doc__ = f"""Warn that this name is deprecated, and call :func:`{new_name}`."""
+    deprecated.__doc__ = f"""Warn that this name is deprecated and call :func:`{new_name}`."""
     return deprecated
 
 

@@ -1,7 +1,7 @@
-"""The key of a fill, and how a generator becomes one.
+"""The key of a fill, and how a generator gives a key.
 
-This is the only module with hidden state: a ``torch.Generator``, given or torch's default, is advanced here,
-once a fill and by the same amount whatever the tensor's size. Everything after it is a pure function of the
+Only this module uses hidden state: it advances a ``torch.Generator`` (the caller's or torch's default one)
+once for each fill, by the same amount whatever the tensor's size. Everything else is a pure function of the
 key.
 """
 
@@ -25,7 +25,7 @@ _HAS_CUDA = _C.has_cuda()
 
 
 def _checked_u64(what: str, value: object) -> int:
-    """An int, or what stands for one as an index does: a NumPy integer, a tensor of no dimensions."""
+    """Return ``value`` (an int, a NumPy integer or a zero-dimensional tensor) as an int in [0, 2**64)."""
     if type(value) is not int:
         kind = type(value).__name__
         try:
@@ -48,28 +48,29 @@ def _to_unsigned(value: int) -> int:
 
 
 def _number_of_text(text: str) -> int:
-    """What a text stands for in :meth:`Key.fold_in`, as an int64: a constant of a graph that is traced."""
+    """Return the int64 that a text stands for in :meth:`Key.fold_in`. Traced graphs hold it as a constant."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
-# What torch.compiler.assume_constant_result does, which imports all of torch._dynamo for it.
+# The effect of torch.compiler.assume_constant_result, which would import all of torch._dynamo.
 _number_of_text._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @final
 class Key:
-    """The place in the stream from which a fill takes its words.
+    """Key of a fill: the position in the random stream from which the fill takes its words.
 
-    Equal keys give equal tensors, on every device and however the tensor is sharded. Number things by
-    :meth:`fold_in`, never by adding to ``offset``: neighbouring offsets share all but one of their counters.
+    Equal keys give equal tensors, on every device and for every sharding. To number layers, parameters or
+    runs, use :meth:`fold_in`. Do not add to ``offset``: fills at neighbouring offsets share all counters
+    except one.
 
     Args:
-        seed: which Philox key, ``0 <= seed < 2**64``
+        seed: the Philox key, ``0 <= seed < 2**64``
         offset: the first 128-bit counter, ``0 <= offset < 2**64``
 
     Raises:
-        TypeError: one of them is not an int (a bool is none).
-        ValueError: one of them is outside [0, 2**64).
+        TypeError: if ``seed`` or ``offset`` is not an int (a bool is not accepted).
+        ValueError: if ``seed`` or ``offset`` is outside [0, 2**64).
 
     Source: `Parallel random numbers: as easy as 1, 2, 3` - Salmon, J. et al. (2011): Philox4x32-10.
 
@@ -82,7 +83,7 @@ class Key:
         True
     """
 
-    # As int64 of the same bits: torch.compile makes symbols of an argument's ints, and knows no larger ones.
+    # Stored as int64 with the same bits: torch.compile turns ints into symbols, which hold no larger numbers.
     __slots__ = ("_offset", "_seed")
     __match_args__ = ("seed", "offset")
     _seed: int
@@ -94,7 +95,7 @@ class Key:
 
     @property
     def seed(self) -> int:
-        """Which Philox key."""
+        """The Philox key."""
         return _to_unsigned(self._seed)
 
     @property
@@ -123,15 +124,17 @@ class Key:
         return Key, (self.seed, self.offset)
 
     def fold_in(self, data: int | str) -> Key:
-        """Return the key of ``data`` under this one: the four words of counter ``offset + data``.
+        """Return a new key derived from this key and ``data``.
+
+        The new key consists of the four words of counter ``offset + data``.
 
         Args:
-            data: an int in [0, 2**64), or a text (a parameter's name, say), which stands for the first 8
+            data: an int in [0, 2**64), or a text such as a parameter's name, which stands for the first 8
                 bytes of its SHA-256, little-endian
 
         Raises:
-            TypeError: ``data`` is neither an int nor a str.
-            ValueError: ``data`` is outside [0, 2**64).
+            TypeError: if ``data`` is neither an int nor a str.
+            ValueError: if ``data`` is outside [0, 2**64).
 
         Examples:
             >>> from paraminit_ext import Key
@@ -148,11 +151,11 @@ class Key:
         """Return ``n`` keys, ``fold_in(0)`` to ``fold_in(n - 1)``.
 
         Args:
-            n: how many, not negative
+            n: the number of keys, not negative
 
         Raises:
-            TypeError: ``n`` is not an int.
-            ValueError: ``n`` is negative.
+            TypeError: if ``n`` is not an int.
+            ValueError: if ``n`` is negative.
 
         Examples:
             >>> from paraminit_ext import Key
@@ -165,7 +168,7 @@ class Key:
         """Return ``[seed, offset]`` as a tensor of two uint64.
 
         Args:
-            device: where it lies (default: torch's current default device)
+            device: the device of the tensor (default: torch's current default device)
 
         Examples:
             >>> from paraminit_ext import Key
@@ -179,15 +182,15 @@ class Key:
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> Key:
-        """Return the key that a tensor of two uint64 holds: the inverse of :meth:`to_tensor`.
+        """Return the key that a tensor of two uint64 holds. This is the inverse of :meth:`to_tensor`.
 
         Args:
-            tensor: ``[seed, offset]``, of shape (2,) and dtype uint64, or int64 of the same bits, on any
-                device that holds data
+            tensor: ``[seed, offset]``, of shape (2,) and dtype uint64 (or int64 with the same bits), on any
+                device except meta
 
         Raises:
-            TypeError: ``tensor`` is not a tensor of one of these dtypes.
-            ValueError: ``tensor`` has another shape, or lies on meta.
+            TypeError: if ``tensor`` is not a tensor of one of these dtypes.
+            ValueError: if ``tensor`` has another shape or is on meta.
 
         Examples:
             >>> from paraminit_ext import Key
@@ -198,21 +201,22 @@ class Key:
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
                 f"paraminit_ext.Key.from_tensor: expected a tensor of torch.uint64, got {got}. "
-                "Pass what Key.to_tensor() returned."
+                "Pass the result of Key.to_tensor()."
             )
         if tensor.shape != (2,) or tensor.is_meta:
             raise ValueError(
                 "paraminit_ext.Key.from_tensor: expected [seed, offset] on a device that holds data, "
-                f"got shape {tuple(tensor.shape)} on {tensor.device}. Pass what Key.to_tensor() returned."
+                f"got shape {tuple(tensor.shape)} on {tensor.device}. Pass the result of Key.to_tensor()."
             )
         seed, offset = map(_to_unsigned, tensor.tolist())
         return Key(seed, offset)
 
 
 class TracedKey:
-    """A key that a compiled function has derived: its words are a tensor of the graph, as int64.
+    """A key inside a compiled function: its words are an int64 tensor of the graph.
 
-    It has what is called on a :class:`Key` inside the function; outside, :meth:`known` makes one of it.
+    It has the methods that the compiled function may call on a :class:`Key`. Outside the function,
+    :meth:`known` converts it to a :class:`Key`.
     """
 
     __slots__ = ("words",)
@@ -237,42 +241,45 @@ class TracedKey:
         return Key.from_tensor(self.words)
 
 
-# What a fill is handed: two u64 as int64, or in a graph that is traced or captured a tensor of them.
+# The key as a fill receives it: two u64 as int64, or a tensor of them in a traced or captured graph.
 FillKey: TypeAlias = tuple[int, int] | Tensor
 
 _C.set_key_type(Key)
 
 
 def refuse_generator(name: str, generator: object, device: torch.device) -> None:
-    """Raise unless ``generator`` can give the key of a fill on ``device``; it is not advanced.
+    """Raise unless ``generator`` can give the key of a fill on ``device``. The generator does not advance.
 
     Args:
         name: the function that was called, for the message
-        generator: what the caller passed
-        device: the device of the tensor; meta accepts every generator, since it draws from none
+        generator: the generator argument of the caller
+        device: the device of the tensor; meta accepts every generator, because it draws from none
 
     Raises:
-        TypeError: neither a torch.Generator, nor a Key, nor None.
-        RuntimeError: a generator of another kind of device.
+        TypeError: if ``generator`` is not a torch.Generator, a Key or None.
+        RuntimeError: if the generator belongs to another kind of device.
     """
     if generator is None or isinstance(generator, Key | TracedKey):
         return
     if not isinstance(generator, torch.Generator):
         raise TypeError(
             f"paraminit_ext.{name}: expected a torch.Generator, a paraminit_ext.Key or None for generator, "
-            f"got {type(generator).__name__}. For a fixed seed pass paraminit_ext.Key(seed)."
+            f"got {type(generator).__name__}. Pass paraminit_ext.Key(seed) for a fixed seed."
         )
     kind = generator.device.type
     if kind not in ("cpu", device.type) and device.type != "meta":
         kinds = "cpu" if device.type == "cpu" else f"{device.type} or cpu"
         raise RuntimeError(
-            f"paraminit_ext.{name}: expected a generator of {kinds} for a "
-            f"tensor on {device}, got one of {generator.device}. A CPU generator serves every device."
+            f"paraminit_ext.{name}: expected a generator of {kinds} for a tensor on {device}, got one of "
+            f"{generator.device}. Pass a CPU generator, which serves every device."
         )
 
 
 def generator_of(generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
-    """The generator from which a fill on ``device`` draws; None where its state is the device's alone."""
+    """Return the generator from which a fill on ``device`` draws.
+
+    Return None while a CUDA graph is captured, because the generator's state is then only on the device.
+    """
     if device.type == "cuda" and _HAS_CUDA and _C.is_capturing(device.index):
         return None
     if generator is not None:
@@ -285,22 +292,22 @@ def generator_of(generator: torch.Generator | None, device: torch.device) -> tor
 def take_key(
     name: str, generator: torch.Generator | Key | TracedKey | None, device: torch.device, plain: bool
 ) -> FillKey:
-    """Turn what the caller passed into the key of one fill on ``device``, taking one draw from a generator.
+    """Return the key of one fill on ``device``, with one draw if ``generator`` is not a key.
 
     Args:
         name: the function that was called, for the messages
         generator: a generator of the tensor's device, a CPU generator, a key, or None for the default
             generator
         device: the device of the tensor
-        plain: whether an operator reaches its kernel with nothing in between. Else the draw is one itself: a
-            tracer that sees it draws anew at each run of what it has traced.
+        plain: whether an operator call reaches its kernel directly. Otherwise the draw is an operator call
+            too, so that a tracer records it and each run of the traced graph takes a new draw.
 
     Raises:
-        TypeError, RuntimeError: as :func:`refuse_generator`.
+        TypeError, RuntimeError: as in :func:`refuse_generator`.
     """
     if torch.compiler.is_compiling():
         return _take_traced_key(name, generator, device)
-    if isinstance(generator, TracedKey):  # one that a compiled function has returned
+    if isinstance(generator, TracedKey):  # a compiled function returned it
         generator = generator.known()
     if not plain and not isinstance(generator, Key):
         refuse_generator(name, generator, device)
@@ -319,10 +326,10 @@ def take_key(
 def _take_traced_key(
     name: str, generator: torch.Generator | Key | TracedKey | None, device: torch.device
 ) -> Tensor:
-    """Take the key as a tensor of the graph: plain ints would be guarded on, and compiled anew for every key.
+    """Return the key as a tensor of the graph, because plain ints would cause a recompilation for every key.
 
-    A torch.Generator does not trace. Handing it to an operator, as here, breaks the graph just there, and
-    what comes back is a tensor.
+    A torch.Generator cannot be traced. Passing it to an operator breaks the graph only at this call, and the
+    operator returns a tensor.
     """
     if isinstance(generator, Key | TracedKey):
         return generator._words(device)
@@ -330,7 +337,8 @@ def _take_traced_key(
     if generator is not None and generator.device.type == "cuda" and not _HAS_CUDA:
         raise RuntimeError(
             f"paraminit_ext.{name}: expected a Key or a CPU generator in a compiled function under a build "
-            "without CUDA kernels, got a CUDA generator. Give one of those, or build with FORCE_CUDA=1."
+            "without CUDA kernels, got a CUDA generator. Pass a Key or a CPU generator, or build with "
+            "FORCE_CUDA=1."
         )
     if generator is None or generator.device.type == "cuda":
         return _draw_on_device(device, generator)
@@ -338,13 +346,13 @@ def _take_traced_key(
 
 
 def _draw_on_device(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Draw inside the graph, so that each run of a compiled or captured one draws anew."""
+    """Draw inside the graph, so that each run of a compiled or captured graph takes a new draw."""
     key: Tensor = _draw_key(device=device, generator=generator)
     return key
 
 
 def _draw_as_operator(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """The same draw as a plain fill's, through the dispatcher."""
+    """Take the same draw as a plain fill, through the dispatcher."""
     if generator is None or generator.device.type == device.type == "cuda":
         return _draw_on_device(device, generator)
     if generator.device.type == "cpu":

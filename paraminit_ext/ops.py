@@ -1,8 +1,8 @@
-"""What torch does before and after the kernels of the operators, for which its stable ABI has no names.
+"""The parts of the operators that torch's stable ABI cannot express.
 
-The operators and their kernels are compiled (csrc/torch/ops.cpp). Here is the rest: what autograd asks of a
-tensor that is written, its version, tensors without memory, conjugate and negative views, and the operator
-that draws a key, since a ``torch.Generator`` is Python's.
+The operators and their kernels are compiled (csrc/torch/ops.cpp). This module adds the rules for autograd,
+for version counters, for meta tensors and for conjugate and negative views. It also defines the operator that
+draws a key, because a ``torch.Generator`` is a Python object.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paraminit_ext import _C
 from paraminit_ext.draws import draw_on_device
 from paraminit_ext.geometry import FLOATING_DTYPES, REAL_DTYPES
 
-# The numbers before the key of each fill's arguments, and the dtypes that it fills.
+# For each fill: the number of parameters before the key in its arguments, and the dtypes that it fills.
 FILLS: dict[str, tuple[int, frozenset[torch.dtype]]] = {
     "uniform_": (2, FLOATING_DTYPES),
     "normal_": (2, FLOATING_DTYPES),
@@ -28,7 +28,7 @@ FILLS: dict[str, tuple[int, frozenset[torch.dtype]]] = {
     "orthogonal_": (1, REAL_DTYPES),
     "words_": (0, frozenset({torch.int64})),
 }
-_RAISED: dict[str, type[Exception]] = {
+_ERROR_TYPES: dict[str, type[Exception]] = {
     "ValueError": ValueError,
     "NotImplementedError": NotImplementedError,
     "OutOfMemoryError": torch.OutOfMemoryError,
@@ -37,22 +37,22 @@ _RAISED: dict[str, type[Exception]] = {
 
 
 def _redispatch(op: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *arguments: Any) -> Any:
-    """Call what is below, and raise what it refuses as the kind of error that it is.
+    """Call the kernel below, and raise its errors with their own types.
 
-    torch hands on what a compiled kernel has said, and not what kind of error it was.
+    torch passes on the message of an error from a compiled kernel, but not its type.
     """
-    _C.take_refusal()  # of a call before this one, which nobody asked about
+    _C.take_error_type()  # discard the error type of an earlier call
     try:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
     except Exception as error:
-        kind = _RAISED.get(_C.take_refusal())
-        if kind is None or type(error) is kind:
+        error_type = _ERROR_TYPES.get(_C.take_error_type())
+        if error_type is None or type(error) is error_type:
             raise
-        raise kind(str(error)) from None
+        raise error_type(str(error)) from None
 
 
-def _read(op: torch._ops.OpOverload) -> Callable[..., Tensor]:
+def _read_only_kernel(op: torch._ops.OpOverload) -> Callable[..., Tensor]:
     def kernel(keys: torch._C.DispatchKeySet, *arguments: Any) -> Tensor:
         result: Tensor = _redispatch(op, keys, *arguments)
         return result
@@ -60,11 +60,11 @@ def _read(op: torch._ops.OpOverload) -> Callable[..., Tensor]:
     return kernel
 
 
-def _write(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
-    """What torch's own in-place functions do before and after their kernels.
+def _in_place_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
+    """Return a kernel that does the work of torch's own in-place functions around the compiled kernel.
 
-    A tensor that requires grad is refused under grad mode (a fill has no gradient), an inference tensor
-    outside inference mode; the version moves, and the tangent of forward-mode differentiation becomes zero.
+    It refuses a tensor that requires grad under grad mode (a fill has no gradient) and an inference tensor
+    outside inference mode. After the fill it increments the version and zeroes the forward-mode tangent.
     """
 
     def kernel(keys: torch._C.DispatchKeySet, tensor: Tensor, *arguments: Any) -> None:
@@ -88,8 +88,8 @@ def _write(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
     return kernel
 
 
-def _check(name: str) -> Callable[..., None]:
-    """Raise what the kernel would, for a tensor without memory; its sizes may be symbols."""
+def _meta_kernel(name: str) -> Callable[..., None]:
+    """Return a kernel for meta tensors, which makes the checks of the real kernel. Sizes may be symbolic."""
     count, dtypes = FILLS[name]
 
     def kernel(tensor: Tensor, *arguments: Any) -> None:
@@ -110,7 +110,7 @@ def _check(name: str) -> Callable[..., None]:
                 f"paraminit_ext.{name}: expected a tensor of {expected} dimensions, got {dims}. "
                 "Pass a matrix."
             )
-        # A count of zeros may be a symbol, and is no matter here.
+        # The number of zeros of sparse_ may be symbolic, and check_parameters does not need it.
         numbers = tuple(n if isinstance(n, float) else 0.0 for n in arguments[:count])
         _C.check_parameters(name, numbers, tensor.dtype)
         key = arguments[count]
@@ -129,11 +129,14 @@ def _check(name: str) -> Callable[..., None]:
 
 
 def _through_copy(name: str, op: torch._ops.OpOverload) -> Callable[..., None]:
-    """Fill a conjugate or negative view as it reads, by way of a plain tensor."""
+    """Return a kernel that fills a plain tensor and copies it to a conjugate or negative view.
+
+    Reading the view then gives the values of the fill.
+    """
 
     def kernel(tensor: Tensor, *arguments: Any) -> None:
-        known = not any(isinstance(size, torch.SymInt) for size in tensor.shape)
-        if known and _C.overlaps_itself(tensor):
+        sizes_are_known = not any(isinstance(size, torch.SymInt) for size in tensor.shape)
+        if sizes_are_known and _C.overlaps_itself(tensor):
             raise RuntimeError(
                 f"paraminit_ext.{name}: expected a tensor whose elements do not share memory, got shape "
                 f"{tuple(tensor.shape)} with strides {tensor.stride()}. Use .contiguous() or .clone()."
@@ -149,19 +152,20 @@ _library = torch.library.Library("paraminit_ext", "FRAGMENT")
 for _name in FILLS:
     for _overload in ("", ".key"):
         _op = getattr(getattr(torch.ops.paraminit_ext, _name), _overload[1:] or "default")
-        _library.impl(_name + _overload, _write(_name, _op), "ADInplaceOrView", with_keyset=True)
-        _library.impl(_name + _overload, _check(_name), "Meta")
+        _library.impl(_name + _overload, _in_place_kernel(_name, _op), "ADInplaceOrView", with_keyset=True)
+        _library.impl(_name + _overload, _meta_kernel(_name), "Meta")
         _library.impl(_name + _overload, torch.library.fallthrough_kernel, "Autograd")
         _library.impl(_name + _overload, _through_copy(_name, _op), "Conjugate")
         _library.impl(_name + _overload, _through_copy(_name, _op), "Negative")
 
-# As int64 of the words' bits: torch before 2.12 cannot save a graph that has uint64 in it. By name: what
-# recomputes a part of a graph looks for a device under its name.
+# Keys are int64 with the bits of the words, because torch before 2.12 cannot save a graph that contains
+# uint64. The device is a keyword argument, because torch looks it up by name when it recomputes a part of a
+# graph.
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
 _library.define("draw_key(*, Device device, Generator? generator=None) -> Tensor", tags=_SEEDED)
 _library.impl("draw_key", draw_on_device, "BackendSelect")
 _library.impl("draw_key", draw_on_device, "CompositeExplicitAutograd")
-# For torch.jit.trace, which takes no device for an argument.
+# This overload is for torch.jit.trace, which does not support a device as an argument.
 _library.define("draw_key.like(Tensor like) -> Tensor", tags=_SEEDED)
 _library.impl("draw_key.like", lambda like: draw_on_device(like.device), "CompositeExplicitAutograd")
 _library.impl("draw_key.like", lambda like: torch.empty(2, dtype=torch.int64, device=like.device), "Meta")
@@ -171,7 +175,7 @@ for _name in ("fold_in", "draw_key.like", "statistics"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 for _name in ("fold_in", "statistics"):
     _op = getattr(torch.ops.paraminit_ext, _name).default
-    _library.impl(_name, _read(_op), "ADInplaceOrView", with_keyset=True)
+    _library.impl(_name, _read_only_kernel(_op), "ADInplaceOrView", with_keyset=True)
 
 DRAW_KEY = torch.ops.paraminit_ext.draw_key.default
 DRAW_KEY_LIKE = torch.ops.paraminit_ext.draw_key.like

@@ -1,8 +1,8 @@
-"""The stream once more, in plain Python: slow, and meant to be read from top to bottom.
+"""A slow reference implementation of every fill in plain Python.
 
-It is the arbiter of the tests: written apart from the kernels, it must give every value of theirs bit for
-bit. Python's floats are binary64 and its operators round once; what binary64 cannot do by itself (a float32
-result, a fused multiply-add) is done exactly in fractions and rounded once.
+It is written independently of the kernels, and the tests require every value of the kernels to match it bit
+for bit. Python's floats are binary64, and its operators round once. Operations that binary64 lacks (a float32
+result, a fused multiply-add) are computed exactly in fractions and rounded once.
 
 Examples:
     >>> import torch
@@ -34,7 +34,10 @@ from paraminit_ext.key import Key
 
 
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
-    """Ten rounds on four 32-bit counter words under two 32-bit key words, word 0 least significant."""
+    """Return four 32-bit words: ten Philox rounds on a counter of four 32-bit words with a key of two.
+
+    Word 0 is the least significant.
+    """
     x0, x1, x2, x3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -46,24 +49,24 @@ def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int,
 
 @lru_cache(maxsize=1 << 16)
 def words(key: Key, group: int) -> tuple[int, int, int, int]:
-    """The four words of a group: the counter is 64 bits wide and wraps."""
+    """Return the four words of a group. The counter is 64 bits wide and wraps around."""
     counter = (key.offset + group) % 2**64
     return philox4x32_10((counter % 2**32, counter >> 32, 0, 0), (key.seed % 2**32, key.seed >> 32))
 
 
 def word32(key: Key, index: int) -> int:
-    """The word of an element of float32, float16 or bfloat16."""
+    """Return the word of a float32, float16 or bfloat16 element."""
     return words(key, index // 4)[index % 4]
 
 
 def word64(key: Key, index: int) -> int:
-    """The word of an element of float64."""
+    """Return the word of a float64 element."""
     w, j = words(key, index // 2), index % 2
     return w[2 * j] << 32 | w[2 * j + 1]
 
 
 def fold_in(key: Key, data: int) -> Key:
-    """The key of number ``data`` under ``key``."""
+    """Return the key that :meth:`Key.fold_in <paraminit_ext.Key.fold_in>` gives for an int."""
     w = words(key, data)
     return Key(w[0] | w[1] << 32, w[2] | w[3] << 32)
 
@@ -74,15 +77,15 @@ def fold_in(key: Key, data: int) -> Key:
 
 
 def f32(x: float) -> float:
-    """The nearest float32, ties to even; infinite past the largest."""
+    """Round to the nearest float32, ties to even. Numbers beyond the largest float32 become infinite."""
     return ctypes.c_float(x).value
 
 
 def _fma64(a: float, b: float, c: float) -> float:
     try:
         exact = Fraction(a) * Fraction(b) + Fraction(c)
-        # A fraction becomes the nearest binary64, but has one zero where IEEE-754 has two: where the sum is
-        # 0, neither the product nor the sum of floats rounds.
+        # float() rounds a fraction to the nearest binary64, but a fraction has no signed zero. If the exact
+        # sum is 0, the float product and sum do not round and give the correct sign.
         return float(exact) if exact else a * b + c
     except OverflowError:
         return math.copysign(math.inf, a * b)
@@ -92,17 +95,17 @@ def _fma32(a: float, b: float, c: float) -> float:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     near = float(exact) if exact else a * b + c
     if Fraction(near) != exact and not struct.unpack("<q", struct.pack("<d", near))[0] & 1:
-        # Rounded to odd, binary64 still knows on which side of a float32 tie the exact value lies.
+        # Round to odd, so that the binary64 value stays on the exact value's side of a float32 tie.
         near = math.nextafter(near, math.inf if exact > Fraction(near) else -math.inf)
     return f32(near)
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A binary format: how a result is rounded, and its fused multiply-add.
+    """Arithmetic of a binary format: its rounding and its fused multiply-add.
 
-    A sum, product, quotient or root of float32 values that is rounded to binary64 and then to float32 is
-    rounded correctly, since 53 is at least 2 * 24 + 2 (Figueroa 1995).
+    For float32, an operation rounds to binary64 first and then to float32. For sums, products, quotients and
+    square roots this is correct rounding, because 53 >= 2 * 24 + 2 (Figueroa 1995).
     """
 
     round: Callable[[float], float]
@@ -119,7 +122,7 @@ SINGLE = Arithmetic(f32, _fma32)
 DOUBLE = Arithmetic(lambda x: x, _fma64)
 
 
-# --- the values of each dtype ---
+# --- the representable values of each dtype ---
 
 
 def _bfloat16_bits(x: float) -> int:
@@ -136,7 +139,7 @@ def _half_bits(x: float) -> int:
 
 @dataclass(frozen=True)
 class Format:
-    """The values of a dtype: to their bits (rounding once), from them, and how many bits there are."""
+    """The representable values of a dtype: rounding to bits, decoding from bits, and the number of bits."""
 
     encode: Callable[[float], int]
     decode: Callable[[int], float]
@@ -185,7 +188,7 @@ def _hex(text: str) -> tuple[float, ...]:
 
 
 # ----------------------------------------------------------------------------------------
-# Transforms: minimax polynomials by Horner's rule, one fused multiply-add a term
+# Transforms: minimax polynomials by Horner's rule, with one fused multiply-add for each term
 # ----------------------------------------------------------------------------------------
 
 # -2 ln(1 + f) / f on [-1/2, 0].
@@ -198,7 +201,7 @@ _LOG64 = _hex("-0x1p+1 0x1.fffffffffff30p-1 -0x1.5555555564030p-1 0x1.fffffff2d9
               " -0x1.219098c9e5d45p+9 -0x1.cf370ba4b4ffbp+8 -0x1.ccbf4e7b02002p+7"
               " -0x1.b3343953cb7d2p+5")  # fmt: skip
 _TWO_LN2_32, _TWO_LN2_64 = _hex("0x1.62e43p+0 0x1.62e42fefa39efp+0")
-# cos(pi x / 2) / h - 1 and (sin(pi x / 2) / x - 1) / h in h = 1 - x^2.
+# cos(pi x / 2) / h - 1 and (sin(pi x / 2) / x - 1) / h as polynomials in h = 1 - x^2.
 _COS32 = _hex("-0x1.b7812ap-3 0x1.921fa4p-3 0x1.1d925cp-6 0x1.a2c208p-11 0x1.8f0eb4p-16")
 _SIN32 = _hex("0x1.fffff6p-2 0x1.10b28ep-4 0x1.0aad94p-8 0x1.3c18cap-13")
 _COS64 = _hex("-0x1.b7812aeef4baep-3 0x1.921fb54442f07p-3 0x1.1d8f9b8790efap-6 0x1.a37b4079a40b0p-11"
@@ -206,7 +209,7 @@ _COS64 = _hex("-0x1.b7812aeef4baep-3 0x1.921fb54442f07p-3 0x1.1d8f9b8790efap-6 0
               " 0x1.166423e8e85e9p-34")  # fmt: skip
 _SIN64 = _hex("0x1.000000000004fp-1 0x1.10b0cd906a26ap-4 0x1.0b0cd90982639p-8 0x1.2c79ae36b36f5p-13"
               " 0x1.b7085e4613cafp-19 0x1.c1e3c7cd49f79p-25 0x1.61a3c25fb3f5bp-31")  # fmt: skip
-# Quantiles of the normal law; where each is used is said at its function.
+# Quantile functions of the normal law. The functions below say where each is used.
 _INTERIOR = _hex("0x1.40d92ep+0 0x1.4ffeecp-3 0x1.0b4938p-8 -0x1.ab661cp-12 -0x1.dd66a0p-17 0x1.8e221ap-19"
                  " -0x1.d10630p-24")  # fmt: skip
 _CENTRAL = _hex("0x1.40d930p+0 0x1.4ffe4ap-3 0x1.0b8152p-8 -0x1.af9946p-12 -0x1.89ce7cp-17 0x1.18e3fap-19"
@@ -236,7 +239,7 @@ _FAR64 = (
 
 
 def minus_two_log(v: float, wide: bool) -> float:
-    """-2 ln U, where ``v`` is U in (0, 1], or U - 1 when negative: relative on both sides."""
+    """Return -2 ln U. ``v`` is U in (0, 1], or U - 1 if negative, so that it is precise near both 0 and 1."""
     arithmetic = DOUBLE if wide else SINGLE
     f, exponent = (v, 0) if v < 0 else math.frexp(v)
     if v > 0:
@@ -250,20 +253,21 @@ def _signed(word: int, size: int) -> int:
 
 
 def radius32(w: int) -> float:
-    """sqrt(-2 ln((w + 1/2) 2^-32))."""
+    """Return sqrt(-2 ln((w + 1/2) 2^-32))."""
     v = _fma32(f32(_signed(w, 32)), 2.0**-32, 2.0**-33)
     return f32(math.sqrt(minus_two_log(v, False)))
 
 
 def radius64(x: int) -> float:
-    """sqrt(-2 ln((m + 1/2) 2^-53)), m the upper 53 bits."""
+    """Return sqrt(-2 ln((m + 1/2) 2^-53)) for the upper 53 bits m of the word."""
     return math.sqrt(minus_two_log((_signed(x, 64) // 2**11 + 0.5) * 2.0**-53, True))
 
 
 def rotate32(r: float, w: int) -> tuple[float, float]:
-    """(r cos T, r sin T) for T = 2 pi (w + 1/2) 2^-32.
+    """Return (r cos T, r sin T) for T = 2 pi (w + 1/2) 2^-32.
 
-    T is pi/2 - pi x / 2, plus pi where bit 31 of the word is set, so that sine and cosine change places.
+    T is pi/2 - pi x / 2, plus pi if bit 31 of the word is set. So cos T is sin(pi x / 2) and sin T is
+    cos(pi x / 2), up to a sign.
     """
     x = f32(_signed((2 * w + 2**31 + 1) % 2**32, 32)) * -(2.0**-31)
     h = _fma32(-x, x, 1.0)
@@ -275,7 +279,7 @@ def rotate32(r: float, w: int) -> tuple[float, float]:
 
 
 def rotate64(r: float, word: int) -> tuple[float, float]:
-    """The same for T = 2 pi (m + 1/2) 2^-53; here x is exact."""
+    """Return (r cos T, r sin T) for T = 2 pi (m + 1/2) 2^-53 and the upper 53 bits m; here x is exact."""
     x = -2.0 * ((word >> 11) % 2**52 * 2.0**-52 - 0.5) - 2.0**-52
     h = _fma64(-x, x, 1.0)
     if word >> 63:
@@ -290,12 +294,12 @@ def _ratio(x: float, fraction: tuple[Sequence[float], Sequence[float]]) -> float
 
 
 def quantile_central64(q: float) -> float:
-    """z with Phi(z) = 1/2 + q for |q| <= 0.425, rational in 0.425^2 - q^2 (Wichura 1988)."""
+    """Return z with Phi(z) = 1/2 + q for abs(q) <= 0.425, rational in 0.425^2 - q^2 (Wichura 1988)."""
     return q * _ratio(_fma64(-q, q, 0.180625), _CENTRAL64)
 
 
 def quantile_tail64(s: float) -> float:
-    """z > 0 with 1 - Phi(z) = exp(-s^2 / 2), for s from 1.875 to 39."""
+    """Return z > 0 with 1 - Phi(z) = exp(-s^2 / 2), for 1.875 <= s <= 39."""
     return _ratio(s - 8.0, _FAR64) if s > 8.0 else _ratio(s - 1.875, _NEAR64)
 
 
@@ -308,7 +312,7 @@ _LOG_TWO_PI, _INVERSE_ROOT_TWO_PI = _hex("0x1.d67f1c864beb5p+0 0x1.9884533d43651
 
 
 def exp_minus(y: float) -> float:
-    """exp(-y) for 0 <= y <= 700: Taylor's series of degree 15 after taking out a power of two."""
+    """Return exp(-y) for 0 <= y <= 700: a power of two times a Taylor series of degree 15."""
     n = int(y * _LOG2_E + 0.5)
     r = _fma64(n, _LN2_LOW, _fma64(n, _LN2_HIGH, -y))
     total = 1.0
@@ -318,7 +322,7 @@ def exp_minus(y: float) -> float:
 
 
 def mills_ratio(x: float) -> float:
-    """(1 - Phi(x)) / phi(x) for x >= 2.5 by Laplace's continued fraction, 64 terms."""
+    """Return (1 - Phi(x)) / phi(x) for x >= 2.5 by 64 terms of Laplace's continued fraction."""
     total = x
     for k in range(64, 0, -1):
         total = x + k / total
@@ -326,7 +330,7 @@ def mills_ratio(x: float) -> float:
 
 
 def upper_tail(x: float) -> float:
-    """1 - Phi(x) for x >= 0; below 2.5 by Marsaglia's series (2004) for the central mass."""
+    """Return 1 - Phi(x) for x >= 0. Below 2.5, use Marsaglia's series (2004) for the central mass."""
     if x > 37.4:
         return 0.0
     if x >= 2.5:
@@ -339,14 +343,14 @@ def upper_tail(x: float) -> float:
 
 
 def minus_two_log_upper_tail(x: float) -> float:
-    """-2 ln(1 - Phi(x)) for x >= 0."""
+    """Return -2 ln(1 - Phi(x)) for x >= 0."""
     if x < 2.5:
         return minus_two_log(upper_tail(x), True)
     return x * x + (_LOG_TWO_PI + minus_two_log(mills_ratio(x), True))
 
 
 def lower_mass(x: float) -> float:
-    """Phi(x)."""
+    """Return Phi(x)."""
     return upper_tail(-x) if x <= 0 else 1.0 - upper_tail(x)
 
 
@@ -358,7 +362,7 @@ _NODES = _hex(
 
 
 def fit_tail(middle: float, half: float) -> list[float]:
-    """quantile_tail64 as a polynomial of degree 11 in s - middle, by its values at 12 Chebyshev nodes."""
+    """Interpolate quantile_tail64 at 12 Chebyshev nodes by a polynomial of degree 11 in s - middle."""
     n = 12
     node = [*_NODES, *(-x for x in reversed(_NODES))]
     value = [quantile_tail64(middle + half * x) for x in node]
@@ -371,7 +375,7 @@ def fit_tail(middle: float, half: float) -> list[float]:
         chebyshev.append(total * (1.0 if k == 0 else 2.0) / n)
         following = [2.0 * x * c - p for x, c, p in zip(node, current, previous, strict=True)]
         previous, current = current, following
-    # T_k in powers of (s - middle) / half, by the same recurrence on coefficients.
+    # Expand each T_k in powers of (s - middle) / half, by the same recurrence on coefficients.
     t_previous, t_current = [1.0, *[0.0] * (n - 1)], [0.0, 1.0, *[0.0] * (n - 2)]
     tail = [0.0] * n
     for c in chebyshev:
@@ -395,12 +399,15 @@ def _tensor(values: Iterable[float], dtype: torch.dtype) -> Tensor:
 
 
 def _working(x: float, dtype: torch.dtype) -> float:
-    """A parameter in the precision in which values are computed."""
+    """Round a parameter to the precision in which values are computed."""
     return x if dtype == torch.float64 else f32(x)
 
 
 def uniform(key: Key, indices: Iterable[int], dtype: torch.dtype, a: float, b: float) -> Tensor:
-    """Elements ``indices`` of the uniform fill on [a, b): two roundings, then the half-open bound."""
+    """Return the elements ``indices`` of the uniform fill on [a, b).
+
+    Each value takes two roundings and is then clamped to the half-open interval.
+    """
     form, wide = FORMATS[dtype], dtype == torch.float64
     start, end = _working(a, dtype), _working(b, dtype)
     low, high = form.smallest_not_below(start), form.largest_below(end)
@@ -417,11 +424,12 @@ def uniform(key: Key, indices: Iterable[int], dtype: torch.dtype, a: float, b: f
 
 
 def _clamped(x: float, lower: float, low: float, upper: float, high: float) -> float:
-    """``x`` before its rounding to a dtype whose values in [lower, upper] go from ``low`` to ``high``.
+    """Clamp ``x`` so that after rounding to the dtype it is in [lower, upper].
 
-    Rounding is monotone, so that clamping first is clamping after; where ``low`` or ``high`` is a zero and
-    the bound is not, the bound itself serves, and what lies between the two keeps its sign. A bound of zero
-    makes -0 of +0 above, and +0 of -0 below.
+    ``low`` and ``high`` are the smallest and the largest value of the dtype in [lower, upper]. Rounding is
+    monotone, so clamping before it equals clamping after it. If ``low`` or ``high`` is zero but its bound is
+    not, clamp to the bound instead, so that values between the two keep their sign. An upper bound of zero
+    turns +0 into -0, and a lower bound of zero turns -0 into +0.
     """
     high = high or (upper if upper > 0 else -0.0)
     low = low or (lower if lower < 0 else 0.0)
@@ -437,7 +445,7 @@ def _standard_normal(key: Key, index: int, wide: bool) -> float:
 
 
 def normal(key: Key, indices: Iterable[int], dtype: torch.dtype, mean: float, std: float) -> Tensor:
-    """Elements ``indices`` of the normal fill, by Box and Muller (1958)."""
+    """Return the elements ``indices`` of the normal fill, by the method of Box and Muller (1958)."""
     return trunc_normal(key, indices, dtype, mean, std, -math.inf, math.inf)
 
 
@@ -463,7 +471,7 @@ def _two_sided64(x: int, slope: float, lower: float, upper: float) -> float:
 
 
 def _truncated(alpha: float, beta: float, wide: bool) -> tuple[Callable[[int], float], bool]:
-    """z of a word for a standard normal on [alpha, beta], and whether z counts from 0 downwards."""
+    """Return a function from a word to z, and whether to negate z, for a normal on [alpha, beta]."""
     if alpha >= (1.0 if wide else 1.5) or beta <= -(1.0 if wide else 1.5):
         mirrored = beta < 0
         nearer, farther = (-beta, -alpha) if mirrored else (alpha, beta)
@@ -514,7 +522,7 @@ def _truncated(alpha: float, beta: float, wide: bool) -> tuple[Callable[[int], f
 def trunc_normal(
     key: Key, indices: Iterable[int], dtype: torch.dtype, mean: float, std: float, a: float, b: float
 ) -> Tensor:
-    """Elements ``indices`` of the truncated normal fill on [a, b], by inversion."""
+    """Return the elements ``indices`` of the truncated normal fill on [a, b], by inversion."""
     form, wide = FORMATS[dtype], dtype == torch.float64
     arithmetic = DOUBLE if wide else SINGLE
     lower, upper = _working(a, dtype), _working(b, dtype)
@@ -549,7 +557,7 @@ def trunc_normal(
 
 
 def sparse_zeros(key: Key, shape: tuple[int, int], sparsity: float) -> Tensor:
-    """Which elements of a whole matrix the sparse fill sets to zero, as a bool tensor of its shape."""
+    """Return a bool tensor of the global shape that is True where the sparse fill writes zeros."""
     rows, columns = shape
     folded, count = fold_in(key, 1), math.ceil(sparsity * rows)
     zeros = torch.zeros(shape, dtype=torch.bool)

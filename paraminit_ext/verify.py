@@ -1,7 +1,7 @@
-"""``python -m paraminit_ext verify``: proves on this machine that the build here writes the stream.
+"""``python -m paraminit_ext verify``: check on this machine that the build writes the correct values.
 
-Known answers, golden values, every instruction set, the GPU if asked for, and a short statistical pass. It
-needs torch alone. Keys are fixed: a right build gives the same verdict every time, and a wrong one too.
+The command checks known answers, golden values, every instruction set, the GPU on request, and a short set of
+statistical tests. It needs only torch. Keys are fixed, so that every run on a build gives the same result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEY = Key(0x243F6A8885A308D3, 2**64 - 20_000)  # counters wrap inside a fill of
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was checked, what was found, and whether that is right."""
+    """One line of the table: the name of the check, its finding, and whether the finding is right."""
 
     name: str
     found: str
@@ -49,7 +49,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The bits of the values in logical order, on the CPU: equality tells -0 from +0."""
+    """Return the bits of the values in logical order, on the CPU. Their equality distinguishes -0 from +0."""
     real = _real(tensor).cpu().contiguous()
     return real.view(_INTEGERS[real.element_size()])
 
@@ -63,8 +63,8 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(ctypes.string_at(bits.data_ptr(), bits.numel() * bits.element_size())).hexdigest()
 
 
-def _counted(name: str, wrong: Sequence[str], total: int, what: str) -> Check:
-    """A line for `total` comparisons, of which some are wrong."""
+def _summarise(name: str, wrong: Sequence[str], total: int, what: str) -> Check:
+    """Return the line for `total` comparisons, of which those named in `wrong` failed."""
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return Check(name, f"{len(wrong)} of {total} {what} differ: {wrong[0]}{more}", False)
@@ -73,7 +73,7 @@ def _counted(name: str, wrong: Sequence[str], total: int, what: str) -> Check:
 
 # --- known answers and golden values ----------------------------------------------------------
 
-# Random123's own, of Philox4x32-10: counter, key, words.
+# The known answers of Random123 for Philox4x32-10: counter, key, words.
 _KNOWN_ANSWERS = (
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -87,7 +87,7 @@ def _known_answers() -> Check:
         c, k, w = ([int(word, 16) for word in text.split()] for text in (counter, key, words))
         if list(_C.philox((c[0], c[1], c[2], c[3]), (k[0], k[1]))) != w:
             wrong.append(f"counter {counter}")
-    return _counted("known answers of Random123", wrong, len(_KNOWN_ANSWERS), "answers")
+    return _summarise("known answers of Random123", wrong, len(_KNOWN_ANSWERS), "answers")
 
 
 def _golden_keys(golden: dict[str, Any]) -> Check:
@@ -100,7 +100,7 @@ def _golden_keys(golden: dict[str, Any]) -> Check:
         drawn = draws.draw(torch.Generator().manual_seed(entry["seed"]))
         if [n % 2**64 for n in drawn] != entry["gives"]:
             wrong.append(f"a CPU generator of seed {entry['seed']}")
-    return _counted("golden keys", wrong, len(golden["keys"]) + len(golden["generators"]), "keys")
+    return _summarise("golden keys", wrong, len(golden["keys"]) + len(golden["generators"]), "keys")
 
 
 def _golden_fills(golden: dict[str, Any], device: str, name: str) -> Check:
@@ -115,10 +115,10 @@ def _golden_fills(golden: dict[str, Any], device: str, name: str) -> Check:
                 if _sha256(tensor) != expected:
                     arguments = ", ".join(map(str, entry["arguments"]))
                     wrong.append(f"{entry['function']}({arguments}) in {dtype}, shape {shape}")
-    return _counted(name, wrong, total, "tensors")
+    return _summarise(name, wrong, total, "tensors")
 
 
-# --- one value on every instruction set, thread count, layout, shard and device ---------------
+# --- equal values on every instruction set, thread count, layout, shard and device ------------
 
 Fill = Callable[[Tensor | Shard, Key], Tensor]
 _FILLS: dict[str, Fill] = {
@@ -138,7 +138,7 @@ def _fills(dtypes: Sequence[torch.dtype] = _DTYPES) -> Iterator[tuple[str, Fill,
 
 def _instruction_sets_agree(numel: int) -> Check:
     names = paraminit_ext.available_cpu_capabilities()
-    wrong, total, was = [], 0, paraminit_ext.cpu_capability()
+    wrong, total, previous = [], 0, paraminit_ext.cpu_capability()
     try:
         for name, fill, dtype in _fills():
             values = []
@@ -150,24 +150,24 @@ def _instruction_sets_agree(numel: int) -> Check:
                 f"{name} on {n}" for n, v in zip(names, values, strict=True) if not _same(v, values[-1])
             ]
     finally:
-        paraminit_ext.set_cpu_capability(was)
-    return _counted(f"instruction sets agree: {', '.join(names)}", wrong, total, f"fills of {numel}")
+        paraminit_ext.set_cpu_capability(previous)
+    return _summarise(f"instruction sets agree: {', '.join(names)}", wrong, total, f"fills of {numel}")
 
 
 def _threads_agree(numel: int) -> Check:
-    wrong, total, was = [], 0, torch.get_num_threads()
+    wrong, total, previous = [], 0, torch.get_num_threads()
     try:
         for name, fill, dtype in _fills():
             values = []
-            for threads in (1, was, was + 1):
+            for threads in (1, previous, previous + 1):
                 torch.set_num_threads(threads)
                 values.append(fill(torch.empty(numel, dtype=dtype), _KEY))
             total += 1
             if not all(_same(values[0], other) for other in values[1:]):
                 wrong.append(name)
     finally:
-        torch.set_num_threads(was)
-    return _counted(f"1, {was} and {was + 1} threads agree", wrong, total, f"fills of {numel}")
+        torch.set_num_threads(previous)
+    return _summarise(f"1, {previous} and {previous + 1} threads agree", wrong, total, f"fills of {numel}")
 
 
 def _layouts_and_shards_agree(device: str) -> Check:
@@ -182,7 +182,7 @@ def _layouts_and_shards_agree(device: str) -> Check:
             wrong.append(f"{name}, transposed")
         if not _same(part, whole[13:113, 129:206]):
             wrong.append(f"{name}, shard")
-    return _counted("a transposed matrix and a shard are the whole's", wrong, total, "tensors")
+    return _summarise("a transposed matrix and a shard match the whole", wrong, total, "tensors")
 
 
 def _narrow_is_wide_rounded(numel: int, device: str) -> Check:
@@ -196,11 +196,11 @@ def _narrow_is_wide_rounded(numel: int, device: str) -> Check:
         for dtype in (torch.float16, torch.bfloat16):
             total += 1
             narrow, rounded = fill(torch.empty(numel, dtype=dtype, device=device), _KEY), wide.to(dtype)
-            # A uniform that the rounding takes to its upper bound is the value below it.
+            # A uniform value that would round to the upper bound becomes the largest value below the bound.
             inside = rounded != 0.5 if name == "uniform" else torch.ones_like(rounded, dtype=torch.bool)
             if not _same(narrow[inside], rounded[inside]):
                 wrong.append(f"{name}, {str(dtype)[6:]}")
-    return _counted("16-bit values are float32's, rounded once", wrong, total, f"fills of {numel}")
+    return _summarise("16-bit values are float32 values, rounded once", wrong, total, f"fills of {numel}")
 
 
 def _cuda_is_the_cpus(numel: int) -> Check:
@@ -212,17 +212,20 @@ def _cuda_is_the_cpus(numel: int) -> Check:
             fill(torch.empty(numel, dtype=dtype), _KEY),
         ):
             wrong.append(name)
-    return _counted("CUDA writes the CPU's bits", wrong, total, f"fills of {numel}")
+    return _summarise("CUDA writes the CPU's bits", wrong, total, f"fills of {numel}")
 
 
 # --- statistics -------------------------------------------------------------------------------
 
-# The chance that a right stream fails the whole pass, shared out evenly among its tests.
+# The probability that a correct build fails the whole set of tests, divided equally among the tests.
 ALARM = 1e-6
 
 
 def chi_square_tail(x: float, degrees: int) -> float:
-    """The chance that chi-square of so many degrees exceeds x: the upper incomplete gamma function."""
+    """Return the probability that a chi-square variable with ``degrees`` degrees of freedom exceeds ``x``.
+
+    This is the regularised upper incomplete gamma function.
+    """
     a, x = degrees / 2.0, x / 2.0
     if x <= 0:
         return 1.0
@@ -251,17 +254,20 @@ def chi_square_tail(x: float, degrees: int) -> float:
 
 
 def binomial_tails(count: int, n: int, p: float) -> float:
-    """Twice the smaller of the chances of at most and of at least `count` of n, at most 1."""
+    """Return the two-sided p-value of ``count`` under a binomial distribution.
 
-    def chance(k: int) -> float:
+    This is twice the smaller of the probabilities of at most and of at least ``count``, clamped to 1.
+    """
+
+    def probability(k: int) -> float:
         log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
         return math.exp(log + k * math.log(p) + (n - k) * math.log1p(-p))
 
-    # Away from the mean the terms fall, so the tail on the side of `count` is summed until they vanish.
+    # Terms decrease away from the mean, so sum the tail on the side of `count` until they are negligible.
     step = 1 if count > n * p else -1
     total, k = 0.0, count
     while 0 <= k <= n:
-        term = chance(k)
+        term = probability(k)
         total += term
         if term <= total * 1e-17:
             break
@@ -270,20 +276,20 @@ def binomial_tails(count: int, n: int, p: float) -> float:
 
 
 def normal_tails(z: float) -> float:
-    """The chance that a standard normal is as far from 0 as z, on either side."""
+    """Return the probability that a standard normal variable is at least as far from 0 as ``z``."""
     return math.erfc(abs(z) / math.sqrt(2.0))
 
 
 def _uniformity(u: Tensor) -> dict[str, float]:
-    """p-values of a sample whose law has been turned into the uniform one on [0, 1)."""
+    """Return p-values of a sample that has been transformed to the uniform law on [0, 1)."""
     n = u.numel()
     bins, side = 1024, 32
     cells = (u * bins).long().clamp_(0, bins - 1)
     counts = torch.bincount(cells, minlength=bins).double()
     chi = float(((counts - n / bins) ** 2).sum()) / (n / bins)
     p = {f"chi-square, {bins} bins": chi_square_tail(chi, bins - 1)}
-    # Massart (1990): the chance that the distribution functions differ by more than d is at most
-    # 2 exp(-2 n d^2), for every n.
+    # Massart (1990): for every n, the distribution functions differ by more than d with probability at most
+    # 2 exp(-2 n d^2).
     ordered = u.sort().values
     steps = torch.arange(n, dtype=torch.float64, device=u.device)
     distance = max(float((ordered - steps / n).max()), float(((steps + 1) / n - ordered).max()))
@@ -303,7 +309,7 @@ def _uniformity(u: Tensor) -> dict[str, float]:
 
 
 def _tail_counts(z: Tensor) -> dict[str, float]:
-    """p-values of how many of a standard normal's values lie far out."""
+    """Return p-values of the numbers of standard normal values beyond 3, 4 and 5 standard deviations."""
     n = z.numel()
     size = z.abs()
     return {
@@ -312,12 +318,12 @@ def _tail_counts(z: Tensor) -> dict[str, float]:
     }
 
 
-def _above(x: float) -> float:
+def _normal_upper_tail(x: float) -> float:
     return 0.5 * math.erfc(x / math.sqrt(2.0))
 
 
 def p_values(law: str, sample: Tensor) -> dict[str, float]:
-    """p-values of a sample under one of the laws of :data:`LAWS`, by the name of the test."""
+    """Return p-values of a sample under a law of :data:`LAWS`, by the name of the test."""
     x = sample.double()
     if law == "uniform on [-1, 3)":
         return _uniformity((x + 1.0) / 4.0)
@@ -325,9 +331,10 @@ def p_values(law: str, sample: Tensor) -> dict[str, float]:
         z = (x - 2.0) / 0.5
         return _uniformity(torch.special.ndtr(z)) | _tail_counts(z)
     if law == "truncated normal on [-2, 2]":
-        return _uniformity((torch.special.ndtr(x) - _above(2.0)) / (1.0 - 2.0 * _above(2.0)))
-    # One-sided, from 2 on.
-    return _uniformity(1.0 - torch.special.ndtr(-x) / _above(2.0))
+        tail = _normal_upper_tail(2.0)
+        return _uniformity((torch.special.ndtr(x) - tail) / (1.0 - 2.0 * tail))
+    # One-sided truncation to [2, inf).
+    return _uniformity(1.0 - torch.special.ndtr(-x) / _normal_upper_tail(2.0))
 
 
 LAWS: dict[str, Callable[[Tensor, Key], Tensor]] = {
@@ -339,13 +346,13 @@ LAWS: dict[str, Callable[[Tensor, Key], Tensor]] = {
 
 
 def _statistics(numel: int, device: str) -> Iterator[Check]:
-    found: list[tuple[str, dict[str, float]]] = []
+    results: list[tuple[str, dict[str, float]]] = []
     for n, (law, fill) in enumerate(LAWS.items()):
         for dtype in (torch.float32, torch.float64):
             sample = fill(torch.empty(numel, dtype=dtype, device=device), _KEY.fold_in(n))
-            found.append((f"{law}, {str(dtype)[6:]}", p_values(law, sample)))
-    total = sum(len(p) for _, p in found)
-    for name, p in found:
+            results.append((f"{law}, {str(dtype)[6:]}", p_values(law, sample)))
+    total = sum(len(p) for _, p in results)
+    for name, p in results:
         low = [test for test, value in p.items() if not value >= ALARM / total]
         least = min(p, key=lambda test: p[test])
         what = f"FAIL: {', '.join(low)}; least" if low else f"{len(p)} tests of {numel} values, least"
@@ -358,7 +365,7 @@ def _statistics(numel: int, device: str) -> Iterator[Check]:
 
 
 def checks(device: str, quick: bool) -> Iterator[Check]:
-    """Every line of the table, as it is found."""
+    """Run the checks one by one, and yield each line of the table."""
     golden = json.loads(_GOLDEN.read_text())
     version, built = golden["stream_version"], _C.build_info()["stream_version"]
     yield Check(
@@ -368,13 +375,13 @@ def checks(device: str, quick: bool) -> Iterator[Check]:
     )
     yield _known_answers()
     yield _golden_keys(golden)
-    was = paraminit_ext.cpu_capability()
+    previous = paraminit_ext.cpu_capability()
     try:
         for capability in paraminit_ext.available_cpu_capabilities():
             paraminit_ext.set_cpu_capability(capability)
             yield _golden_fills(golden, "cpu", f"golden values on {capability}")
     finally:
-        paraminit_ext.set_cpu_capability(was)
+        paraminit_ext.set_cpu_capability(previous)
     numel = (1 << 18 if quick else 1 << 22) + 77
     yield _instruction_sets_agree(numel)
     yield _threads_agree(numel)
@@ -387,7 +394,7 @@ def checks(device: str, quick: bool) -> Iterator[Check]:
 
 
 def refusal(device: str) -> str | None:
-    """Why this device cannot be verified, in one line, or None."""
+    """Return one line that says why this device cannot be verified, or None if it can."""
     if device == "cpu":
         return None
     if not _C.has_cuda():
@@ -398,7 +405,7 @@ def refusal(device: str) -> str | None:
 
 
 def verify(device: str, quick: bool) -> int:
-    """Print the table; return 0 if every line is right, 1 if one is not, 2 if the device cannot be had."""
+    """Print the table. Return 0 if every line is right, 1 if one is wrong, 2 if the device is unavailable."""
     reason = refusal(device)
     if reason is not None:
         print(f"paraminit_ext verify --device {device}: {reason}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""`make prove`: what takes minutes to prove, step by step, each claim with a verdict."""
+"""`make prove`: the checks that take minutes, in steps. Each check returns a `CheckResult`."""

@@ -1,4 +1,4 @@
-"""Runs the steps of the proof, draws a table of each, and fails if any claim does."""
+"""Run the steps of `make prove`, print a table of check results for each, and fail if any check fails."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prove import battery, numbers, statistics
-from prove.claims import Claim, ProofError, Step, draw
+from prove import dieharder, numbers, statistics
+from prove.check_result import CheckResult, ProofError, Step, draw
 
 STEPS: dict[str, Step] = {
     "numbers": numbers.prove,
     "statistics": statistics.prove,
-    "battery": battery.prove,
+    "battery": dieharder.prove,
 }
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"steps to run, by commas: {', '.join(STEPS)}")] = "",
-    update: Annotated[bool, typer.Option("--update", help="rewrite what the steps publish")] = False,
+    only: Annotated[str, typer.Option(help=f"steps to run, separated by commas: {', '.join(STEPS)}")] = "",
+    update: Annotated[
+        bool, typer.Option("--update", help="rewrite the published tables and add missing checksums")
+    ] = False,
 ) -> None:
-    """Proves what takes minutes to prove: one step after the other, a table of verdicts each."""
+    """Run the checks that take minutes, one step after the other, and print a table of results for each."""
     console = Console(width=None if Console().is_terminal else 120)
     chosen = [name.strip() for name in only.split(",") if name.strip()] or list(STEPS)
     for name in chosen:
@@ -33,12 +35,12 @@ def main(
     for name in chosen:
         start = time.monotonic()
         try:
-            claims = list(STEPS[name](console, update))
+            check_results = list(STEPS[name](console, update))
         except ProofError as error:
-            claims = [Claim("the step can be run", str(error), "", False)]
-        claims = claims or [Claim("the step claims something", "nothing", "a claim", False)]
-        draw(console, f"{name}: {time.monotonic() - start:.0f} s", claims)
-        failed += [f"{name}: {one.name}" for one in claims if not one.holds]
+            check_results = [CheckResult("the step can be run", str(error), "", False)]
+        check_results = check_results or [CheckResult("the step has checks", "none", "at least one", False)]
+        draw(console, f"{name}: {time.monotonic() - start:.0f} s", check_results)
+        failed += [f"{name}: {result.name}" for result in check_results if not result.holds]
     for line in failed:
         console.print(f"FAILS {line}", highlight=False, markup=False)
     if failed:

@@ -1,9 +1,10 @@
-"""Statistics, each with the law that it has under its claim: functions from data to p-values by name.
+"""Statistical checks: functions that take data and return p-values by name.
 
-A p-value here is the chance, under the claim, of what was seen or worse. Each function says which law that
-is, and whether it is exact, on the safe side (the chance is at most what is said) or a limit. What a fill of
-32-bit words may differ from its ideal law (`Law.error`) is taken off first, so that no size of sample turns a
-rounding into an alarm. Two-sided p-values are twice the smaller side.
+A p-value is the probability, under the null hypothesis, of a statistic at least as extreme as the observed
+one. Each docstring names the null distribution, and says whether it is exact, conservative (the probability
+is at most the p-value) or asymptotic. The allowed difference between a fill and its ideal law (`Law.error`)
+is subtracted first, so that rounding raises no alarm at any sample size. Two-sided p-values are twice the
+smaller tail.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy.typing as npt
 from scipy import integrate, special, stats
 
 from prove.laws import VALUE_ERROR, Array, Counts, Histogram, Moments, Sample, merged
-from prove.words import Words, reversed_bits
+from prove.raw_words import Words, reversed_bits
 
 Scores = dict[str, float]
 
-# The chance that one p-value raises an alarm though its claim holds. What is certain about a whole run is the
-# number of its p-values times this (Bonferroni), whatever the dependence between them.
+# A p-value below this is an alarm. The probability of a false alarm in a run is at most the number of its
+# p-values times this (Bonferroni), however the p-values depend on each other.
 ALARM = 1e-6
-# What that may come to in a run.
+# The largest allowed value of that bound for one run.
 FALSE_ALARM = 0.005
 
 
@@ -37,7 +38,7 @@ def normal_score(z: float) -> float:
 
 
 def binomial_score(count: int, trials: int, p: float, error: float = 0.0) -> float:
-    """Exact. With an error of p, on the safe side: the tails are monotone in p."""
+    """Return the exact binomial p-value. If `error` bounds the error of p, the p-value is conservative."""
     lower = special.betainc(trials - count, count + 1, 1 - max(p - error, 0.0)) if count < trials else 1.0
     upper = special.betainc(count, trials - count + 1, min(p + error, 1.0)) if count > 0 else 1.0
     return two_sided(lower, upper)
@@ -48,10 +49,11 @@ def poisson_score(count: int, mean: float) -> float:
 
 
 def distance_score(distance: float, n: int) -> float:
-    """Of the greatest distance between the distribution functions of n values and of their law: Kolmogorov's.
+    """Return Kolmogorov's p-value of the greatest distance between n values and their law.
 
-    The exact law, or its expansion for great n to far beyond what is needed. scipy has neither for 2^32
-    values; the limit law is on the safe side of it there, and as near as 1/sqrt(n).
+    `distance` is between the distribution functions. scipy computes the exact null distribution, or an
+    expansion for large n that is more precise than needed, but neither for 2^32 values. There the asymptotic
+    distribution is conservative, and close to the order of 1/sqrt(n).
     """
     if n > 2**28:
         return float(special.kolmogorov(math.sqrt(n) * max(distance, 0.0)))
@@ -59,18 +61,21 @@ def distance_score(distance: float, n: int) -> float:
 
 
 def chi_square_score(statistic: float, degrees: float, offset: float = 0.0) -> float:
-    """Counts that are too even are no chance either. `offset` is the noncentrality that is allowed."""
+    """Return the chi-square p-value. Two-sided, because counts can also be too even.
+
+    `offset` is the allowed noncentrality.
+    """
     central = special.chdtrc(degrees, statistic)
     upper = stats.ncx2.sf(statistic, degrees, offset) if offset > 0 else central
     return two_sided(special.chdtr(degrees, statistic), upper)
 
 
 def chi_square(counts: Counts, probabilities: Array | float, error: float = 0.0) -> float:
-    """Pearson's statistic of counts, against chi-square of one degree less.
+    """Return the p-value of Pearson's statistic: chi-square with one degree less than there are bins.
 
-    A limit, and a close one: the callers expect hundreds of values in each bin. `error` bounds the error of
-    the distribution function at each bin's ends. A true law that near turns chi-square into a noncentral one,
-    of at most n sum (2 error)^2 / p, and that law, the greater one, gives the p-value.
+    Asymptotic, but close, because callers expect hundreds of values in each bin. `error` bounds the error of
+    the distribution function at the ends of each bin. Within that error, the statistic is noncentral
+    chi-square with noncentrality at most n sum (2 error)^2 / p. The upper tail uses this distribution.
     """
     n = int(counts.sum())
     p = np.broadcast_to(np.asarray(probabilities, np.float64), counts.shape)
@@ -79,7 +84,7 @@ def chi_square(counts: Counts, probabilities: Array | float, error: float = 0.0)
 
 
 def no_smaller_than_chance(values: list[float]) -> float:
-    """Of p-values: below p no more often than p, by the greatest excess of their distribution function."""
+    """Check that p-values are below p with probability at most p, for all p: one-sided Kolmogorov."""
     return float(stats.ks_1samp(values, stats.uniform.cdf, alternative="greater").pvalue)
 
 
@@ -89,7 +94,7 @@ def no_smaller_than_chance(values: list[float]) -> float:
 
 
 def kolmogorov(sample: Sample) -> Scores:
-    """The greatest distance between the distribution functions, less the law's error: on the safe side."""
+    """Check the greatest distance between the distribution functions, less the law's error. Conservative."""
     u, n = sample.sorted_u, sample.size
     steps = np.arange(n + 1) / n
     distance = max((steps[1:] - u).max(), (u - steps[:-1]).max())
@@ -97,10 +102,10 @@ def kolmogorov(sample: Sample) -> Scores:
 
 
 def anderson_darling_sf(statistic: float) -> float:
-    """The upper tail of the limit law of A^2 (Anderson and Darling 1954, equation 4.4).
+    """Return the upper tail of the asymptotic law of A^2 (Anderson and Darling 1954, equation 4.4).
 
-    Its series alternates: the terms are of the size of exp(z / 8), so that it is good to 1e-13 up to z = 20,
-    where the tail is 4e-10. Beyond, that stands for what is smaller.
+    The series alternates, and its terms are of the order of exp(z / 8). So the result is accurate to 1e-13 up
+    to z = 20, where the tail is 4e-10. For greater statistics, return the tail at 20.
     """
     z = min(max(statistic, 0.02), 20.0)
     total = 0.0
@@ -119,14 +124,14 @@ def anderson_darling_sf(statistic: float) -> float:
 
 
 def anderson_darling(sample: Sample) -> Scores:
-    """The mean square distance, weighted by the inverse of its variance: more of it is tails.
+    """Check the mean squared distance, weighted by its inverse variance so that the tails count more.
 
-    The limit law, which differs from that of n values by O(1/n). sqrt(A^2 / n) is a distance between the two
-    functions, so an error of the law adds at most its own length, whose square is below
+    Asymptotic: the law of n values differs by O(1/n). sqrt(A^2 / n) is a norm of the difference between the
+    two distribution functions. So an error of the law adds at most its own norm, whose square is below
     error^2 (2 ln(1 / error) + 2).
     """
     u, n = sample.sorted_u, sample.size
-    # A value at an end of a grid stands for the middle of its first or last half step.
+    # A value at an end of a grid represents the middle of the first or last half step.
     half = 2.0**-33 if sample.error else 2.0**-53
     u = np.clip(u, half, 1 - half)
     weights = 2 * np.arange(1, n + 1, dtype=np.float64) - 1
@@ -138,9 +143,9 @@ def anderson_darling(sample: Sample) -> Scores:
 
 
 def equiprobable(sample: Sample) -> Scores:
-    """Counts in 1000 bins of equal probability (fewer in a small sample): chi-square.
+    """Check the counts in 1000 bins of equal probability (fewer for a small sample) with chi-square.
 
-    Not a power of two, which a coarse grid would fill evenly.
+    The number of bins is not a power of two, because a coarse grid would fill such bins evenly.
     """
     bins = min(1000, sample.size // 64)
     counts = np.diff(
@@ -150,12 +155,12 @@ def equiprobable(sample: Sample) -> Scores:
 
 
 def moment_scores(sums: Iterable[float], size: int, law: Moments, error: float) -> Scores:
-    """Moments 1 to 4 of standardised values, from sums of their powers.
+    """Check moments 1 to 4 of standardised values, given the sums of their powers.
 
-    The mean of y^k has exactly the mean m_k and the variance (m_2k - m_k^2) / n. It is normal in the limit;
-    its skewness at this n is taken off by the first term of Cornish and Fisher's expansion, so that what is
-    left is of the order 1/n. Values that are off by `error` (1 + |y|) move it by at most that times E k
-    |y|^(k-1) (1 + |y|), which is taken off too.
+    The mean of y^k has exactly the mean m_k and the variance (m_2k - m_k^2) / n. It is asymptotically normal.
+    The first term of the Cornish-Fisher expansion corrects for its skewness, which leaves an error of the
+    order 1/n. Values with an error of up to `error` (1 + |y|) shift the mean by at most
+    `error` E k |y|^(k-1) (1 + |y|). This shift is subtracted too.
     """
     scores = {}
     for k, total in enumerate(sums, 1):
@@ -183,12 +188,13 @@ def moments(sample: Sample) -> Scores:
     return weighted_moments(sample.y, np.ones(1), sample.size, sample.law.moments, sample.error)
 
 
-# Far enough for a heap or a lack to show, near enough to expect some: at 2^22 values 2^14, 2^8 and 8 of them.
+# Probabilities of the checked tails: extreme enough to show an excess or a lack of values, but with expected
+# counts of 2^14, 2^8 and 8 in 2^22 values.
 TAILS = (2.0**-8, 2.0**-14, 2.0**-19)
 
 
 def tails(sample: Sample) -> Scores:
-    """How many values lie in the lowest and in the highest share of the law: binomial, exactly."""
+    """Check how many values lie in the lower and upper tails of the law. Exact binomial."""
     scores = {}
     for share in TAILS:
         low = int(np.searchsorted(sample.sorted_u, share, side="left"))
@@ -206,14 +212,14 @@ def tails(sample: Sample) -> Scores:
 
 def counted(sample: Sample | Histogram) -> Histogram:
     histogram = sample.histogram if isinstance(sample, Sample) else sample
-    assert histogram is not None, "a sample of a 16-bit dtype is counted, others are not"
+    assert histogram is not None, "expected a sample of a 16-bit dtype"
     return histogram
 
 
 def counted_kolmogorov(sample: Sample | Histogram) -> Scores:
-    """The greatest distance between the distribution functions at the ends of cells.
+    """Check the greatest distance between the distribution functions at the ends of cells.
 
-    On the safe side: it is the greatest distance of a uniform sample at some places only.
+    Conservative: the distance is Kolmogorov's, but at some points only.
     """
     h = counted(sample)
     distance = float(np.abs(np.cumsum(h.counts) / h.size - h.cells.below[1:]).max())
@@ -221,7 +227,7 @@ def counted_kolmogorov(sample: Sample | Histogram) -> Scores:
 
 
 def every_value(sample: Sample | Histogram, least: float = 2.0**-13) -> Scores:
-    """Pearson's statistic of the counts; neighbours that are rarer than `least` are taken together."""
+    """Check the counts of cells with chi-square. Neighbouring cells rarer than `least` are merged."""
     h = counted(sample)
     starts, probabilities = h.cells.merged(max(least, 256 / h.size))
     counts = np.add.reduceat(h.counts, starts)
@@ -229,13 +235,13 @@ def every_value(sample: Sample | Histogram, least: float = 2.0**-13) -> Scores:
 
 
 def counted_moments(sample: Sample | Histogram) -> Scores:
-    """Moments of the values that stand for the cells, by the law that they have: see `moment_scores`."""
+    """Check the moments of the cells' values by their discrete law, see `moment_scores`."""
     h = counted(sample)
     return weighted_moments(h.cells.standard, h.counts.astype(np.float64), h.size, h.cells.moments, h.error)
 
 
 def counted_tails(sample: Sample | Histogram, shares: Iterable[float] = TAILS) -> Scores:
-    """How many values lie in the cells of the lowest and of the highest share, about: binomial, exactly."""
+    """Check how many values lie in the cells that are approximately the tails. Exact binomial."""
     h = counted(sample)
     scores = {}
     for share in shares:
@@ -249,7 +255,7 @@ def counted_tails(sample: Sample | Histogram, shares: Iterable[float] = TAILS) -
 
 
 def marginal(sample: Sample) -> Scores:
-    """All of one sample's checks against its law."""
+    """Run all checks of one sample against its law."""
     scores = moments(sample)
     for check in (kolmogorov, anderson_darling, equiprobable, tails):
         scores |= check(sample)
@@ -258,20 +264,21 @@ def marginal(sample: Sample) -> Scores:
     return scores
 
 
-def two_samples(one: Sample, other: Sample) -> Scores:
-    """The greatest distance between two samples, at 2^16 places or at every value of a 16-bit dtype.
+def two_samples(first: Sample, second: Sample) -> Scores:
+    """Check the greatest distance between two samples at 2^16 points, or at every value of a 16-bit dtype.
 
-    Two samples of N and M differ as one of N M / (N + M) differs from its law, in the limit; fewer places are
-    on the safe side, and the law that spaces them enters no claim.
+    Asymptotically, samples of N and M values differ as one sample of N M / (N + M) values differs from its
+    law. Comparing at some points only is conservative. The law only spaces the points: the check does not
+    assume that the samples follow it.
     """
-    if one.histogram is not None and other.histogram is not None:
-        functions = [np.cumsum(s.counts) / s.size for s in (one.histogram, other.histogram)]
+    if first.histogram is not None and second.histogram is not None:
+        functions = [np.cumsum(s.counts) / s.size for s in (first.histogram, second.histogram)]
     else:
-        codes = [np.minimum(s.u * 65536, 65535).astype(np.int64) for s in (one, other)]
+        codes = [np.minimum(s.u * 65536, 65535).astype(np.int64) for s in (first, second)]
         functions = [np.cumsum(np.bincount(c, minlength=65536)) / len(c) for c in codes]
     distance = float(np.abs(functions[0] - functions[1]).max())
-    size = one.size * other.size // (one.size + other.size)
-    return {"two samples": distance_score(distance - one.error, size)}
+    size = first.size * second.size // (first.size + second.size)
+    return {"two samples": distance_score(distance - first.error, size)}
 
 
 # ----------------------------------------------------------------------------------------
@@ -279,47 +286,48 @@ def two_samples(one: Sample, other: Sample) -> Scores:
 # ----------------------------------------------------------------------------------------
 
 
-def lagged(scores: Scores, name: str, one: Array, other: Array, lags: Iterable[int]) -> None:
+def lagged(scores: Scores, name: str, earlier: Array, later: Array, lags: Iterable[int]) -> None:
+    """Add the p-value of the correlation between `earlier` and `later` at each lag."""
     for lag in lags:
-        total = float(one[:-lag] @ other[lag:])
-        scores[f"{name} at {lag}"] = normal_score(total / math.sqrt(len(one) - lag))
+        total = float(earlier[:-lag] @ later[lag:])
+        scores[f"{name} at {lag}"] = normal_score(total / math.sqrt(len(earlier) - lag))
 
 
 def serial(sample: Sample, lags: Iterable[int] = range(1, 65)) -> Scores:
-    """Correlations between values, between their squares, and of values with squares, at each lag.
+    """Check the correlations of values, of their squares, and of values with squares, at each lag.
 
-    With y standardised by the law, sum y_i y_(i+k) has mean 0 and variance n - k exactly: its terms are
-    uncorrelated. Normal in the limit. The error of the law squared is far below 1/sqrt(n).
+    For y standardised by the law, sum y_i y_(i+k) has exactly mean 0 and variance n - k, because its terms
+    are uncorrelated. It is asymptotically normal. The square of the law's error is far below 1/sqrt(n).
     """
     y = sample.y
     third, fourth = sample.law.moments.power[3:5]
-    # y^2 - 1 less its part along y: uncorrelated with y, so that each line below asks something of its own.
-    size = (np.square(y) - 1 - third * y) / math.sqrt(fourth - 1 - third**2)
+    # y^2 - 1 minus its projection on y: uncorrelated with y, so that each call below checks something new.
+    squares = (np.square(y) - 1 - third * y) / math.sqrt(fourth - 1 - third**2)
     scores: Scores = {}
     lags = list(lags)
     lagged(scores, "values", y, y, lags)
-    lagged(scores, "squares", size, size, lags)
-    lagged(scores, "values before squares", y, size, lags[:8])
-    lagged(scores, "squares before values", size, y, lags[:8])
+    lagged(scores, "squares", squares, squares, lags)
+    lagged(scores, "values before squares", y, squares, lags[:8])
+    lagged(scores, "squares before values", squares, y, lags[:8])
     return scores
 
 
 def joint(columns: list[Array], bins: int, error: float) -> float:
-    """Counts in a cube of equal cells, of columns that are said to be uniform and independent: chi-square."""
+    """Return the chi-square p-value of the counts of independent uniform columns in a cube of equal cells."""
     code = np.zeros(len(columns[0]), np.int64)
     for u in columns:
         code = code * bins + np.minimum(u * bins, bins - 1).astype(np.int64)
     cells = bins ** len(columns)
-    # Each side of a cell is off by up to 2 errors, in the share 1/bins^(d-1) of the others.
+    # In each of d dimensions a cell's width is off by up to 2 `error`, times 1/bins^(d-1) for the others.
     slack = error * len(columns) / bins ** (len(columns) - 1)
     return chi_square(np.bincount(code, minlength=cells), 1 / cells, slack)
 
 
 def tuples(sample: Sample) -> Scores:
-    """Adjacent pairs and triples, and pairs and triples of lanes in a group of four: chi-square.
+    """Check adjacent pairs and triples, and pairs and triples of lanes in a group of four, with chi-square.
 
-    No value is in two tuples of one count, so that Pearson's statistic has its law. (Lane 3 stands before
-    lane 0 of the next group, so each pair of lanes is a lag as well.)
+    No value is in two tuples of the same count, so that Pearson's statistic has its law. (Lane 3 precedes
+    lane 0 of the next group, so each pair of lanes is also a lag.)
     """
     u = sample.u[: sample.size // 12 * 12]
     narrow, wide = (16, 32) if sample.size >= 2**20 else (4, 8)
@@ -341,14 +349,14 @@ def tuples(sample: Sample) -> Scores:
 
 
 def lines(matrix: Array, name: str) -> Scores:
-    """Rows of a matrix of independent standard normals, as vectors: sums, lengths, and angles between them.
+    """Check the rows of a matrix of independent standard normals: their sums, lengths and angles.
 
-    The squares of the sums add up to a chi-square, exactly. The squared lengths are chi-square themselves;
-    their scatter has the mean and the variance used here exactly and is normal in the limit. The cosine of
-    two rows has a square of law Beta(1/2, (c - 1)/2), exactly; the greatest of all has at most its chance
-    times the number of pairs. Cosines of different pairs are uncorrelated, and so are their squares: the sums
-    over neighbours, and over all pairs, have the means and variances used here exactly and are normal in the
-    limit.
+    The sum of the squared row sums is exactly chi-square, after scaling. The squared lengths are chi-square;
+    their scatter has exactly the mean and variance used here, and is asymptotically normal. The squared
+    cosine of two rows of c elements is exactly Beta(1/2, (c - 1)/2). The p-value of the greatest one is at
+    most that of one pair times the number of pairs. Cosines of different pairs are uncorrelated, and so are
+    their squares. So their sums over neighbours, and over all pairs, have exactly the means and variances
+    used here, and are asymptotically normal.
     """
     rows, columns = matrix.shape
     sums, lengths = matrix.sum(1), np.square(matrix).sum(1)
@@ -356,9 +364,9 @@ def lines(matrix: Array, name: str) -> Scores:
     gram = unit @ unit.T
     upper = np.triu_indices(rows, 1)
     cosines = gram[upper].astype(np.float64)
-    # Rounding takes the cosine of two equal rows a little beyond 1 with some libraries' products.
-    apart = max(0.0, 1 - float(np.square(cosines).max()))
-    farthest = float(special.betainc((columns - 1) / 2, 0.5, apart))
+    # The matrix products of some libraries round the cosine of two equal rows to slightly more than 1.
+    sine_squared = max(0.0, 1 - float(np.square(cosines).max()))
+    nearest = float(special.betainc((columns - 1) / 2, 0.5, sine_squared))
     squares = float(np.square(cosines).sum())
     deviation = math.sqrt(len(cosines) * 2 * (columns - 1) / (columns**2 * (columns + 2)))
     scatter = float(np.square(lengths - columns).sum()) / (2 * columns)
@@ -366,7 +374,7 @@ def lines(matrix: Array, name: str) -> Scores:
     return {
         f"sums of {name}": chi_square_score(float(np.square(sums).sum()) / columns, rows),
         f"lengths of {name}": normal_score((scatter - rows) / math.sqrt(rows * (2 + 12 / columns))),
-        f"nearest {name}": min(1.0, len(cosines) * farthest),
+        f"nearest {name}": min(1.0, len(cosines) * nearest),
         f"angles between {name}": normal_score((squares - len(cosines) / columns) / deviation),
         f"neighbouring {name}": normal_score(neighbours * math.sqrt(columns / (rows - 1))),
     }
@@ -382,7 +390,7 @@ def rows_and_columns(matrix: Array) -> Scores:
 
 
 def bits_of_words(words: Words) -> Scores:
-    """Each bit is fair, each byte of each lane even, the number of ones binomial: exact, and chi-square."""
+    """Check with chi-square that bits are fair, bytes of each lane uniform, the ones of a word binomial."""
     groups = words.reshape(-1, 4)
     n = len(groups)
     ones = np.array([((groups >> np.uint32(bit)) & np.uint32(1)).sum(0) for bit in range(32)], np.float64)
@@ -398,9 +406,9 @@ def bits_of_words(words: Words) -> Scores:
     return scores
 
 
-def differing_bits(one: Words, other: Words) -> float:
-    """How many bits differ: binomial, exactly, also of a stream against itself some words later."""
-    return binomial_score(int(np.bitwise_count(one ^ other).sum()), 32 * len(one), 0.5)
+def differing_bits(first: Words, second: Words) -> float:
+    """Check how many bits differ. Exact binomial, also for a stream and the same stream some words later."""
+    return binomial_score(int(np.bitwise_count(first ^ second).sum()), 32 * len(first), 0.5)
 
 
 def later_words(words: Words) -> Scores:
@@ -408,26 +416,26 @@ def later_words(words: Words) -> Scores:
 
 
 def repeated(names: npt.NDArray[np.uint64], bits: int = 64) -> float:
-    """How many of values that are uniform on 2^bits are not new: Poisson, of mean n^2 / 2^(bits + 1).
+    """Check how many values, uniform on 2^bits, repeat earlier ones: Poisson with mean n^2 / 2^(bits + 1).
 
-    On the safe side above where that mean is far below 1 (the chance of any is at most the mean), and a limit
-    elsewhere, where n^3 / 2^(2 bits) is small.
+    If the mean is far below 1, the upper tail is conservative, because the probability of any repetition is
+    at most the mean. Otherwise the law is asymptotic, and close if n^3 / 2^(2 bits) is small.
     """
     n = len(names)
     return poisson_score(n - len(np.unique(names)), n * (n - 1) / 2.0 ** (bits + 1))
 
 
 def groups_of_words(words: Words) -> Scores:
-    """No group of four words comes again: of its first two and of its last two words."""
+    """Check that no group of four words repeats, by its first two words and by its last two words."""
     halves = words.view(np.uint64).reshape(-1, 2)
     return {f"{half} halves of groups": repeated(halves[:, i]) for i, half in enumerate(("first", "second"))}
 
 
 def birthday_spacings(words: Words) -> Scores:
-    """Equal gaps between 2^12 birthdays in a year of 2^32 days: Poisson of mean 4 (Marsaglia 1985).
+    """Check the equal gaps between 2^12 birthdays in a year of 2^32 days: Poisson, mean 4 (Marsaglia 1985).
 
-    Of 16 years together, within the range in which the sum is Poisson too (L'Ecuyer and Simard 2001: N n^3 at
-    most k^(5/4)). Of the words, and of their bits in reverse order, where the low bits decide.
+    The counts of 16 years are added. Their sum is Poisson too in this range (L'Ecuyer and Simard 2001: N n^3
+    at most k^(5/4)). Words with reversed bits are also checked, because there the low bits decide.
     """
     scores = {}
     for lane in range(4):
@@ -440,5 +448,5 @@ def birthday_spacings(words: Words) -> Scores:
 
 
 def of_words(words: Words) -> Scores:
-    """All checks of raw words."""
+    """Run all checks of raw words."""
     return bits_of_words(words) | later_words(words) | groups_of_words(words) | birthday_spacings(words)

@@ -1,4 +1,4 @@
-"""Counts of long fills, made shard by shard: more values than memory holds, in 65,536 numbers."""
+"""Counts of the values of long fills: 65,536 counters for more values than fit in memory, shard by shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = Key(0x10_46_5A_3F_1E)
 
 
 def count_part(name: str, dtype: torch.dtype, total: int, chunk: int, start: int) -> Counts:
-    """Of the values from `start` on, by their high 16 bits."""
+    """Fill the shard that begins at `start`, and count its values by their high 16 bits."""
     part = shard(torch.empty(min(chunk, total - start), dtype=dtype), (total,), (start,))
     values = CASES[name].fill(part, KEY.fold_in(f"{name}, {dtype}"))
     words = values.element_size() // 2
@@ -39,6 +39,9 @@ def histogram(counts: Counts, law: Law, dtype: torch.dtype) -> Histogram:
 
 
 def of_counts(h: Histogram) -> Scores:
-    """Wide cells for chi-square: what is allowed for rounding would hide all else in narrow ones."""
+    """Run all checks of counts.
+
+    Chi-square uses wide cells, because in narrow cells the allowance for rounding would hide any fault.
+    """
     scores = checks.counted_kolmogorov(h) | checks.every_value(h, 2.0**-7) | checks.counted_moments(h)
     return scores | checks.counted_tails(h, (2.0**-8, 2.0**-14, 2.0**-20, 2.0**-26))

@@ -1,8 +1,9 @@
-"""The laws that the fills are held to, and samples of them.
+"""The laws that fills must follow, and samples of fills.
 
-A law is the ideal one, of real numbers. A fill differs from it in two ways, and both are accounted for: its
-32-bit path by at most `WORD_ERROR` in the distribution function, its 16-bit dtypes by one rounding, whose
-discrete law is known exactly: the probability of a value is the law's mass between the midpoints around it.
+A `Law` is an ideal distribution of real numbers. A fill differs from it in two ways, and the checks account
+for both. Values from 32-bit words have a distribution function that is off by at most `WORD_ERROR`. A 16-bit
+dtype rounds once, and its discrete law is known exactly: the probability of a value is the law's mass between
+the midpoints around it.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from paraminit_ext import Key, Shard, init
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-# How far the distribution function of a fill made of 32-bit words may be from its ideal one, anywhere.
-# Uniform: the grid of 2^24 steps and the rounding of each, 2^-24 + 2^-24. Normal: |dz| is at most 2 ulp of
-# the radius, 2^-23 R of the angle and half an ulp, and phi(z) |dz| with R <= |z| + |z'|, E|z'| = 0.8, at most
-# 2^-23; then the rounding of x, which is half an ulp of mean + std z in units of std, 2^-23 for the means
-# here. Truncated normal: swept (test_a_truncated_normal_has_its_distribution_function_at_every_word), with
-# more of it in one tail, where the density is greater.
+# The greatest error of the distribution function of a fill that is made from 32-bit words.
+# Uniform: the grid of 2^24 steps and the rounding of each value, 2^-24 + 2^-24.
+# Normal: the error |dz| is at most the sum of 2 ulp of the radius, 2^-23 R from the angle, and half an ulp.
+# With R <= |z| + |z'| and E|z'| = 0.8, phi(z) |dz| is at most 2^-23. The rounding of x = mean + std z adds
+# half an ulp of x in units of std, which is 2^-23 for the means here.
+# Truncated normal: measured (test_a_truncated_normal_has_its_distribution_function_at_every_word). The error
+# in one tail, TAIL_ERROR, is greater because the density there is greater.
 WORD_ERROR = 2.0**-22
 TAIL_ERROR = 2.0**-19
 
-# How far such a value y may be from its ideal one, in standard deviations of the law, over 1 + |y|: 8 ulp of
-# a truncated normal in a tail are the most, 2^-20 z, and those here have a standard deviation of a third of
-# z.
+# The greatest error of a value y of such a fill, in standard deviations of the law, divided by 1 + |y|. It is
+# greatest for a truncated normal in a tail: 8 ulp, which is 2^-20 z. Those laws here have a standard
+# deviation of a third of z.
 VALUE_ERROR = 2.0**-17
 
 
@@ -46,7 +48,7 @@ VALUE_ERROR = 2.0**-17
 
 @dataclass(frozen=True)
 class Moments:
-    """Of standardised values: E y^k for k up to 12 and E |y|^k for k up to 4."""
+    """Moments of standardised values: E y^k for k up to 12 (`power`), E |y|^k for k up to 4 (`absolute`)."""
 
     power: list[float]
     absolute: list[float]
@@ -61,7 +63,7 @@ def moments_of(y: Array, p: Array) -> Moments:
 
 @dataclass(frozen=True)
 class Law:
-    """Uniform on [a, b), or normal given that it lies in [a, b]."""
+    """The uniform law on [a, b), or the normal law truncated to [a, b]."""
 
     family: str
     a: float
@@ -74,7 +76,7 @@ class Law:
         if self.family == "uniform":
             share: Array = (x - self.a) / (self.b - self.a)
             return share
-        # From the tail that is the smaller one at the nearer bound, so that far tails keep their precision.
+        # If the interval lies mostly above the mean, use upper tails, so that far tails keep their precision.
         alpha, beta = (self.a - self.mean) / self.std, (self.b - self.mean) / self.std
         z = (x - self.mean) / self.std
         if alpha + beta > 0:
@@ -84,7 +86,7 @@ class Law:
         return share
 
     def quantile(self, p: Array) -> Array:
-        """Good to what a planted fault or a plain sample needs: not in far tails."""
+        """Return quantiles. They are precise enough for planted faults and samples, but not in far tails."""
         if self.family == "uniform":
             x: Array = self.a + p * (self.b - self.a)
             return x
@@ -94,10 +96,10 @@ class Law:
 
     @cached_property
     def nodes(self) -> tuple[Array, Array]:
-        """Values and weights that integrate polynomials against the law: Gauss and Legendre, 64 pieces."""
+        """Nodes and weights that integrate polynomials against the law: Gauss-Legendre on 64 intervals."""
         low, high = self.a, self.b
         if self.family == "normal":
-            # What lies beyond 13 standard deviations of the mean, or of the nearer bound, is below 1e-20.
+            # The mass beyond 13 standard deviations from the mean, or from the nearer bound, is below 1e-20.
             near = min(max(self.mean, self.a), self.b)
             low, high = max(low, near - 13 * self.std), min(high, near + 13 * self.std)
         points, weights = np.polynomial.legendre.leggauss(32)
@@ -122,23 +124,26 @@ class Law:
         return float(np.sqrt(p @ np.square(x - self.centre)))
 
     def error(self, dtype: torch.dtype) -> float:
-        """Of a fill's distribution function. The errors of float64 are below what 2^32 values can show."""
+        """Return the greatest error of a fill's distribution function.
+
+        It is 0 for float64, whose errors are below what 2^32 values can show.
+        """
         if dtype == torch.float64:
             return 0.0
         one_tail = self.family == "normal" and max(self.a - self.mean, self.mean - self.b) > self.std
         return TAIL_ERROR if one_tail else WORD_ERROR
 
     def tail_error(self, share: float, error: float) -> float:
-        """What `error` is for the values beyond a small share of the law.
+        """Return the error of the probability of a tail, given the probability `share` and the law's `error`.
 
-        Where nothing cuts it, they are off by z |dz| of their share, |dz| being 2^-22 (1 + |z|) with |z| up
-        to 7, and by the radius words that stand so far out, hundreds in what is looked at.
+        If no bound cuts the normal, the relative error is z |dz|, where |dz| is 2^-22 (1 + |z|) and |z| is at
+        most 7, and the granularity of the radius words in the tail, hundreds in the checked tails.
         """
         normal = max(self.a - self.mean, self.mean - self.b) < -6.77 * self.std
         return min(error, share * 2.0**-14) if normal and self.family == "normal" else error
 
     def standard(self, x: Array) -> Array:
-        """The values less the law's mean, in units of its standard deviation."""
+        """Return the standardised values: minus the law's mean, in units of its standard deviation."""
         y: Array = (x - self.centre) / self.scale
         return y
 
@@ -172,28 +177,28 @@ def normal_of(variance: float) -> Law:
 
 
 def truncated_of(variance: float) -> Law:
-    """Cut at two of its standard deviations, which are such that the variance after the cut is this one."""
+    """Return the normal law truncated at two standard deviations, with this variance after truncation."""
     std = math.sqrt(variance) / truncated(0, 1, -2, 2).scale
     return truncated(0.0, std, -2 * std, 2 * std)
 
 
 # ----------------------------------------------------------------------------------------
-# The discrete laws of 16 bits
+# Discrete laws of 16-bit dtypes
 # ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The values that a 16-bit dtype has within the bounds, and the law's mass that rounds to each.
+    """The values of a 16-bit dtype within the bounds, and the law's mass that rounds to each.
 
-    Values that have none, to the last bit of the distribution function, go with their neighbours; beyond the
-    last that has some, none is expected ever.
+    A value without mass, to double precision, is counted with the next value that has mass. Values beyond the
+    first or last one with mass must not occur.
     """
 
     values: Array
-    standard: Array  # the same less the law's mean, in its standard deviations
+    standard: Array  # the standardised values
     below: Array  # the law's mass below each value's cell, and 1 at the end
-    place: npt.NDArray[np.int64]  # of each of the 65,536 patterns among the values, -1 where it is none
+    place: npt.NDArray[np.int64]  # the index in `values` of each of the 65,536 patterns, -1 if it has none
 
     @cached_property
     def probabilities(self) -> Array:
@@ -204,11 +209,11 @@ class Cells:
         return moments_of(self.standard, self.probabilities)
 
     def at(self, u: Array) -> Array:
-        """The values whose cells hold these shares of the law."""
+        """Return the values whose cells contain these quantiles of the law."""
         return self.values[np.searchsorted(self.below[1:-1], u, side="right")]
 
     def merged(self, least: float) -> tuple[npt.NDArray[np.int64], Array]:
-        """Where runs of neighbours begin that have at least this probability each, and what they have."""
+        """Return the starts and probabilities of runs of neighbours with at least the probability `least`."""
         if least not in self._merged:
             starts = merged(self.probabilities, least)
             self._merged[least] = starts, np.add.reduceat(self.probabilities, starts)
@@ -219,17 +224,17 @@ class Cells:
         return {}
 
     def counts(self, patterns: Counts) -> Counts:
-        """How often each value occurs, from how often each pattern does. Another value is an error."""
+        """Return how often each value occurs, given how often each pattern occurs."""
         outside = int(patterns[self.place < 0].sum())
         if outside:
-            raise ValueError(f"{outside} values are none that the law has")
+            raise ValueError(f"expected only values of the law, got {outside} others")
         inside = self.place >= 0
         counts = np.bincount(self.place[inside], weights=patterns[inside], minlength=len(self.values))
         return counts.astype(np.int64)
 
 
 def merged(probabilities: Array, least: float) -> npt.NDArray[np.int64]:
-    """Where runs of neighbours begin that have at least this probability each."""
+    """Return the starts of runs of neighbours that each have at least the probability `least`."""
     starts, mass = [0], 0.0
     for place, p in enumerate(probabilities.tolist()):
         if mass >= least:
@@ -242,7 +247,7 @@ def merged(probabilities: Array, least: float) -> npt.NDArray[np.int64]:
 
 
 def _cells_between(law: Law, values: Array, edges: Array, patterns: Array) -> Cells:
-    """Cells of ascending values that lie between edges; NaN is a pattern that stands for none."""
+    """Return the cells of ascending `values` between `edges`. A NaN in `patterns` has no value."""
     below = law.cdf(edges)
     occurs = np.diff(below) > 0
     values = values[occurs]
@@ -254,7 +259,7 @@ def _cells_between(law: Law, values: Array, edges: Array, patterns: Array) -> Ce
 @cache
 def _cells(law: Law, dtype: torch.dtype) -> Cells:
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype).double().numpy()
-    # The clamp after the rounding moves what rounds to a value outside to the nearest one inside.
+    # Results that round to a value outside the bounds are clamped to the nearest value inside.
     low, high = np.float64(np.float32(law.a)), np.float64(np.float32(law.b))
     inside = np.isfinite(patterns) & (patterns >= low)
     inside &= patterns < high if law.family == "uniform" else patterns <= high
@@ -265,16 +270,16 @@ def _cells(law: Law, dtype: torch.dtype) -> Cells:
 
 @cache
 def high_halves(law: Law) -> Cells:
-    """Of float32 values by their high 16 bits: what a count of 2^32 of them fits in.
+    """Return the cells of float32 values by their high 16 bits, so that counts of 2^32 values fit in memory.
 
-    A cell holds what rounds to a float32 whose low 16 bits are dropped, and the float32 without them stands
-    for it: towards 0, so that 0 and -0 are two cells.
+    A cell contains the numbers that round to a float32 with these high bits. The float32 whose low 16 bits
+    are zero represents the cell. This rounds towards 0, so that 0 and -0 have separate cells.
     """
     v = (np.arange(0x7F80, dtype=np.uint32) << np.uint32(16)).view(np.float32)
     before = np.nextafter(v[1:], np.float32(0)).astype(np.float64)
     edges = np.append((v[1:] + before) / 2, math.inf)
     v = v.astype(np.float64)
-    negative = np.append(-np.nextafter(0.0, 1.0), -v[1:])  # the place of -0 is before that of 0
+    negative = np.append(-np.nextafter(0.0, 1.0), -v[1:])  # -0 comes before 0
     patterns = np.full(65536, math.nan)
     patterns[: len(v)], patterns[0x8000 : 0x8000 + len(v)] = v, negative
     return _cells_between(
@@ -288,7 +293,7 @@ def high_halves(law: Law) -> Cells:
 
 
 def patterns(tensor: Tensor) -> npt.NDArray[np.uint16]:
-    """The bits of a tensor of a 16-bit dtype, as unsigned integers."""
+    """Return the bits of a tensor of a 16-bit dtype as unsigned integers."""
     return tensor.contiguous().view(torch.int16).numpy().ravel().view(np.uint16)
 
 
@@ -298,7 +303,7 @@ def pattern_counts(tensor: Tensor) -> Counts:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often each of the cells of a law is met; `error` is that of the distribution function."""
+    """The counts of a law's cells, and the greatest error of the distribution function."""
 
     law: Law
     cells: Cells
@@ -311,7 +316,7 @@ class Histogram:
 
 
 class Sample:
-    """Values that are said to follow a law."""
+    """Values, and the law that they should follow."""
 
     def __init__(self, tensor: Tensor, law: Law) -> None:
         self.law, self.dtype = law, tensor.dtype
@@ -321,7 +326,7 @@ class Sample:
 
     @property
     def y(self) -> Array:
-        """In standard deviations from the law's mean."""
+        """The values standardised by the law."""
         return self.law.standard(self.tensor.double().numpy().ravel())
 
     @cached_property
@@ -334,10 +339,10 @@ class Sample:
 
     @property
     def u(self) -> Array:
-        """The sample through the law's distribution function: uniform on [0, 1] where the claim holds.
+        """The law's distribution function of the values: uniform on [0, 1] if they follow the law.
 
-        A value of a 16-bit dtype stands for a cell of the law, so it is spread over its cell by other random
-        numbers (a randomised quantile residual: Dunn and Smyth 1996), which makes `u` uniform exactly.
+        A value of a 16-bit dtype represents a cell of the law. It is spread over its cell by independent
+        random numbers (a randomised quantile residual: Dunn and Smyth 1996), so that `u` is exactly uniform.
         """
         if self.tensor.element_size() != 2:
             return self.law.cdf(self.tensor.double().numpy().ravel())
@@ -356,13 +361,13 @@ class Sample:
 
 
 # ----------------------------------------------------------------------------------------
-# Which fills
+# Fills
 # ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call, and the law that its documentation promises: one, or one for each fan_out and fan_in."""
+    """A call, and the documented law of its values: fixed, or a function of fan_out and fan_in."""
 
     function: str
     arguments: dict[str, Any]
@@ -387,7 +392,7 @@ class Case:
 CASES: dict[str, Case] = {
     "uniform_": Case("uniform_", {"a": -0.3, "b": 0.55}, uniform(-0.3, 0.55)),
     "normal_": Case("normal_", {"mean": 0.1, "std": 0.02}, normal(0.1, 0.02)),
-    # One of each way in which a truncated normal is evaluated.
+    # One case for each method of evaluating a truncated normal.
     "trunc_normal_ at 2 std": Case("trunc_normal_", {}, truncated(0, 1, -2, 2)),
     "trunc_normal_ on both sides": Case(
         "trunc_normal_", {"mean": 0.1, "a": -3.0, "b": 4.0}, truncated(0.1, 1, -3, 4)
@@ -419,7 +424,7 @@ CASES: dict[str, Case] = {
 
 
 def draw(name: str, dtype: torch.dtype, rows: int, columns: int) -> Sample:
-    """A matrix filled at a key that belongs to the case, the dtype and the shape."""
+    """Return a matrix filled at a key that is derived from the case, the dtype and the shape."""
     case = CASES[name]
     key = Key(0x57A7_157C).fold_in(f"{name}, {dtype}, {rows} x {columns}")
     return Sample(case.fill(torch.empty(rows, columns, dtype=dtype), key), case.law(rows, columns))

@@ -1,8 +1,9 @@
-"""The numbers: all 2^32 words through every float32 transform, on every instruction set of this machine.
+"""Checks of all 2^32 words through every float32 transform, on every instruction set of this machine.
 
-Values come from the package's own binary, judge.cpp judges them, mpmath judges the judge where it found the
-worst. `prove` compares with checksums.json, which stands for the stream, and with the tables of
-docs/numbers.md; `--update` rewrites the tables, and the checksums where STREAM_VERSION has been raised.
+The package's binary computes the values, accuracy.cpp compares them with exact ones, and mpmath checks
+accuracy.cpp at the greatest error. `prove` compares the results with the committed checksums of the stream
+(checksums.json) and with the tables of docs/numbers.md. `--update` rewrites the tables and adds missing
+checksums. It replaces all checksums if STREAM_VERSION was raised.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import Any
 import mpmath
 from rich.console import Console
 
-from prove import pages
-from prove.claims import Claim
-from prove.judge import ROOT, Floats, Found, Judge, run
-from prove.law import DIGITS, NormalLaw, deviation, ideal_moment
+from prove import markdown_tables
+from prove.accuracy import ROOT, Comparator, Floats, Found, run
+from prove.check_result import CheckResult
 from prove.sweeps import (
     ALL,
     COSINE,
@@ -33,15 +33,16 @@ from prove.sweeps import (
     read_checksums,
     renew_checksums,
 )
+from prove.word_moments import DIGITS, NormalLaw, deviation, ideal_moment
 
 PAGE = ROOT / "docs" / "numbers.md"
 THRESHOLDS = (1, 2, 3, 4, 5, 6)
 
-# --- what mpmath says of the worst cases ------------------------------------------------------
+# --- the worst cases in mpmath ----------------------------------------------------------------
 
 
 def exact_value(stream: Stream, place: int, near: float) -> Any:
-    """The exact value at that place, to 50 digits; `near` is close to it."""
+    """Return the exact value at a place, to 50 digits. `near` is an approximation of it."""
     mp = mpmath.mp
     p = (mp.mpf(place) + mp.mpf(1) / 2) / ALL
     if stream.kind == RADIUS:
@@ -57,7 +58,7 @@ def exact_value(stream: Stream, place: int, near: float) -> Any:
         return mp.erfc(x / mp.sqrt(2)) / 2
 
     a, b = mp.mpf(stream.a), mp.mpf(stream.b)
-    # By Newton's rule on the smaller tail.
+    # Newton's method on the smaller tail.
     z = mp.mpf(near)
     if near > 0:
         goal = (1 - p) * tail(a) + p * tail(b)
@@ -70,8 +71,8 @@ def exact_value(stream: Stream, place: int, near: float) -> Any:
     return z
 
 
-def error_again(found: Found) -> float:
-    """The error of the worst case, in the limit's unit."""
+def error_in_mpmath(found: Found) -> float:
+    """Return the error of the worst case, computed by mpmath, in the unit of the limit."""
     place, value = found.worst
     with mpmath.mp.workdps(DIGITS):
         exact = exact_value(found.stream, place, value)
@@ -81,34 +82,37 @@ def error_again(found: Found) -> float:
         return float(error)
 
 
-# --- claims and tables ------------------------------------------------------------------------
+# --- check results and tables ------------------------------------------------------------------------
 
 HOW_TO_CHANGE = (
-    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/stream/request.h, "
-    "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run `make prove ARGS=--update`"
+    "the stream has changed. If this is intended, raise STREAM_VERSION (csrc/stream/request.h, "
+    "paraminit_ext/__init__.py), give the reason under Stream in CHANGELOG.md and run "
+    "`make prove ARGS=--update`"
 )
 
 
-def claims_of(found: Found, committed: str | None) -> Iterator[Claim]:
-    """Equal bits, and errors within their limit, of one stream."""
+def check_results_of(found: Found, committed: str | None) -> Iterator[CheckResult]:
+    """Check one stream: equal bits on all instruction sets, the committed bits, errors within the limit."""
     name, limit = found.stream.name, found.stream.limit
     sets, sums = ", ".join(found.checksums), {hexed(c) for c in found.checksums.values()}
-    yield Claim(f"{name}: the same bits on {sets}", " ".join(sorted(sums)), "one checksum", len(sums) == 1)
-    right = sums == {committed}
-    yield Claim(
-        f"{name}: the committed bits",
-        "the same" if right else "others",
-        "the same" if right else HOW_TO_CHANGE,
-        right,
+    yield CheckResult(
+        f"{name}: the same bits on {sets}", " ".join(sorted(sums)), "one checksum", len(sums) == 1
     )
-    error, again = found.error, error_again(found)
-    yield Claim(f"{name}: greatest error", shown(error, limit.unit), str(limit), error <= limit.size)
-    # What the judge's doubles leave: some 2^-50 of a value of up to 40, for any unit here.
-    slack = 1e-6 * again + (1e-6 if limit.unit else 2.0**-45)
-    difference = abs(error - again)
-    yield Claim(
+    same = sums == {committed}
+    yield CheckResult(
+        f"{name}: the committed bits",
+        "the same" if same else "others",
+        "the same" if same else HOW_TO_CHANGE,
+        same,
+    )
+    error, precise_error = found.error, error_in_mpmath(found)
+    yield CheckResult(f"{name}: greatest error", shown(error, limit.unit), str(limit), error <= limit.size)
+    # The comparator's doubles have rounding errors of about 2^-50 of a value of up to 40.
+    slack = 1e-6 * precise_error + (1e-6 if limit.unit else 2.0**-45)
+    difference = abs(error - precise_error)
+    yield CheckResult(
         f"{name}: the worst case in mpmath, {DIGITS} digits",
-        shown(again, limit.unit), shown(error, limit.unit), difference <= slack,
+        shown(precise_error, limit.unit), shown(error, limit.unit), difference <= slack,
     )  # fmt: skip
 
 
@@ -121,15 +125,17 @@ def shown(error: float, unit: str) -> str:
 def errors_table(results: Sequence[Found]) -> str:
     rows = [
         [
-            one.stream.name,
-            shown(one.error, one.stream.limit.unit),
-            str(one.stream.limit),
-            f"{min(t.least for t in one.tallies):.9g}",
-            f"{max(t.greatest for t in one.tallies):.9g}",
+            result.stream.name,
+            shown(result.error, result.stream.limit.unit),
+            str(result.stream.limit),
+            f"{min(t.least for t in result.tallies):.9g}",
+            f"{max(t.greatest for t in result.tallies):.9g}",
         ]
-        for one in results
+        for result in results
     ]
-    return pages.table(["transform", "greatest error", "bound", "least value", "greatest value"], rows)
+    return markdown_tables.table(
+        ["transform", "greatest error", "bound", "least value", "greatest value"], rows
+    )
 
 
 def moments_cells(got: Callable[[int], float], ideal: Callable[[int], Any]) -> list[str]:
@@ -151,12 +157,12 @@ def law_table(by_kind: dict[int, Found], results: Sequence[Found], normal: Norma
         radius, angle = by_kind[RADIUS], by_kind[kind]
         cells = moments_cells(lambda k, r=radius, c=angle: r.moment(k) * c.moment(k), normal_ideal)  # type: ignore[misc]
         rows.append([name, f"{normal.distance(kind):.1e}", *cells])
-    for one in results:
-        stream = one.stream
+    for result in results:
+        stream = result.stream
         if stream.kind in (UNIFORM, TRUNCATED) and stream.law_size:
-            cells = moments_cells(one.moment, functools.partial(ideal_moment, stream))
-            rows.append([stream.name, f"{one.distance:.1e}", *cells])
-    return pages.table(["law", "distance", *(f"moment {k}" for k in range(1, 9))], rows)
+            cells = moments_cells(result.moment, functools.partial(ideal_moment, stream))
+            rows.append([stream.name, f"{result.distance:.1e}", *cells])
+    return markdown_tables.table(["law", "distance", *(f"moment {k}" for k in range(1, 9))], rows)
 
 
 def tails_table(normal: NormalLaw) -> str:
@@ -169,11 +175,11 @@ def tails_table(normal: NormalLaw) -> str:
             cells += [f"{share:.6e}", f"{share / ideal - 1:+.1e}"]
         rows.append(cells)
     header = ["beyond, std", "ideal", "even element", "off by", "odd element", "off by"]
-    return pages.table(header, rows)
+    return markdown_tables.table(header, rows)
 
 
-def sweep_all(console: Console, judge: Judge, shift: int) -> tuple[list[Found], NormalLaw]:
-    """Every sweep; the law of the normal is counted where all words are swept."""
+def sweep_all(console: Console, comparator: Comparator, shift: int) -> tuple[list[Found], NormalLaw]:
+    """Run every sweep. If all words are swept (shift 0), also count the law of the normal."""
     results: list[Found] = []
     normal = NormalLaw()
     counted: list[dict[tuple[int, float], int]] = []
@@ -182,42 +188,46 @@ def sweep_all(console: Console, judge: Judge, shift: int) -> tuple[list[Found], 
         if sweep.pair == "angle" and shift == 0:
 
             def each_block(array: Floats, _: int) -> None:
-                normal.count_angles(judge, array)
+                normal.count_angles(comparator, array)
         elif sweep.pair == "radius" and shift == 0:
             normal.sum_angles()
 
             def each_block(array: Floats, _: int) -> None:
-                counted.append(normal.count_pairs(judge, array))
+                counted.append(normal.count_pairs(comparator, array))
 
         console.print(f"sweeping {sweep.name}", highlight=False)
-        results += run(judge, sweep, shift, each_block=each_block)
+        results += run(comparator, sweep, shift, each_block=each_block)
     for part in counted:
         normal.add(part)
     return results, normal
 
 
 def totals(results: Sequence[Found]) -> dict[str, str]:
-    """The checksum of each stream, on the first instruction set."""
-    return {one.stream.name: hexed(next(iter(one.checksums.values()))) for one in results}
+    """Return the checksum of each stream on the first instruction set."""
+    return {result.stream.name: hexed(next(iter(result.checksums.values()))) for result in results}
 
 
-def prove(console: Console, update: bool) -> Sequence[Claim]:
-    """The claims of docs/numbers.md."""
-    judge = Judge.build()
-    results, normal = sweep_all(console, judge, 0)
+def prove(console: Console, update: bool) -> Sequence[CheckResult]:
+    """Return the check results of all sweeps and of docs/numbers.md."""
+    comparator = Comparator.build()
+    results, normal = sweep_all(console, comparator, 0)
     if update:
-        strided, _ = sweep_all(console, judge, STRIDE_SHIFT)
+        strided, _ = sweep_all(console, comparator, STRIDE_SHIFT)
         renew_checksums(totals(results), totals(strided))
     committed = read_checksums()["all"]
-    claims = [claim for one in results for claim in claims_of(one, committed.get(one.stream.name))]
-    for one in results:
-        if one.stream.law_size:
-            enough = one.margin_was_enough()
-            claims.append(Claim(f"{one.stream.name}: its law is read off whole", str(enough), "True", enough))
-    by_kind = {one.stream.kind: one for one in results}
+    check_results = [
+        check for result in results for check in check_results_of(result, committed.get(result.stream.name))
+    ]
+    for result in results:
+        if result.stream.law_size:
+            enough = result.margin_was_enough()
+            check_results.append(
+                CheckResult(f"{result.stream.name}: its law is read off whole", str(enough), "True", enough)
+            )
+    by_kind = {result.stream.kind: result for result in results}
     tables = {
         "errors": errors_table(results),
         "law": law_table(by_kind, results, normal),
         "tails": tails_table(normal),
     }
-    return [*claims, pages.hold(PAGE, tables, update)]
+    return [*check_results, markdown_tables.hold(PAGE, tables, update)]

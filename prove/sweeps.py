@@ -1,6 +1,6 @@
-"""What is swept: every 32-bit word through every float32 transform, and the bounds that hold for each.
+"""The sweeps: every 32-bit word through every float32 transform, and the error bound of each.
 
-It needs torch alone, so that a machine with a GPU can sweep there.
+This module needs only torch, so that a GPU machine can run the sweeps without other packages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHECKSUMS = Path(__file__).with_name("checksums.json")
 
 INF = math.inf
 ALL = 1 << 32
-# A stride of one word in each 2^10: 2^22 of them.
+# The strided sweep takes one word in each 2^10, which makes 2^22 words.
 STRIDE_SHIFT = 10
 RADIUS, COSINE, SINE, UNIFORM, TRUNCATED = range(5)
 
@@ -32,7 +32,7 @@ def float32(x: float) -> float:
 
 @dataclass(frozen=True)
 class Limit:
-    """The bound of an error: that many units of `unit`, which is "ulp" or "" for an absolute one."""
+    """The bound of an error: `size` ulp if `unit` is "ulp", and an absolute bound if `unit` is ""."""
 
     size: float
     unit: str
@@ -43,7 +43,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Stream:
-    """One of the values that a transform makes of a word, and where in the sweep its law is read off."""
+    """One of the values that a transform computes from a word, and the places that cover its law once."""
 
     name: str
     kind: int
@@ -56,9 +56,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A fill of `_C.apply_distribution` under which every word passes once through one transform.
+    """A fill of `_C.apply_distribution` that takes every word once through one transform.
 
-    `pair` puts the words beside another one in the pairs of Box and Muller: None where words stand alone.
+    `pair` says which word of a Box-Muller pair is swept, "angle" or "radius"; the other word is constant. It
+    is None if a value takes a single word.
     """
 
     fill: str
@@ -68,7 +69,7 @@ class Sweep:
 
     @property
     def turn(self) -> int:
-        """The word of place 0: from there on, modulo 2^32, values grow or fall with the place."""
+        """The word of place 0. From there on, modulo 2^32, values increase or decrease with the place."""
         return 1 << 31 if self.fill == "trunc_normal_" else 0
 
     @property
@@ -94,7 +95,7 @@ def truncated_sweep(a: float, b: float, limit: Limit) -> Sweep:
 
 
 NEAR, TAIL = Limit(2.0**-19.5, ""), Limit(8, "ulp")
-# The bounds of docs/stream.md. Of a uniform: half an ulp of the greater bound for either of two roundings.
+# The error bounds of docs/stream.md. A uniform has two roundings, each of half an ulp of the greater bound.
 SWEEPS = (
     normal_sweep(
         "angle",
@@ -104,7 +105,7 @@ SWEEPS = (
     normal_sweep("radius", Stream("radius", RADIUS, Limit(2, "ulp"), law_size=ALL)),
     uniform_sweep(0.0, 1.0, Limit(0, "ulp")),
     uniform_sweep(-0.3, 0.55, Limit(2.0**-24, "")),
-    uniform_sweep(1.0, 1.0078125, Limit(2.0**-23, ""), law=False),  # bounds that rounding would reach
+    uniform_sweep(1.0, 1.0078125, Limit(2.0**-23, ""), law=False),  # rounding would reach the upper bound
     uniform_sweep(0.0, 1e-44, Limit(2.0**-149, ""), law=False),  # subnormal
     truncated_sweep(-2.0, 2.0, NEAR),  # interior
     truncated_sweep(-3.0, 3.0, NEAR),  # two-sided
@@ -116,7 +117,7 @@ SWEEPS = (
 
 @functools.cache
 def unit_radius_word() -> int:
-    """A word whose radius is 1 to the last bit, so that a pair gives its cosine and sine."""
+    """Return a word whose radius is exactly 1, so that a pair gives the cosine and sine of its angle."""
     near = torch.arange(-2000, 2000) + int(math.exp(-0.5) * ALL)
     pairs = torch.stack([near, torch.zeros_like(near)], -1).int().reshape(-1, 4)
     z = _C.apply_distribution("normal_", [0.0, 1.0], pairs, torch.float32)
@@ -124,15 +125,15 @@ def unit_radius_word() -> int:
 
 
 def signed(word: int) -> int:
-    """The int32 of the same bits, modulo 2^32."""
+    """Return the int32 with the bits of the word modulo 2^32."""
     return (word + ALL // 2) % ALL - ALL // 2
 
 
 def groups(sweep: Sweep, first: int, count: int, shift: int = 0, device: str = "cpu") -> Tensor:
-    """The words of `count` places (a multiple of 4), four a group as int32.
+    """Return the words of `count` places (a multiple of 4) as int32, four in each group.
 
-    The places are the `first` and the next, or as many of one in each 2^shift, spread over the low bits:
-    judge.cpp has the same.
+    The places are consecutive and start at `first`. With a shift, they are one in each 2^shift, with varying
+    low bits; `place` of accuracy.cpp computes the same ones.
     """
     if shift:
         n = torch.arange(first, first + count, dtype=torch.int64, device=device)
@@ -141,7 +142,7 @@ def groups(sweep: Sweep, first: int, count: int, shift: int = 0, device: str = "
         words = torch.arange(count, dtype=torch.int32, device=device) + signed(first + sweep.turn)
     if sweep.pair is not None:
         pairs = words.new_empty(count, 2)
-        # The cosine of angle word 0 is 1 to the last bit.
+        # The cosine of angle word 0 is exactly 1.
         swept, other = (1, unit_radius_word()) if sweep.pair == "angle" else (0, 0)
         pairs[:, swept] = words
         pairs[:, 1 - swept] = signed(other)
@@ -150,13 +151,13 @@ def groups(sweep: Sweep, first: int, count: int, shift: int = 0, device: str = "
 
 
 def values(sweep: Sweep, first: int, count: int, shift: int = 0, device: str = "cpu") -> Tensor:
-    """What the transform makes of the words of that many places, in their order: (places, values of each)."""
+    """Return the values of `count` places in order. The shape is (places, values of a place)."""
     words = groups(sweep, first, count, shift, device)
     return _C.apply_distribution(sweep.fill, list(sweep.parameters), words, torch.float32).view(count, -1)
 
 
 def checksum(block: Tensor, first: int) -> list[int]:
-    """One sum for each of the values of a place, on any device: what judge.cpp computes, in torch."""
+    """Return one checksum for each column of `block`, on any device, equal to `checksum` of accuracy.cpp."""
     n = torch.arange(first, first + len(block), dtype=torch.int64, device=block.device)
     sums = []
     for column in block.view(torch.int32).unbind(1):
@@ -169,7 +170,7 @@ def checksum(block: Tensor, first: int) -> list[int]:
 
 
 def totals(sweep: Sweep, first: int, end: int, part: int, device: str = "cpu") -> list[str]:
-    """The checksums of the places from `first` to before `end`, by parts that the device has room for."""
+    """Return the checksums of the places from `first` to `end` - 1, in parts that fit in memory."""
     sums = [0] * len(sweep.streams)
     for place in range(first, end, part):
         block = values(sweep, place, min(part, end - place), device=device)
@@ -182,17 +183,17 @@ def hexed(number: int) -> str:
 
 
 def read_checksums() -> dict[str, Any]:
-    """The committed checksums: those of all words and those of the stride, by stream."""
+    """Return the committed checksums by stream: of all words ("all") and of the stride ("stride")."""
     committed: dict[str, Any] = json.loads(CHECKSUMS.read_text())
     return committed
 
 
 def renew_checksums(every: dict[str, str], stride: dict[str, str]) -> None:
-    """Adds those that are missing; within a version of the stream, what stands is not changed."""
+    """Write missing checksums to the file. Existing ones are replaced only if STREAM_VERSION has changed."""
     committed = read_checksums()
     old = committed["stream_version"] != STREAM_VERSION
     content: dict[str, Any] = {"stream_version": STREAM_VERSION}
     for kind, new in (("all", every), ("stride", stride)):
-        stands = {} if old else committed[kind]
-        content[kind] = {name: stands.get(name, total) for name, total in new.items()}
+        kept = {} if old else committed[kind]
+        content[kind] = {name: kept.get(name, total) for name, total in new.items()}
     CHECKSUMS.write_text(json.dumps(content, indent=1) + "\n")

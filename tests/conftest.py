@@ -1,4 +1,4 @@
-"""What every test file shares: one reason to skip GPU tests, and a fixture for every instruction set."""
+"""Options, hooks and fixtures that all test files share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from paraminit_ext import _C
 GPU_REASON = "needs an NVIDIA GPU and a build with CUDA kernels (make gpu)"
 
 
-# Of a GPU's memory, what a process takes at most.
+# The largest share of a GPU's memory that one process allocates.
 GPU_SHARE = 0.7
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-gpu", action="store_true", help="an error where GPU tests cannot run")
-    parser.addoption("--stand-in", action="store_true", help="GPU tests on the CPU: that their lines run")
+    parser.addoption("--require-gpu", action="store_true", help="fail if GPU tests cannot run")
+    parser.addoption("--stand-in", action="store_true", help="run the Python lines of GPU tests on the CPU")
 
 
 def has_gpu() -> bool:
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the tests marked `gpu` where there is no GPU or no kernel for it."""
+    """Skip the tests marked `gpu` if there is no GPU or the build has no CUDA kernels."""
     if has_gpu():
         torch.cuda.set_per_process_memory_fraction(GPU_SHARE)
         return
@@ -45,12 +45,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not config.getoption("--stand-in"):
             item.add_marker(pytest.mark.skip(reason=GPU_REASON))
         elif item.get_closest_marker("gpu_alone") is not None:
-            item.add_marker(pytest.mark.skip(reason="claims what only a GPU does"))
+            item.add_marker(pytest.mark.skip(reason="tests behaviour that only a GPU has"))
 
 
 @pytest.fixture(autouse=True)
 def _gpu_stand_in(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Under --stand-in, what is asked for on a GPU is had on the CPU."""
+    """Redirect a GPU test to the CPU under --stand-in."""
     if request.node.get_closest_marker("gpu") is None or not request.config.getoption("--stand-in"):
         yield
         return
@@ -61,32 +61,33 @@ def _gpu_stand_in(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Ends a worker of pytest-xdist that has lost the GPU: the tests to come get another one.
-
-    After an illegal access every call of CUDA fails in a process, until its end.
-    """
+    """Request a check of the GPU after a failure in a pytest-xdist worker that uses CUDA."""
     if report.failed and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
-        global _ask_the_gpu
-        _ask_the_gpu = True
+        global _must_check_gpu
+        _must_check_gpu = True
 
 
-_ask_the_gpu = False
+_must_check_gpu = False
 
 
 def pytest_runtest_logfinish() -> None:
-    global _ask_the_gpu
-    if not _ask_the_gpu:
+    """End a worker that has lost the GPU, so that pytest-xdist starts another one for the remaining tests.
+
+    After an illegal access, every CUDA call of a process fails until the process ends.
+    """
+    global _must_check_gpu
+    if not _must_check_gpu:
         return
-    _ask_the_gpu = False
+    _must_check_gpu = False
     try:
         torch.cuda.synchronize()
     except RuntimeError:
-        os._exit(3)  # by now the failure has been reported; the test is also named as the one that crashed
+        os._exit(3)  # the failure is already reported; xdist also reports that this test crashed its worker
 
 
 @pytest.fixture(params=paraminit_ext.available_cpu_capabilities())
 def cpu_capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each instruction set of this machine; the value is its name."""
+    """Run the test once per instruction set of this machine. The value is the name of the instruction set."""
     before = paraminit_ext.cpu_capability()
     paraminit_ext.set_cpu_capability(request.param)
     yield str(request.param)
@@ -95,7 +96,7 @@ def cpu_capability(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[None]:
-    """A group of processes of which this one is all."""
+    """Initialise a process group whose only rank is this process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()

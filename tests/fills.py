@@ -1,4 +1,4 @@
-"""The fills that every device and instruction set must agree on, and what "agree" means."""
+"""Fills that must have the same bits on every device and instruction set, and the comparison of bits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ filled = pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS.keys())
 typed = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
 
-# Every function that draws, with arguments that are right for a matrix of 4 x 6 and more.
+# Every function that draws random numbers, with arguments that are valid for a matrix of 4 x 6 or more.
 RANDOM: dict[str, tuple[Any, ...]] = {
     "uniform_": (),
     "normal_": (),
@@ -67,14 +67,14 @@ def shape_for(name: str) -> tuple[int, ...]:
 
 
 def filler(name: str, arguments: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
-    """The function with its arguments, at a key where it takes one."""
+    """Bind the arguments of the function ``name``, and ``KEY`` as its generator if it takes one."""
     function: Callable[..., Tensor] = getattr(init, name)
     keywords = {"generator": KEY} if name in RANDOM or name == "delta_orthogonal_" else {}
     return lambda tensor: function(tensor, *arguments, **keywords)
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The bits of the values, in logical order, so that equality is exact and tells -0 from +0."""
+    """Return the bits of the values in logical order. Comparing them is exact and tells -0 from +0."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().contiguous().view(integers[tensor.element_size()])
 

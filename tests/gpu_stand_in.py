@@ -1,7 +1,7 @@
-"""What stands in for a GPU where there is none, so that each Python line that only a GPU would run is run.
+"""A stand-in for a GPU, so that Python lines that need a GPU run on machines without one.
 
-Whatever is asked for on "cuda" is had on the CPU, and `torch.cuda` answers as if an H100 were there. It shows
-that the lines run, and what they compare; of the GPU it shows nothing.
+Calls with a "cuda" device run on the CPU, and `torch.cuda` answers as if an H100 were present. This tests
+that the Python lines run and that their comparisons hold. It tests nothing about a real GPU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from paraminit_ext import _C
 
-# Room for one tensor of 2^32 elements of 16 bits.
+# The memory that the stand-in reports: enough for one tensor of 2^32 elements of 16 bits.
 MEMORY = 14 << 30
 
 
 class Event:
-    """torch.cuda.Event on a stream that is never behind."""
+    """Stands for torch.cuda.Event. Work is complete as soon as it is submitted."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.timed = enable_timing
@@ -33,16 +33,16 @@ class Event:
 
     def synchronize(self) -> None:
         if not self.seconds:
-            raise RuntimeError("an event that was not recorded")
+            raise RuntimeError("this event was not recorded")
 
     def elapsed_time(self, end: Event) -> float:
         if not (self.timed and end.timed):
-            raise ValueError("events without enable_timing=True have no times")
+            raise ValueError("events without enable_timing=True record no times")
         return (end.seconds - self.seconds) * 1e3
 
 
 class Stream:
-    """torch.cuda.Stream."""
+    """Stands for torch.cuda.Stream."""
 
     cuda_stream = 0
 
@@ -50,8 +50,8 @@ class Stream:
         pass
 
 
-def moved(value: Any) -> Any:
-    """The CPU where an argument says CUDA."""
+def to_cpu(value: Any) -> Any:
+    """Return the CPU if an argument is a CUDA device. Otherwise return the argument."""
     if isinstance(value, str):
         return "cpu" if value.partition(":")[0] == "cuda" else value
     if isinstance(value, torch.device) and value.type == "cuda":
@@ -59,21 +59,22 @@ def moved(value: Any) -> Any:
     return value
 
 
-class OnCpu(TorchFunctionMode):
-    """Calls of torch with CUDA among their arguments, on the CPU."""
+class RedirectToCpu(TorchFunctionMode):
+    """Runs calls of torch with CUDA devices among their arguments on the CPU."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.device:  # which is only named, and what is done there is seen below
+        # Keep torch.device itself unchanged: calls that use the device are redirected.
+        if func is torch.device:
             return func(*args, **(kwargs or {}))
-        named = {name: moved(value) for name, value in (kwargs or {}).items()}
-        return func(*map(moved, args), **named)
+        keywords = {name: to_cpu(value) for name, value in (kwargs or {}).items()}
+        return func(*map(to_cpu, args), **keywords)
 
 
 @contextmanager
 def stand_in(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU, as far as Python sees."""
+    """Make Python see a GPU while the context lasts."""
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -96,5 +97,5 @@ def stand_in(patch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch.cuda, name, answer)
     patch.setattr(torch.backends.cuda, "preferred_blas_library", lambda *_: "cublas")
     patch.setattr(_C, "has_cuda", lambda: True)
-    with OnCpu():
+    with RedirectToCpu():
         yield

@@ -1,4 +1,4 @@
-"""Checks that run in several processes at once, over gloo: one start of them serves all checks of a file."""
+"""Checks that run on several processes over gloo. The processes start once for all checks of a test file."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 
 Check: TypeAlias = Callable[[int], Any]
 
-# In one of the processes: a folder that all of them see.
+# In a spawned process: the folder that all ranks share.
 SHARED = Path()
 
 
 def distribute(module: nn.Module, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
-    """Shard each parameter so; one of a dimension is replicated where it has none to be sharded along."""
+    """Distribute each parameter. Replicate the parameters that lack a dimension to shard along."""
     for owner in module.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
             dims = [placement.dim for placement in placements if isinstance(placement, Shard)]
-            kept = placements if parameter.dim() > max(dims, default=0) else [Replicate()] * mesh.ndim
-            sharded = distribute_tensor(parameter.detach(), mesh, kept)
+            parameter_placements = (
+                placements if parameter.dim() > max(dims, default=0) else [Replicate()] * mesh.ndim
+            )
+            sharded = distribute_tensor(parameter.detach(), mesh, parameter_placements)
             owner.register_parameter(name, nn.Parameter(sharded))
 
 
 def run(checks: Mapping[str, Check], ranks: int, folder: Path) -> Callable[[str], None]:
-    """Run the checks on so many ranks, one after the other; gives what raises where one of them failed.
+    """Run the checks one after another on all ranks. Return a function that fails if the named check failed.
 
     Args:
-        checks: functions of a test file, called with the rank
-        ranks: how many processes
-        folder: where results are left
+        checks: functions of a test file, which are called with the rank
+        ranks: the number of processes
+        folder: the directory for the results
     """
     mp.spawn(_run, (dict(checks), ranks, str(folder)), nprocs=ranks)  # type: ignore[attr-defined, no-untyped-call]
 
@@ -58,18 +60,18 @@ def _run(rank: int, checks: Mapping[str, Check], ranks: int, folder: str) -> Non
     timeout = timedelta(seconds=60)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks, timeout=timeout)
-    waiting = list(checks.items())
-    while waiting:
-        name, check = waiting.pop(0)
+    pending = list(checks.items())
+    while pending:
+        name, check = pending.pop(0)
         result = Path(folder, f"{name}-{rank}")
         try:
             check(rank)
             dist.barrier()
         except BaseException:
             result.write_text(traceback.format_exc())
-            for later, _ in waiting:
-                Path(folder, f"{later}-{rank}").write_text(f"not run, since {name} failed")
-            # The others, which may wait for this one, hear of it by the connection that ends.
+            for later, _ in pending:
+                Path(folder, f"{later}-{rank}").write_text(f"not run because {name} failed")
+            # Ending the process closes its connections, so ranks that wait for it in a collective fail.
             os._exit(0)
         result.write_text("passed")
     dist.destroy_process_group()

@@ -1,6 +1,6 @@
-"""``audit()``: every kind of finding has a planted fault that is found, and real models have none.
+"""``audit()`` finds a planted fault of every kind, and raises no false alarm in real models.
 
-What a fault is planted in is a model that is right without it, so each test shows both.
+Each fault is planted in a model that has no findings without the fault, and each test checks both.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations
 
+from module_equality import patched, seeded
 from paraminit_ext import InitPlan, Key, audit, deferred_init, init, keyed, materialize_module, patch
 from paraminit_ext.models.finding import KINDS
 from paraminit_ext.models.replicas import fingerprint
 from test_models import every_model
-from whole import patched, seeded
 from zoo import TORCH, Build
 
 KEY = Key(2027)
-# Of the models' own code.
+# The models' own code warns.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Model(nn.Module):
-    """Two layers, a norm, and a buffer that no checkpoint has."""
+    """Two layers, a norm, and a buffer that checkpoints omit."""
 
     frequencies: Tensor
 
@@ -46,14 +46,14 @@ class Model(nn.Module):
         self.register_buffer("frequencies", 1e4 ** -(torch.arange(0, 8) / 8), persistent=False)
 
 
-def found(
+def findings_in(
     module: nn.Module | Path, plan: InitPlan | None = None, key: Key | None = None
 ) -> list[tuple[str, str]]:
-    return [(one.kind, one.names[0]) for one in audit(module, plan, key)]
+    return [(finding.kind, finding.names[0]) for finding in audit(module, plan, key)]
 
 
 def set_values(tensor: Tensor, change: Callable[[Tensor], object]) -> None:
-    """As code does it that nobody sees."""
+    """Change a tensor through ``.data``, which bypasses its version counter."""
     change(tensor.data)
 
 
@@ -61,40 +61,40 @@ def set_values(tensor: Tensor, change: Callable[[Tensor], object]) -> None:
 # Real models
 # ----------------------------------------------------------------------------------------
 
-# transformers fills the weight of a convolution that weight_norm computes, which does nothing
-# (modeling_wav2vec2.py, Wav2Vec2PositionalConvEmbedding): a finding, and no false alarm.
+# transformers fills a convolution's weight that weight_norm computes, so the fill has no effect
+# (modeling_wav2vec2.py, Wav2Vec2PositionalConvEmbedding). The finding is correct.
 TRUE_FINDINGS = [("missed", "wav2vec2.encoder.pos_conv_embed.conv.weight")]
 
 
-def without_true_ones(findings: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [one for one in findings if one not in TRUE_FINDINGS]
+def without_true_findings(findings: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [finding for finding in findings if finding not in TRUE_FINDINGS]
 
 
 @every_model
 def test_no_false_alarm_in_a_model_that_stock_built(build: Build) -> None:
-    assert found(seeded(build)) == []
+    assert findings_in(seeded(build)) == []
 
 
 @every_model
 def test_no_false_alarm_in_a_model_built_under_patch(build: Build) -> None:
-    assert without_true_ones(found(patched(build))) == []
+    assert without_true_findings(findings_in(patched(build))) == []
     with patch(key=KEY):
         model = build()
-    assert without_true_ones(found(model)) == []
+    assert without_true_findings(findings_in(model)) == []
 
 
 @every_model
 def test_no_false_alarm_in_a_model_of_a_plan_and_each_bit_is_proven(build: Build) -> None:
     model = deferred_init(build, key=KEY)
     plan = InitPlan.of(model)
-    assert found(materialize_module(model)) == []
-    assert found(model, plan) == []
-    assert found(plan.apply(seeded(build)), plan) == []
+    assert findings_in(materialize_module(model)) == []
+    assert findings_in(model, plan) == []
+    assert findings_in(plan.apply(seeded(build)), plan) == []
     half = materialize_module(deferred_init(build, key=KEY), dtype=torch.bfloat16)
-    assert found(half, plan) == []
+    assert findings_in(half, plan) == []
     other = Key(1)
-    assert found(plan.apply(seeded(build), key=other), plan, other) == []
-    assert {kind for kind, _ in found(model, plan, other)} == {"differs"}
+    assert findings_in(plan.apply(seeded(build), key=other), plan, other) == []
+    assert {kind for kind, _ in findings_in(model, plan, other)} == {"differs"}
 
 
 # ----------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ def test_no_false_alarm_in_a_model_of_a_plan_and_each_bit_is_proven(build: Build
 def test_a_tensor_on_meta_is_found() -> None:
     with torch.device("meta"):
         model = Model()
-    kinds = {kind for kind, _ in found(model)}
+    kinds = {kind for kind, _ in findings_in(model)}
     assert kinds == {"meta"}
-    assert len(found(model)) == 7
+    assert len(findings_in(model)) == 7
 
 
 class Forgets(Model):
@@ -124,17 +124,17 @@ class Forgets(Model):
 def test_a_parameter_that_is_never_written_under_patch_is_found() -> None:
     with patch(key=KEY):
         model = Forgets()
-    assert found(model) == [("unwritten", "scale")]
+    assert findings_in(model) == [("unwritten", "scale")]
     with torch.no_grad():
         model.scale.fill_(1)
-    assert found(model) == []
+    assert findings_in(model) == []
 
 
 def test_what_is_loaded_after_patch_through_data_is_written() -> None:
     with patch(key=KEY):
         model = Forgets()
     model.scale.data.copy_(torch.linspace(0, 1, 64))
-    assert found(model) == []
+    assert findings_in(model) == []
 
 
 def test_a_parameter_that_is_never_written_under_keyed_is_found() -> None:
@@ -143,13 +143,13 @@ def test_a_parameter_that_is_never_written_under_keyed_is_found() -> None:
     model.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
-            # What memory happens to hold: here, what another model left behind.
+            # Stands for uninitialised memory that holds the values of another model.
             parameter.data.copy_(torch.linspace(0, 1, parameter.numel()).view(parameter.shape))
     with keyed(model, KEY):
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()
-    kinds = {name: kind for kind, name in found(model)}
+    kinds = {name: kind for kind, name in findings_in(model)}
     assert {"scale", "shift", "table", "extra"} <= kinds.keys()
     assert {kinds[name] for name in ("scale", "shift", "table", "extra")} == {"unwritten"}
     assert "up.weight" not in kinds
@@ -161,7 +161,7 @@ def test_to_empty_under_keyed_is_an_allocation() -> None:
     with keyed(model, KEY):
         model.to_empty(device="cpu")
         model.up.reset_parameters()
-    names = {name for kind, name in found(model) if kind == "unwritten"}
+    names = {name for kind, name in findings_in(model) if kind == "unwritten"}
     assert names == {"down.weight", "down.bias", "norm.weight", "norm.bias", "frequencies"}
 
 
@@ -169,18 +169,18 @@ def test_no_alarm_about_what_keyed_leaves_as_it_was() -> None:
     model = seeded(lambda: TORCH["Transformer"]())
     with keyed(model, KEY):
         nn.init.xavier_uniform_(model.get_parameter("encoder.layers.0.linear1.weight"))
-    assert found(model) == []
+    assert findings_in(model) == []
 
 
 def test_what_a_plan_leaves_as_it_was_allocated_is_found() -> None:
     model = materialize_module(deferred_init(Forgets, key=KEY))
-    assert found(model) == [("unwritten", "scale")]
+    assert findings_in(model) == [("unwritten", "scale")]
 
 
 def test_a_buffer_that_to_empty_left_is_found() -> None:
     model = Model()
     model.frequencies = torch.zeros(8)
-    assert found(model) == [("unwritten", "frequencies")]
+    assert findings_in(model) == [("unwritten", "frequencies")]
 
 
 @pytest.mark.parametrize(
@@ -193,14 +193,14 @@ def test_junk_is_found(value: float, kind: str, how: str, tmp_path: Path) -> Non
         model = materialize_module(deferred_init(Model, key=KEY))
     else:
         model = patched(Model) if how == "patch" else seeded(Model)
-    assert found(model) == []
+    assert findings_in(model) == []
     set_values(model.down.weight[3], lambda row: row.fill_(value))
     target: nn.Module | Path = model
     if how == "file":
         safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
         target = tmp_path
-    kinds = [one for one in found(target) if one[1] == "down.weight"]
-    assert (kind, "down.weight") in kinds
+    in_weight = [finding for finding in findings_in(target) if finding[1] == "down.weight"]
+    assert (kind, "down.weight") in in_weight
 
 
 def test_masks_are_no_junk_but_lost_buffers_are() -> None:
@@ -208,17 +208,17 @@ def test_masks_are_no_junk_but_lost_buffers_are() -> None:
     model.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
     model.register_buffer("places", torch.arange(5), persistent=False)
     model.register_buffer("closed", torch.full((4,), torch.finfo(torch.float32).min))
-    assert found(model) == []
+    assert findings_in(model) == []
     model.get_buffer("places").fill_(94_284_607_473_760)
-    set_values(model.frequencies[2], lambda one: one.fill_(math.nan))
-    assert found(model) == [("nan", "frequencies"), ("junk", "places")]
+    set_values(model.frequencies[2], lambda element: element.fill_(math.nan))
+    assert findings_in(model) == [("nan", "frequencies"), ("junk", "places")]
 
 
 @pytest.mark.parametrize("how", ["patch", "plan"])
 def test_a_constant_in_place_of_random_numbers_is_found(how: str) -> None:
     model = patched(Model) if how == "patch" else materialize_module(deferred_init(Model, key=KEY))
     set_values(model.up.weight, lambda weight: weight.fill_(0.5))
-    assert found(model) == [("constant", "up.weight")]
+    assert findings_in(model) == [("constant", "up.weight")]
 
 
 @pytest.mark.parametrize("how", ["patch", "keyed", "plan", "given plan"])
@@ -231,10 +231,10 @@ def test_a_deviation_that_is_off_is_found(factor: float, is_found: bool, how: st
     else:
         model = patched(Model) if how == "patch" else materialize_module(deferred_init(Model, key=KEY))
     plan = InitPlan.of(model) if how == "given plan" else None
-    assert found(model, plan) == []
-    # Within the bounds of the uniform law if it is 1.1 of a weight without its outer tenth.
+    assert findings_in(model, plan) == []
+    # After the clamp to 0.08, the weight times 1.1 is still within the bounds of its uniform law.
     set_values(model.down.weight, lambda weight: weight.clamp_(-0.08, 0.08).mul_(factor))
-    laws = [name for kind, name in found(model, plan) if kind == "law"]
+    laws = [name for kind, name in findings_in(model, plan) if kind == "law"]
     assert laws == (["down.weight"] if is_found else [])
 
 
@@ -242,17 +242,17 @@ def test_values_beyond_the_bounds_and_another_mean_are_found() -> None:
     model = patched(Model)
     set_values(model.up.weight, lambda weight: weight[0, :1].fill_(0.2))
     set_values(model.down.weight, lambda weight: weight.add_(0.03))
-    assert found(model) == [("law", "up.weight"), ("law", "down.weight")]
+    assert findings_in(model) == [("law", "up.weight"), ("law", "down.weight")]
 
 
 def test_chance_is_no_finding() -> None:
     with patch(key=KEY):
         model = nn.ModuleList(nn.Linear(2, 2) for _ in range(300))
-    assert found(model) == []
+    assert findings_in(model) == []
 
 
 # ----------------------------------------------------------------------------------------
-# Fills that reach something else
+# Fills of copies
 # ----------------------------------------------------------------------------------------
 
 
@@ -292,7 +292,7 @@ def test_a_fill_of_a_copy_is_found_unless_it_reaches_the_parameter(
 ) -> None:
     monkeypatch.setattr(FillsACopy, "how", how)
     model = patched(FillsACopy)
-    assert found(model) == ([] if how in REACHING else [("missed", "up.weight")])
+    assert findings_in(model) == ([] if how in REACHING else [("missed", "up.weight")])
     for finding in audit(model):
         assert "test_audit.py" in finding.reason
 
@@ -306,18 +306,18 @@ def test_a_fill_of_a_parametrised_weight_is_found(grad: bool) -> None:
         return layer
 
     findings = list(audit(patched(build)))
-    assert [one.kind for one in findings] == ["missed"]
+    assert [finding.kind for finding in findings] == ["missed"]
     assert all("weight" in name for name in findings[0].names)
-    # Another one of that shape, which nobody filled so, has no part in it.
+    # Another layer of that shape, without such a fill, has no finding.
     with patch(key=KEY):
-        assert found(parametrizations.weight_norm(nn.Linear(48, 80))) == []
+        assert findings_in(parametrizations.weight_norm(nn.Linear(48, 80))) == []
 
 
 def test_a_fill_of_a_copy_under_keyed_is_found() -> None:
     model = seeded(Model)
     with keyed(model, KEY):
         init.normal_(model.up.weight.float().clone(), std=0.02)
-    assert found(model) == [("missed", "up.weight")]
+    assert findings_in(model) == [("missed", "up.weight")]
 
 
 # ----------------------------------------------------------------------------------------
@@ -327,21 +327,21 @@ def test_a_fill_of_a_copy_under_keyed_is_found() -> None:
 
 def test_equal_matrices_that_are_not_tied_are_found(tmp_path: Path) -> None:
     model = nn.ModuleList(nn.Linear(40, 40) for _ in range(3))
-    assert found(model) == []
+    assert findings_in(model) == []
     with torch.no_grad():
         model[2].weight.copy_(model[0].weight)  # type: ignore[arg-type, operator]
     (finding,) = audit(model)
     assert (finding.kind, finding.names) == ("equal", ("0.weight", "2.weight"))
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    assert found(tmp_path) == [("equal", "0.weight")]
+    assert findings_in(tmp_path) == [("equal", "0.weight")]
     model[2].weight = model[0].weight
-    assert found(model) == []
+    assert findings_in(model) == []
 
 
 def test_copied_layers_of_a_transformer_are_found() -> None:
     layer = nn.TransformerEncoderLayer(16, 2)
     encoder = nn.TransformerEncoder(layer, 3)
-    assert {kind for kind, _ in found(encoder)} == {"equal"}
+    assert {kind for kind, _ in findings_in(encoder)} == {"equal"}
 
 
 class Ties(nn.Module):
@@ -356,14 +356,14 @@ class Ties(nn.Module):
 
 def test_a_tied_tensor_that_is_filled_twice_by_different_laws_is_found() -> None:
     with patch(key=KEY):
-        assert found(Ties(0.02, 0.02)) == []
+        assert findings_in(Ties(0.02, 0.02)) == []
         (finding,) = audit(Ties(0.02, 0.005))
     assert (finding.kind, finding.names) == ("tied twice", ("embedding.weight", "head.weight"))
     model = seeded(lambda: Ties(0.02, 0.02))
     with keyed(model, KEY):
         nn.init.normal_(model.embedding.weight, std=0.02)
         nn.init.xavier_uniform_(model.head.weight)
-    assert found(model) == [("tied twice", "embedding.weight")]
+    assert findings_in(model) == [("tied twice", "embedding.weight")]
 
 
 def test_a_parameter_of_no_elements_is_found() -> None:
@@ -372,7 +372,7 @@ def test_a_parameter_of_no_elements_is_found() -> None:
     model.up.weight.ds_id = 3  # type: ignore[attr-defined]
     model.down.weight.data.untyped_storage().resize_(0)
     findings = list(audit(model))
-    assert [(one.kind, one.names[0]) for one in findings] == [
+    assert [(finding.kind, finding.names[0]) for finding in findings] == [
         ("partitioned", "up.weight"),
         ("partitioned", "down.weight"),
     ]
@@ -385,35 +385,35 @@ def test_a_parameter_of_no_elements_is_found() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_fan_of_a_shard_is_found() -> None:
+def test_a_fill_that_uses_the_fan_of_a_shard_is_found() -> None:
     from torch.distributed.tensor import DTensor
 
-    # One rank of a mesh that shards by columns: it holds a quarter, and knows the whole.
     mesh = init_device_mesh("cpu", (1,))
     model = nn.Module()
     whole = nn.Parameter(distribute_tensor(torch.empty(64, 256), mesh, [Shard(1)]))
     model.weight = whole
     with patch(key=KEY):
         init.kaiming_normal_(whole)
-    assert found(model) == []
+    assert findings_in(model) == []
+    # One rank of a mesh that shards by columns: it holds a quarter of them and knows the global shape.
     shape = torch.Size((64, 256))
-    held = torch.empty(64, 64)
+    local = torch.empty(64, 64)
     model.weight = nn.Parameter(
-        DTensor.from_local(held, mesh, [Shard(1)], run_check=False, shape=shape, stride=(256, 1))
+        DTensor.from_local(local, mesh, [Shard(1)], run_check=False, shape=shape, stride=(256, 1))
     )
     with patch(key=KEY):
-        init.kaiming_normal_(held)
-    assert found(model) == [("shard", "weight")]
+        init.kaiming_normal_(local)
+    assert findings_in(model) == [("shard", "weight")]
 
 
-def test_a_scale_that_is_a_shards_is_named() -> None:
+def test_a_scale_that_fits_one_of_several_shards_is_named() -> None:
     model = patched(lambda: nn.ModuleList([nn.Linear(256, 128)]))
     set_values(model.get_parameter("0.weight"), lambda weight: weight.mul_(2))
     (finding,) = audit(model)
     assert "one of 4 shards" in finding.reason
 
 
-def test_a_fingerprint_hangs_on_every_bit_and_place() -> None:
+def test_a_fingerprint_depends_on_every_bit_and_place() -> None:
     tensor = torch.randn(1000)
     own = fingerprint(tensor)
     assert fingerprint(tensor.clone()) == own
@@ -450,13 +450,13 @@ def test_the_first_bit_that_differs_is_named(place: tuple[int, int], how: str, t
     assert finding.reason.startswith("1 of 8192 elements differ")
 
 
-def test_names_and_shapes_of_one_alone_are_found() -> None:
+def test_names_and_shapes_in_only_one_of_the_two_are_found() -> None:
     plan = InitPlan.of(deferred_init(Model, key=KEY))
     model = plan.apply(seeded(Model))
     model.more = nn.Linear(3, 3)
     model.norm = nn.LayerNorm(65)
     del model.down
-    assert set(found(model, plan)) == {
+    assert set(findings_in(model, plan)) == {
         ("differs", "more.weight"),
         ("differs", "more.bias"),
         ("differs", "norm.weight"),
@@ -482,11 +482,11 @@ def broken() -> nn.Module:
 
 def test_the_worst_comes_first_and_json_has_all() -> None:
     report = audit(broken())
-    places = [list(KINDS).index(one.kind) for one in report]
+    places = [list(KINDS).index(finding.kind) for finding in report]
     assert places == sorted(places)
-    told = json.loads(json.dumps(report.to_dict()))
-    assert len(told["findings"]) == len(report) == 5
-    assert told["findings"][0].keys() == {"kind", "names", "reason", "remedy"}
+    record = json.loads(json.dumps(report.to_dict()))
+    assert len(record["findings"]) == len(report) == 5
+    assert record["findings"][0].keys() == {"kind", "names", "reason", "remedy"}
     assert str(report).split("\n")[-1] == "5 findings in 28 tensors"
 
 

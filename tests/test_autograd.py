@@ -1,4 +1,4 @@
-"""What autograd keeps: version counters of all that is filled, inference mode, copies of modules."""
+"""Fills and autograd: version counters of filled tensors, inference mode, copies of modules."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_inference_mode_changes_no_value(name: str, arguments: tuple[Any, ...], 
 def test_a_copy_of_a_filled_module_is_filled_alike() -> None:
     model = nn.TransformerEncoderLayer(8, 2)
     twin = copy.deepcopy(model)
-    for one in (model, twin):
-        for name, parameter in one.named_parameters():
+    for module in (model, twin):
+        for name, parameter in module.named_parameters():
             if parameter.dim() > 1:
                 init.xavier_uniform_(parameter, generator=Key(1).fold_in(name))
     assert all(same(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 # ----------------------------------------------------------------------------------------
-# Version counters: what was saved before a fill is no longer what it was
+# Version counters: a fill invalidates tensors that were saved for backward
 # ----------------------------------------------------------------------------------------
 
 
@@ -55,28 +55,28 @@ def mesh() -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
-def held_as(kind: str, shape: tuple[int, ...], mesh: Any) -> Tensor:
+def tensor_of_kind(kind: str, shape: tuple[int, ...], mesh: Any) -> Tensor:
     if kind == "plain":
         return torch.full(shape, 3.0)
     from torch.distributed.tensor import DTensor, Replicate
-    from torch.distributed.tensor import Shard as Placed
+    from torch.distributed.tensor import Shard as ShardPlacement
 
-    placement = Placed(0) if kind == "sharded" else Replicate()
+    placement = ShardPlacement(0) if kind == "sharded" else Replicate()
     local = torch.full((shape[0] // 2, *shape[1:]) if kind == "sharded" else shape, 3.0)
-    made: Tensor = DTensor.from_local(local, mesh, [placement], run_check=False)
-    return made
+    sharded: Tensor = DTensor.from_local(local, mesh, [placement], run_check=False)
+    return sharded
 
 
-@pytest.mark.parametrize("listed", [False, True], ids=["call", "fill_many"])
+@pytest.mark.parametrize("in_a_list", [False, True], ids=["call", "fill_many"])
 @pytest.mark.parametrize("kind", ["plain", "sharded", "replicated"])
 @every_function
 def test_a_product_that_was_saved_before_a_fill_is_refused_its_backward(
-    name: str, arguments: tuple[Any, ...], kind: str, listed: bool, mesh: Any
+    name: str, arguments: tuple[Any, ...], kind: str, in_a_list: bool, mesh: Any
 ) -> None:
-    parameter = nn.Parameter(held_as(kind, shape_for(name), mesh))
+    parameter = nn.Parameter(tensor_of_kind(kind, shape_for(name), mesh))
     product = (parameter * parameter).sum()
     before = parameter._version
-    if listed:
+    if in_a_list:
         names = {"constant_": "val", "sparse_": "sparsity", "dirac_": "groups"}
         fill_many([(parameter, name, {names[name]: arguments[0]} if arguments else {}, Key(1))])
     else:
@@ -86,8 +86,8 @@ def test_a_product_that_was_saved_before_a_fill_is_refused_its_backward(
         product.backward()
 
 
-def test_stock_refuses_it_as_well(mesh: Any) -> None:
-    parameter = nn.Parameter(held_as("sharded", (6, 4), mesh))
+def test_stock_refuses_such_a_backward_as_well(mesh: Any) -> None:
+    parameter = nn.Parameter(tensor_of_kind("sharded", (6, 4), mesh))
     product = (parameter * parameter).sum()
     nn.init.constant_(parameter, 100.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -102,6 +102,6 @@ def test_a_shard_moves_its_tensors_counter() -> None:
 
 def test_a_dtensor_of_inference_mode_is_filled(mesh: Any) -> None:
     with torch.inference_mode():
-        tensor = held_as("sharded", (6, 4), mesh)
+        tensor = tensor_of_kind("sharded", (6, 4), mesh)
         init.normal_(tensor, generator=Key(1))
         init.ones_(tensor)

@@ -1,8 +1,8 @@
-"""The AVX-512 lane on processors without AVX-512: compiled with a stand-in for each intrinsic, bit for bit.
+"""The AVX-512 lane on processors without AVX-512, compared bit for bit with the scalar lane.
 
-What is compiled is csrc/cpu/fill_avx512.cpp and all that it includes, without its pragma and with
-tests/avx512_on_host/stand_in.h in place of <immintrin.h>. Which instructions a compiler makes of the real
-intrinsics is not tested here, but by every other test on a processor that has them.
+The tests compile csrc/cpu/fill_avx512.cpp and its includes, without its pragma and with
+tests/avx512_on_host/stand_in.h in place of <immintrin.h>. They do not test the instructions that a compiler
+emits for the real intrinsics. Every other test does, on a processor that has AVX-512.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C+
 
 
 def prepare(folder: Path) -> None:
-    """The driver's sources, the lane among them ready for any processor."""
+    """Copy the sources of the driver, and change the AVX-512 lane so that it runs on any processor."""
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cuda"))
     shutil.copytree(ROOT / "tools/driver", folder / "tools/driver")
     shutil.copytree(ROOT / "tests/avx512_on_host", folder / "avx512")
@@ -42,9 +42,10 @@ def prepare(folder: Path) -> None:
     rewrite(folder / LANE, r"#if defined\(__clang__\)\n#pragma clang attribute push.*?#endif\n", "")
     rewrite(folder / LANE, r"#if defined\(__clang__\)\n#pragma clang attribute pop\n#endif\n", "")
     rewrite(folder / LANE, r"#if defined\(__x86_64__\)", "#if 1")
-    for source in (LANE, REFERENCE):  # calls, which take seconds to compile where inlined code takes a minute
+    # Without forced inlining, compilation takes seconds instead of a minute.
+    for source in (LANE, REFERENCE):
         rewrite(folder / source, r" __attribute__\(\(always_inline\)\)", "")
-    row = '{"avx512", [] { return true; }, avx512::run_functions, avx512::column_functions},'
+    row = '{"avx512", [] { return true; }, avx512::fill_kernels, avx512::column_kernels},'
     table = r'#if [^\n]*\s+\{"avx512",.*?#endif\s+(?=\{"baseline")'
     rewrite(folder / "csrc/cpu/capability.cpp", table, row)
 
@@ -56,7 +57,7 @@ def rewrite(path: Path, pattern: str, by: str) -> None:
 
 
 def compile_all(folder: Path, sources: Sequence[str]) -> list[Path]:
-    """The objects of the sources, compiled side by side."""
+    """Compile the sources in parallel and return their object files."""
 
     def compiled(source: str) -> Path:
         stand_in = ["-Iavx512"] if source == LANE else []
@@ -72,7 +73,7 @@ def object_of(folder: Path, source: str) -> Path:
     return folder / f"{Path(source).stem}.o"
 
 
-def ran(folder: Path, objects: Sequence[Path], isa: str) -> subprocess.CompletedProcess[str]:
+def run_driver(folder: Path, objects: Sequence[Path], isa: str) -> subprocess.CompletedProcess[str]:
     subprocess.run([*CXX, "-pthread", *objects, "-o", "program"], cwd=folder, check=True)
     command: list[str | Path] = [folder / "program", "--small", "--isa", isa]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,32 +89,32 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scalar(built: Path) -> str:
-    """What the driver prints of the scalar lane."""
-    return ran(built, [object_of(built, source) for source in BUILT], "baseline").stdout
+    """Return the output of the driver for the scalar lane."""
+    return run_driver(built, [object_of(built, source) for source in BUILT], "baseline").stdout
 
 
 def test_every_fill_has_the_bits_of_the_scalar_lane(built: Path, scalar: str) -> None:
-    printed = ran(built, [object_of(built, source) for source in BUILT], "avx512").stdout
+    printed = run_driver(built, [object_of(built, source) for source in BUILT], "avx512").stdout
     assert len(checksums(printed)) > 300
     assert checksums(printed).keys() == checksums(scalar).keys()
     assert disagreements(printed, scalar) == []
 
 
-# What is planted, in which file, and the case that must notice.
+# The file, the text to replace, the fault to plant, and the case that must notice it.
 FAULTS = [
     pytest.param(
-        "csrc/cpu/run.h",
+        "csrc/cpu/fill_kernel.h",
         "static_cast<uint32_t>(counter) <= -groups",
         "true",
         "normal, dense;fp32",
-        id="a block goes over the wrap of the counter's low word",
+        id="a block crosses the wrap of the counter's low word",
     ),
     pytest.param(
         "csrc/cpu/lane_avx512.h",
         "0x82);",
         "0x28);",
         "trunc_normal_wide, dense;fp32",
-        id="a word is folded otherwise",
+        id="fold31 is another function",
     ),
     pytest.param(
         "csrc/cpu/lane_avx512.h",
@@ -127,14 +128,14 @@ FAULTS = [
         "return _mm512_mask_min_epu32(least, _mm512_cmple_epu32_mask(a, b), least, w);",
         "return _mm512_mask_min_epu32(least, _mm512_cmple_epu32_mask(b, a), least, w);",
         "sparse 20x300 in 1;fp32",
-        id="the least word is sought on the other side",
+        id="a minimum is taken for the opposite condition",
     ),
     pytest.param(
-        "csrc/cpu/run.h",
+        "csrc/cpu/fill_kernel.h",
         "reinterpret_cast<uintptr_t>(out) % 64 == 0",
         "reinterpret_cast<uintptr_t>(out) % 32 == 0",
-        "a streaming store off its alignment",
-        id="a streaming store is off its alignment",
+        "a misaligned non-temporal store",
+        id="a non-temporal store is misaligned",
     ),
 ]
 
@@ -146,7 +147,7 @@ def test_a_planted_fault_is_noticed(
     prepare(tmp_path)
     rewrite(tmp_path / file, re.escape(right), wrong)
     others = [object_of(built, other) for other in BUILT if other != LANE]
-    printed = ran(tmp_path, [*compile_all(tmp_path, [LANE]), *others], "avx512")
+    printed = run_driver(tmp_path, [*compile_all(tmp_path, [LANE]), *others], "avx512")
     if printed.returncode != 0:
         assert printed.stderr.strip() == case
     else:

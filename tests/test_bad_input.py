@@ -1,16 +1,17 @@
-"""What is refused: with which exception, in one line that helps, and with nothing written or drawn."""
+"""Refused calls: the exception, a message of one line with a remedy, and nothing written or drawn."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from fills import RANDOM, every_random, same
+from fills import RANDOM, every_random, same, shape_for
 from paraminit_ext import Key, fill_many, init, shard
 
 NAN, INF = math.nan, math.inf
@@ -23,7 +24,10 @@ def refused(
     error: type[Exception] | tuple[type[Exception], ...],
     **keywords: Any,
 ) -> str:
-    """The message; one line of the form op, expected, got, and the default generator has not moved."""
+    """Make a call that must be refused and return its message.
+
+    The message is one line of the form op, expected, got. The default generator does not advance.
+    """
     state = torch.get_rng_state()
     with pytest.raises(error) as caught:
         getattr(init, name)(tensor, *arguments, **keywords)
@@ -31,7 +35,7 @@ def refused(
     assert "\n" not in message
     assert message.startswith(f"paraminit_ext.{name}: expected "), message
     assert ", got " in message
-    assert torch.equal(torch.get_rng_state(), state), "a refused call has drawn"
+    assert torch.equal(torch.get_rng_state(), state), "a refused call advanced the generator"
     return message
 
 
@@ -119,6 +123,58 @@ def test_a_parameter_that_zero_3_has_partitioned_away_is_refused(
     parameter = torch.nn.Parameter(torch.empty(0))
     parameter.ds_id = 3  # type: ignore[attr-defined]
     assert "GatheredParameters" in refused(name, parameter, *arguments, error=RuntimeError)
+
+
+def fill_one(name: str, tensor: torch.Tensor, keywords: dict[str, Any]) -> object:
+    return getattr(init, name)(tensor, **keywords)
+
+
+def fill_in_a_list(name: str, tensor: torch.Tensor, keywords: dict[str, Any]) -> object:
+    return fill_many([(tensor, name, keywords, Key(1))])
+
+
+NUMBERS = ("a", "b", "mean", "std", "gain", "scale", "sparsity")
+EXTREMES = (-1.0, -1e300, -INF, NAN, INF, 1e300, 1e39, 1e10, 1e-300, 0.0, "x", [1.0], 1j)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated_normal"])
+@pytest.mark.parametrize(
+    ("call", "prefix"),
+    [(fill_one, ""), (fill_in_a_list, "paraminit_ext.fill_many: entry 0 ({}): ")],
+    ids=["call", "fill_many"],
+)
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std from")
+def test_a_bad_number_is_refused_in_the_name_of_the_function_and_the_argument_that_were_passed(
+    dtype: torch.dtype, distribution: str, call: Callable[..., object], prefix: str
+) -> None:
+    tried = refusals = 0
+    for name in (*RANDOM, "delta_orthogonal_"):
+        function = getattr(init, name)
+        for argument in NUMBERS:
+            if argument not in inspect.signature(function).parameters:
+                continue
+            for value in EXTREMES:
+                tried += 1
+                keywords = {argument: value}
+                if name == "sparse_":
+                    keywords.setdefault("sparsity", 0.5)
+                if name == "variance_scaling_":
+                    keywords["distribution"] = distribution
+                tensor = torch.zeros(shape_for(name), dtype=dtype)
+                try:
+                    call(name, tensor, keywords)
+                except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+                    refusals += 1
+                    message = str(error)
+                    start = f"{prefix.format(name)}paraminit_ext.{name}: expected "
+                    assert message.startswith(start), message
+                    assert re.search(rf"\b{argument}\b", message), message
+                    assert not tensor.any()
+                else:
+                    # In 16 bits, a value beyond the largest finite one is infinite, as everywhere in torch.
+                    assert not tensor.isnan().any(), (name, keywords)
+    assert tried > refusals > tried // 2
 
 
 @pytest.mark.parametrize(
@@ -236,7 +292,7 @@ def test_a_shard_outside_its_whole_or_of_another_rank_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_of_what_is_no_tensor_or_of_no_integers_is_refused() -> None:
+def test_a_shard_of_a_value_that_is_no_tensor_or_with_non_integers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"^paraminit_ext\.shard: expected "):
         shard([1.0], (1,), (0,))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^paraminit_ext\.shard: expected "):
@@ -264,7 +320,7 @@ def test_a_key_of_wrong_parts_is_refused(build: Callable[[], object], error: typ
         build()
 
 
-def test_parameters_are_looked_at_also_under_a_mode_that_swallows_operators() -> None:
+def test_parameters_are_checked_even_under_a_mode_that_swallows_operators() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Swallow(TorchDispatchMode):
@@ -278,10 +334,10 @@ def test_parameters_are_looked_at_also_under_a_mode_that_swallows_operators() ->
 
 
 # ----------------------------------------------------------------------------------------
-# Storage that is not there
+# Storage that was freed or is too short
 # ----------------------------------------------------------------------------------------
 
-EVERY = {
+ALL_FUNCTIONS = {
     **RANDOM,
     "delta_orthogonal_": (),
     "constant_": (0.5,),
@@ -292,7 +348,7 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize(("name", "arguments"), EVERY.items(), ids=EVERY.keys())
+@pytest.mark.parametrize(("name", "arguments"), ALL_FUNCTIONS.items(), ids=ALL_FUNCTIONS.keys())
 def test_a_tensor_whose_storage_was_freed_or_is_too_short_is_refused_in_one_line(
     name: str, arguments: tuple[Any, ...]
 ) -> None:
@@ -306,11 +362,11 @@ def test_a_tensor_whose_storage_was_freed_or_is_too_short_is_refused_in_one_line
     ):
         tensor.untyped_storage().resize_(size)
         state = torch.get_rng_state()
-        for held in (tensor, torch.nn.Parameter(tensor), shard(tensor, tensor.shape, (0,) * tensor.dim())):
+        for target in (tensor, torch.nn.Parameter(tensor), shard(tensor, tensor.shape, (0,) * tensor.dim())):
             with pytest.raises(
                 RuntimeError, match=f"^paraminit_ext.{name}: expected storage for every"
             ) as caught:
-                function(held, *arguments)
+                function(target, *arguments)
             assert "\n" not in str(caught.value)
             assert f"in {size} bytes" in str(caught.value)
         first = torch.zeros(5)
@@ -332,9 +388,9 @@ def test_the_operators_refuse_a_short_storage_by_themselves() -> None:
             getattr(ops, name).default(tensor, *parameters, 1, 2, (), ())
 
 
-def test_a_storage_that_holds_the_elements_alone_is_enough() -> None:
+def test_a_storage_that_ends_with_the_last_element_is_enough() -> None:
     base = torch.zeros(100)
-    view = base.as_strided((5, 3), (9, 2), 10)  # its last element is number 10 + 4 * 9 + 2 * 2 = 50
+    view = base.as_strided((5, 3), (9, 2), 10)  # the index of its last element is 10 + 4 * 9 + 2 * 2 = 50
     base.untyped_storage().resize_(51 * 4)
     assert init.normal_(view).all()
     base.untyped_storage().resize_(51 * 4 - 1)
@@ -342,7 +398,7 @@ def test_a_storage_that_holds_the_elements_alone_is_enough() -> None:
 
 
 # ----------------------------------------------------------------------------------------
-# Nested tensors, classes that know torch's operators alone
+# Nested tensors, and tensor classes that support only torch's own operators
 # ----------------------------------------------------------------------------------------
 
 
@@ -355,19 +411,19 @@ def test_a_nested_tensor_is_refused_in_one_line(layout: torch.layout) -> None:
         assert init.normal_(part).all()
 
 
-class AtenAlone(torch.Tensor):
-    """A tensor around another one, whose class passes torch's own operators on and no others."""
+class AtenOnly(torch.Tensor):
+    """A wrapper around another tensor that forwards torch's own operators and rejects all others."""
 
     inner: Any
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> AtenAlone:
-        made: AtenAlone = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls, inner: torch.Tensor) -> AtenOnly:
+        wrapper: AtenOnly = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, dtype=inner.dtype, device=inner.device
         )
-        made.inner = inner
-        return made
+        wrapper.inner = inner
+        return wrapper
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -375,24 +431,24 @@ class AtenAlone(torch.Tensor):
     ) -> Any:
         if func.namespace != "aten":
             return NotImplemented
-        plain = [arg.inner if isinstance(arg, AtenAlone) else arg for arg in args]
+        plain = [arg.inner if isinstance(arg, AtenOnly) else arg for arg in args]
         out = func(*plain, **(kwargs or {}))
         if func._schema.is_mutable:
             return args[0]
-        return AtenAlone(out) if isinstance(out, torch.Tensor) else out
+        return AtenOnly(out) if isinstance(out, torch.Tensor) else out
 
 
 @every_random
-def test_a_class_that_knows_torchs_operators_alone_is_filled_as_a_plain_tensor(
+def test_a_class_that_supports_only_torchs_operators_is_filled_as_a_plain_tensor(
     name: str, arguments: tuple[Any, ...]
 ) -> None:
     function = getattr(init, name)
-    wrapped = AtenAlone(torch.zeros(6, 4))
+    wrapped = AtenOnly(torch.zeros(6, 4))
     torch.manual_seed(4)
     assert function(wrapped, *arguments) is wrapped
     torch.manual_seed(4)
     assert same(wrapped.inner, function(torch.zeros(6, 4), *arguments))
     assert same(
-        function(AtenAlone(torch.zeros(6, 4)), *arguments, generator=Key(3)).inner,
+        function(AtenOnly(torch.zeros(6, 4)), *arguments, generator=Key(3)).inner,
         function(torch.zeros(6, 4), *arguments, generator=Key(3)),
     )

@@ -1,4 +1,4 @@
-"""The benchmarks at toy sizes, so that they run when they are needed; the README's tables from results."""
+"""The benchmarks at toy sizes, so that they run when needed, and the documented tables of results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
 from typer.testing import CliRunner  # noqa: E402
 
-import fresh  # noqa: E402
+import subprocesses  # noqa: E402
 from benchmarks import cases, ceilings, fresh_memory, machine, models, report, rows, timing  # noqa: E402
 from benchmarks import peers as peers_module  # noqa: E402
 from benchmarks.__main__ import app  # noqa: E402
@@ -35,25 +35,27 @@ def invoke(*arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of all groups at toy size."""
+    """Run all groups at toy size and return the file with their results."""
     path = tmp_path_factory.mktemp("results") / "toy.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ROUND_SECONDS", 1e-4)  # what the rows say of the machine is not looked at
+        patch.setattr(timing, "ROUND_SECONDS", 1e-4)  # no test reads these timings
         outcome = invoke(*TOY, "--no-peers", "--json", str(path), "--markdown", str(path.with_suffix(".md")))
     assert outcome.exit_code == 0, outcome.output
     return path
 
 
-def silent(text: str) -> None:
-    """Drops a line that says what is left out."""
+def discard(text: str) -> None:
+    """Discard a message about an omitted row."""
 
 
-def room(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """So many bytes are free beside the margin."""
+def set_free_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Report ``size`` bytes of free memory in addition to the margin."""
     monkeypatch.setattr(machine, "available_memory", lambda _: machine.MARGIN + size)
 
 
-def row(name: str = "fill/normal[device=cpu,dtype=fp32,numel=2^10,threads=2]", **seconds: float) -> rows.Row:
+def make_row(
+    name: str = "fill/normal[device=cpu,dtype=fp32,numel=2^10,threads=2]", **seconds: float
+) -> rows.Row:
     return rows.Row(name, 1024, 4096, seconds, dict.fromkeys(seconds, 0.1), {}, {"torch": "2.13.0"})
 
 
@@ -65,18 +67,21 @@ def row(name: str = "fill/normal[device=cpu,dtype=fp32,numel=2^10,threads=2]", *
 def test_every_group_gives_rows_that_say_what_was_measured_and_where(results: Path) -> None:
     found = rows.read(results)
     assert list(dict.fromkeys(row.group for row in found)) == list(cases.GROUPS)
-    for one in found:
-        assert one.parameters["device"] == "cpu"
-        assert int(one.parameters["threads"]) > 0
-        assert one.parameters["dtype"] in rows.DTYPES
-        assert {"machine", "compiler", "torch", "commit", "threads", "cpu_capability"} <= set(one.facts)
-        assert one.facts["torch"] == torch.__version__
-        assert all(seconds > 0 for seconds in one.seconds.values())
-        assert one.seconds.keys() >= {"ours", "stock", "fill"} or one.measured.keys() >= {"ours", "stock"}
-    assert len({one.name for one in found}) == len(found)
+    for result in found:
+        assert result.parameters["device"] == "cpu"
+        assert int(result.parameters["threads"]) > 0
+        assert result.parameters["dtype"] in rows.DTYPES
+        assert {"machine", "compiler", "torch", "commit", "threads", "cpu_capability"} <= set(result.facts)
+        assert result.facts["torch"] == torch.__version__
+        assert all(seconds > 0 for seconds in result.seconds.values())
+        assert result.seconds.keys() >= {"ours", "stock", "fill"} or result.measured.keys() >= {
+            "ours",
+            "stock",
+        }
+    assert len({result.name for result in found}) == len(found)
 
 
-def test_a_line_carries_what_follows_from_it(results: Path) -> None:
+def test_a_line_carries_the_derived_figures(results: Path) -> None:
     for text in results.read_text().splitlines():
         record = json.loads(text)
         if not record["seconds"]:
@@ -88,7 +93,7 @@ def test_a_line_carries_what_follows_from_it(results: Path) -> None:
         assert record["spread"].keys() == seconds.keys()
 
 
-def test_rows_survive_their_lines(results: Path, tmp_path: Path) -> None:
+def test_rows_are_the_same_after_they_are_written_and_read(results: Path, tmp_path: Path) -> None:
     found = rows.read(results)
     again = tmp_path / "again.jsonl"
     again.write_text("".join(map(rows.line, found)))
@@ -97,8 +102,8 @@ def test_rows_survive_their_lines(results: Path, tmp_path: Path) -> None:
 
 def test_fills_are_in_all_dtypes_and_other_groups_in_float32_unless_asked(results: Path) -> None:
     by_group: dict[str, set[str]] = {}
-    for one in rows.read(results):
-        by_group.setdefault(one.group, set()).add(one.parameters["dtype"])
+    for result in rows.read(results):
+        by_group.setdefault(result.group, set()).add(result.parameters["dtype"])
     assert by_group.pop("fill") == set(rows.DTYPES)
     assert all(dtypes == {"fp32"} for dtypes in by_group.values())
 
@@ -109,17 +114,17 @@ def test_groups_dtypes_and_rows_can_be_chosen(tmp_path: Path) -> None:
     outcome = invoke(*TOY, *chosen)
     assert outcome.exit_code == 0, outcome.output
     found = rows.read(path)
-    assert {one.group for one in found} == {"sparse", "orthogonal"}
-    assert all("square" in one.name and "dtype=bf16" in one.name for one in found)
-    # torch's QR takes no bfloat16: the row stays, without stock.
-    orthogonal = next(one for one in found if one.group == "orthogonal")
+    assert {result.group for result in found} == {"sparse", "orthogonal"}
+    assert all("square" in result.name and "dtype=bf16" in result.name for result in found)
+    # torch's QR does not support bfloat16: the row stays, without a time of stock.
+    orthogonal = next(result for result in found if result.group == "orthogonal")
     assert "stock" not in orthogonal.seconds
     assert orthogonal.against("stock") is None
     assert report.table("orthogonal", found).rows
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--group", "fills"], "expected groups among fill, model,"),
         (["--dtype", "fp8"], "expected dtypes among fp32, bf16,"),
@@ -128,27 +133,27 @@ def test_groups_dtypes_and_rows_can_be_chosen(tmp_path: Path) -> None:
         (["report", "missing.jsonl"], "missing.jsonl"),
     ],
 )
-def test_what_is_not_known_is_refused_with_what_is(arguments: list[str], says: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(arguments: list[str], message: str) -> None:
     outcome = invoke(*arguments)
     assert outcome.exit_code == 2
-    said = re.sub(r"[\s│╭╮╰╯─]+", " ", outcome.output)
-    assert says in said
+    printed = re.sub(r"[\s│╭╮╰╯─]+", " ", outcome.output)
+    assert message in printed
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
-    path.write_text(rows.line(row(ours=1.0)) + '{"name": "x"}\n')
+    path.write_text(rows.line(make_row(ours=1.0)) + '{"name": "x"}\n')
     with pytest.raises(ValueError, match=r"broken\.jsonl, line 2: expected a row"):
         rows.read(path)
 
 
-def test_a_name_that_is_no_name_is_refused() -> None:
+def test_a_malformed_name_of_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a name such as"):
-        _ = row("normal").group
+        _ = make_row("normal").group
 
 
 def test_quick_sizes_are_a_part_of_the_whole() -> None:
-    quick = cases.Options(CPU, quick=True, say=silent)
+    quick = cases.Options(CPU, quick=True, say=discard)
     for name, of_group in cases.GROUPS.items():
         listed = list(of_group(quick))
         assert listed, name
@@ -164,13 +169,13 @@ def test_a_vit_has_as_many_parameters_as_timm_s() -> None:
 
 
 def test_a_model_that_does_not_fit_gives_way_to_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = cases.Options(CPU, say=silent)
-    room(monkeypatch, 1 << 60)
+    options = cases.Options(CPU, say=discard)
+    set_free_memory(monkeypatch, 1 << 60)
     assert [case.name.partition("[")[0] for case in cases.model_cases(options)] == [
         "model/llama_1b",
         "model/vit_l",
     ]
-    room(monkeypatch, 400_000_000)
+    set_free_memory(monkeypatch, 400_000_000)
     assert [case.name.partition("[")[0] for case in cases.model_cases(options)] == [
         "model/llama_tiny",
         "model/vit_b",
@@ -178,8 +183,8 @@ def test_a_model_that_does_not_fit_gives_way_to_a_smaller_one(monkeypatch: pytes
 
 
 def test_sizes_reach_the_memory_s_limit_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    room(monkeypatch, 1 << 34)
-    options = cases.Options(CPU, say=silent)
+    set_free_memory(monkeypatch, 1 << 34)
+    options = cases.Options(CPU, say=discard)
     assert max(case.bytes for case in cases.scaling_cases(options)) == 1 << 34
 
 
@@ -196,18 +201,18 @@ def test_calls_take_turns() -> None:
         return 0.5
 
     calls = {name: timing.SelfTimed(partial(take, name)) for name in "abc"}
-    taken = timing.time_in_turns(calls, CPU, rounds=2)
-    assert "".join(order) == "a" + "abc" * 3  # the first call of all touches the memory
-    assert taken["a"] == timing.Timing((0.5, 0.5))
+    timings = timing.time_in_turns(calls, CPU, rounds=2)
+    assert "".join(order) == "a" + "abc" * 3  # the very first call touches the memory
+    assert timings["a"] == timing.Timing((0.5, 0.5))
 
 
 def test_a_call_over_the_budget_is_timed_once_and_has_no_spread() -> None:
     seconds = iter([0.0, 3.0, 0.1, 0.2, 0.3])
     slow, fast = (timing.SelfTimed(lambda: next(seconds)) for _ in range(2))
-    taken = timing.time_in_turns({"slow": slow, "fast": fast}, CPU, rounds=2, budget=2.0)
-    assert taken["slow"].seconds == (3.0,)
-    assert taken["slow"].spread is None
-    assert taken["fast"].seconds == (0.2, 0.3)
+    timings = timing.time_in_turns({"slow": slow, "fast": fast}, CPU, rounds=2, budget=2.0)
+    assert timings["slow"].seconds == (3.0,)
+    assert timings["slow"].spread is None
+    assert timings["fast"].seconds == (0.2, 0.3)
 
 
 def test_a_case_runs_on_the_threads_that_it_names() -> None:
@@ -217,37 +222,35 @@ def test_a_case_runs_on_the_threads_that_it_names() -> None:
 
 
 def huge_page_kib(numel: int) -> int:
-    """How much of this process lies in huge pages once it has filled a tensor."""
+    """Fill a tensor and return how many KiB of this process are in huge pages."""
     tensor = init.normal_(torch.empty(numel))
-    found = re.search(
+    match = re.search(
         r"^AnonHugePages:\s*(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE
     )
-    assert found is not None
+    assert match is not None
     assert tensor.numel() == numel
-    return int(found.group(1))
+    return int(match.group(1))
 
 
-@pytest.mark.skipif(
-    machine.huge_pages() != "madvise", reason="needs huge pages that are given when asked for"
-)
+@pytest.mark.skipif(machine.huge_pages() != "madvise", reason="needs transparent huge pages in madvise mode")
 def test_a_fresh_process_reads_the_choice_of_huge_pages_anew() -> None:
     for variables, huge in (({}, True), ({"PARAMINIT_HUGEPAGES": "0"}, False)):
-        with fresh_memory.process(variables) as alone:
-            assert (alone.submit(huge_page_kib, 1 << 24).result() > 0) == huge
+        with fresh_memory.process(variables) as executor:
+            assert (executor.submit(huge_page_kib, 1 << 24).result() > 0) == huge
 
 
 @pytest.mark.parametrize("case", ["normal", "trunc_normal"])
 def test_a_fill_takes_no_memory_beside_the_tensor_s(case: str) -> None:
     arguments = (cases.FILLS[case], 1 << 24, "fp32", 1)
-    with fresh_memory.process() as alone:
-        # A process's counters of its pages lag a little.
-        assert abs(alone.submit(fresh_memory.peak_over, "ours", *arguments).result()) < 4 << 20
+    with fresh_memory.process() as executor:
+        # The page counters of a process lag slightly.
+        assert abs(executor.submit(fresh_memory.peak_over, "ours", *arguments).result()) < 4 << 20
 
 
 def test_the_peak_of_a_fill_with_temporaries_is_seen() -> None:
     arguments = (cases.FILLS["trunc_normal"], 1 << 24, "fp32", 1)
-    with fresh_memory.process() as alone:
-        assert alone.submit(fresh_memory.peak_over, "stock", *arguments).result() > 1 << 26
+    with fresh_memory.process() as executor:
+        assert executor.submit(fresh_memory.peak_over, "stock", *arguments).result() > 1 << 26
 
 
 # ----------------------------------------------------------------------------------------
@@ -255,21 +258,21 @@ def test_the_peak_of_a_fill_with_temporaries_is_seen() -> None:
 # ----------------------------------------------------------------------------------------
 
 
-def breaks(recipe: models.Recipe, tensor: torch.Tensor) -> timing.Call | None:
+def failing_peer(recipe: models.Recipe, tensor: torch.Tensor) -> timing.Call | None:
     raise RuntimeError("this peer breaks")
 
 
 def test_a_peer_that_is_missing_is_left_out_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def some(device: torch.device) -> Iterator[peers_module.Peer]:
+    def few_peers(device: torch.device) -> Iterator[peers_module.Peer]:
         for peer in peers_module.peers(device):
             if peer.name.startswith("NumPy"):
                 yield peer
-        yield peers_module.Peer("Absent", peers_module.missing("absent_module"), breaks)
-        yield peers_module.Peer("Broken", "", breaks)
+        yield peers_module.Peer("Absent", peers_module.missing("absent_module"), failing_peer)
+        yield peers_module.Peer("Broken", "", failing_peer)
 
-    monkeypatch.setattr("benchmarks.__main__.peers", some)
+    monkeypatch.setattr("benchmarks.__main__.peers", few_peers)
     path = tmp_path / "peers.jsonl"
     arguments = ["--group", "fill", "--filter", "/normal", "--dtype", "fp32,bf16", "--json", str(path)]
     outcome = invoke(*TOY, *arguments, "--peers")
@@ -305,8 +308,9 @@ def test_the_report_prints_every_group_and_draws_figures_that_do_not_change(
     pytest.importorskip("matplotlib", reason="needs requirements/bench.txt")
     outcome = invoke("report", str(results), "--figures", str(tmp_path / "a"))
     assert outcome.exit_code == 0, outcome.output
-    for title, *_ in report.TIMED.values():
-        assert f"### {title}" in outcome.output
+    for group, (title, *_) in report.TIMED.items():
+        # `python -m benchmarks.whole_models` writes the rows of this group.
+        assert (f"### {title}" in outcome.output) == (group != "whole-model")
     drawn = report.draw(rows.read(results), tmp_path / "b")
     names = {path.name for path in drawn}
     assert {"cpu-ratio.svg", "cpu-size.svg"} <= names
@@ -317,8 +321,8 @@ def test_the_report_prints_every_group_and_draws_figures_that_do_not_change(
 
 
 def test_tables_show_the_ratio_the_share_and_the_spread() -> None:
-    one = row(ours=1e-6, stock=5e-6, fill=5e-7)
-    table = report.table("fill", [one], full=True)
+    result = make_row(ours=1e-6, stock=5e-6, fill=5e-7)
+    table = report.table("fill", [result], full=True)
     shown = dict(zip(table.headers, table.rows[0], strict=True))
     assert shown["fill"] == "`normal_`, fp32"
     assert shown["ours, ns an element"] == "0.98"
@@ -329,19 +333,19 @@ def test_tables_show_the_ratio_the_share_and_the_spread() -> None:
 
 
 def test_a_share_of_the_store_ceiling_is_shown_where_one_was_measured() -> None:
-    one = row(ours=1e-6, stock=5e-6, fill=5e-7)
-    one.facts.update({"ceiling_fill_gb_s": 6.0, "ceiling_zero_gb_s": 8.192})
-    table = report.table("fill", [one], full=True)
+    result = make_row(ours=1e-6, stock=5e-6, fill=5e-7)
+    result.facts.update({"ceiling_fill_gb_s": 6.0, "ceiling_zero_gb_s": 8.192})
+    table = report.table("fill", [result], full=True)
     assert dict(zip(table.headers, table.rows[0], strict=True))["of the store ceiling"] == "50 %"
 
 
 def test_two_runs_are_compared_by_what_a_plain_fill_took(tmp_path: Path) -> None:
     before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
-    only_before = row("fill/uniform[device=cpu,dtype=fp32,numel=2^10,threads=2]", ours=1.0)
-    before.write_text(rows.line(row(ours=1e-6, stock=5e-6, fill=5e-7)) + rows.line(only_before))
-    # Twice as long on a machine that is twice as slow, then three times as long on the same one.
+    only_before = make_row("fill/uniform[device=cpu,dtype=fp32,numel=2^10,threads=2]", ours=1.0)
+    before.write_text(rows.line(make_row(ours=1e-6, stock=5e-6, fill=5e-7)) + rows.line(only_before))
+    # First twice the time on a machine that is half as fast, then three times the time on the same machine.
     for ours, fill, change, status in ((2e-6, 1e-6, "+0%", 0), (3e-6, 5e-7, "+200%", 1)):
-        after.write_text(rows.line(row(ours=ours, stock=5e-6, fill=fill)))
+        after.write_text(rows.line(make_row(ours=ours, stock=5e-6, fill=fill)))
         outcome = invoke("compare", str(before), str(after), "--tolerance", "0.1")
         assert outcome.exit_code == status, outcome.output
         assert f"| {change} |" in outcome.output
@@ -363,14 +367,15 @@ def test_the_kernels_of_the_ceilings_compile(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.gpu_alone
 def test_the_ceilings_are_those_of_stores_and_not_below_torch_s_own() -> None:
-    said: list[str] = []
-    found = ceilings.measure(torch.device("cuda"), 1 << 28, 3, said.append)
-    assert not said
+    messages: list[str] = []
+    found = ceilings.measure(torch.device("cuda"), 1 << 28, 3, messages.append)
+    assert not messages
     stores = {name: value for name, value in found.items() if name.startswith("ceiling_")}
     assert max(stores, key=lambda name: stores[name]) != "ceiling_fill_gb_s" or (
         stores["ceiling_store16_gb_s"] > 0.95 * stores["ceiling_fill_gb_s"]
     )
-    # As many of either: at least as long as one kind alone, at most as both one after the other.
+    # rate_both counts as many instructions of one kind as of the other, so half of it is at most the rate
+    # of each kind.
     half = found["rate_both_g_s"] / 2
     assert half < 1.05 * min(found["rate_imad_wide_g_s"], found["rate_lop3_g_s"])
 
@@ -382,29 +387,31 @@ def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> No
     assert report.duration(seconds) == text
 
 
-def test_every_table_of_the_readme_is_what_report_makes_of_the_committed_results() -> None:
-    page = (ROOT / "README.md").read_text()
-    assert report.BLOCK.search(page)
-    assert report.updated(page, ROOT) == page, "run `python -m benchmarks report --update README.md`"
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_every_table_of_results_matches_the_committed_results(name: str) -> None:
+    page = ROOT / name
+    assert report.BLOCK.search(page.read_text())
+    updated = report.updated(page.read_text(), page.parent)
+    assert updated == page.read_text(), f"run `python -m benchmarks report --update {name}`"
 
 
-def test_every_figure_under_measured_stands_in_a_block() -> None:
+def test_every_table_of_figures_is_in_a_block() -> None:
     measured = (ROOT / "README.md").read_text().partition("## Measured\n")[2].partition("\n## ")[0]
-    rest = report.BLOCK.sub("", measured)
-    assert not re.search(r"^\|", rest, re.MULTILINE)
+    for text in (measured, (ROOT / "docs/benchmarks.md").read_text()):
+        assert not re.search(r"^\|", report.BLOCK.sub("", text), re.MULTILINE)
 
 
 def test_a_block_whose_figures_were_edited_is_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "some.jsonl").write_text(rows.line(row(ours=1e-6, stock=5e-6, fill=5e-7)))
+    (tmp_path / "some.jsonl").write_text(rows.line(make_row(ours=1e-6, stock=5e-6, fill=5e-7)))
     page = "before\n<!-- benchmarks: begin fill some.jsonl -->\n{}<!-- benchmarks: end -->\nafter\n"
-    made = report.updated(page.format(""), tmp_path)
-    assert "| `normal_`, fp32 | 0.98 | 4.88 | 5.0 | 50 % |" in made
-    assert report.updated(page.format("| `normal_`, fp32 | 0.10 |\n"), tmp_path) == made
-    assert report.updated(made, tmp_path) == made
+    updated = report.updated(page.format(""), tmp_path)
+    assert "| `normal_`, fp32 | 0.98 | 4.88 | 5.0 | 50 % |" in updated
+    assert report.updated(page.format("| `normal_`, fp32 | 0.10 |\n"), tmp_path) == updated
+    assert report.updated(updated, tmp_path) == updated
 
 
 @pytest.mark.parametrize(
-    ("page", "says"),
+    ("page", "message"),
     [
         ("<!-- benchmarks: begin fill some.jsonl -->\n", "1 begins, 0 ends"),
         ("<!-- benchmarks: begin fill none.jsonl -->\n<!-- benchmarks: end -->", "got no file none.jsonl"),
@@ -414,14 +421,14 @@ def test_a_block_whose_figures_were_edited_is_made_anew(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_block_that_cannot_be_made_is_an_error(page: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "some.jsonl").write_text(rows.line(row(ours=1.0)))
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_a_block_that_cannot_be_made_is_an_error(page: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text(rows.line(make_row(ours=1.0)))
+    with pytest.raises(ValueError, match=re.escape(message)):
         report.updated(page, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers, on being imported
-def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # transformers warns when it is imported
+def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs transformers (make build)")
     import typer
     from typer.testing import CliRunner
@@ -442,10 +449,18 @@ def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch) ->
         "1",
         "--stock-rounds",
         "1",
+        "--json",
+        str(tmp_path / "rows.jsonl"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    for what in (
+    timed = rows.read(tmp_path / "rows.jsonl")
+    assert [row[0] for row in report.table("whole-model", timed).rows] == [
+        f"{way}, bf16" for way in report.WAYS.values()
+    ]
+    assert report.whole_model_figure(timed) is not None
+    assert report.whole_model_figure(timed[1:]) is None
+    for label in (
         "stock",
         "patch",
         "deferred",
@@ -453,16 +468,18 @@ def test_whole_models_are_timed_in_every_way(monkeypatch: pytest.MonkeyPatch) ->
         "fill_ of the same tensors",
         "Recording 0.0 billion",
     ):
-        assert what in result.output
+        assert label in result.output
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers and torch.distributed, on being imported
+@pytest.mark.filterwarnings("ignore")  # transformers and torch.distributed warn when they are imported
 def test_a_rank_of_thousands_is_timed() -> None:
     pytest.importorskip("transformers", reason="needs transformers (make build)")
-    done = fresh.run("-m", "benchmarks.scale", "--ranks", "1024,16384", "--layers", "1", "--rounds", "1")
+    done = subprocesses.run(
+        "-m", "benchmarks.scale", "--ranks", "1024,16384", "--layers", "1", "--rounds", "1"
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
     assert [row[1].strip() for row in rows] == ["1,024", "16,384"]
-    # No collective, and the bytes of a rank: of 40 MB a rank of 1,024 the embedding has half.
+    # No collectives. The MB per rank follow: at 1,024 ranks, the embedding has half of the 40 MB.
     assert [row[-2].strip() for row in rows] == ["0", "0"]
     assert [int(row[2]) for row in rows] == [40, 3]

@@ -1,7 +1,8 @@
-"""What the build says where it cannot begin, and what the source distribution holds."""
+"""Errors of a build that cannot start, symbols of the binaries, contents of the source distribution."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 
 from paraminit_ext import _C
 
@@ -17,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def setup(before: str, *arguments: str) -> Any:
-    """Runs setup.py in a process of its own, after some lines of Python."""
+    """Run setup.py in its own process, after the given lines of Python."""
     lines = [
         "import runpy, sys",
         before,
@@ -32,7 +34,7 @@ def setup(before: str, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("before", "remedy"),
     [
-        ("sys.modules['torch'] = None", "install torch, then run `pip install --no-build-isolation .`"),
+        ("import build_backend; build_backend.find_torch = lambda: False", "run `pip install torch` first"),
         ("import setuptools; setuptools.__version__ = '76.1.0'", '`pip install "setuptools>=77.0.3,<82"`'),
     ],
 )
@@ -45,43 +47,91 @@ def test_a_build_that_lacks_what_it_needs_says_so_in_one_line(before: str, remed
     assert not refused.stdout
 
 
-def undefined(library: Path) -> list[str]:
-    """The names that a library looks for in others, in C++'s own words."""
+HOOKS = ("wheel", "editable", "sdist")
+# A program with the import path of an isolated build: setuptools, but no other installed package.
+ISOLATED = """
+import importlib.metadata, os, sys
+import setuptools
+hidden = {os.path.realpath(folder) for folder in sys.path if folder.endswith("site-packages")}
+sys.path = [folder for folder in sys.path if os.path.realpath(folder) not in hidden]
+sys.path += [%r, %r]
+import build_backend
+"""
+
+
+QUERY = f"""
+import importlib.util, json
+requirements = [getattr(build_backend, "get_requires_for_build_" + hook)() for hook in {HOOKS}]
+print(json.dumps([requirements, importlib.util.find_spec("torch") is not None]))
+"""
+
+
+def required(tmp_path: Path, before: str = "") -> tuple[list[list[str]], bool]:
+    """Return what each hook requires in an isolated build, and whether torch is then importable."""
+    packages = tmp_path / "only setuptools"
+    packages.mkdir()
+    (packages / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    program = ISOLATED % (str(packages), str(ROOT)) + before
+    program += QUERY
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    requirements, importable = json.loads(done.stdout)
+    return requirements, importable
+
+
+def test_an_isolated_build_takes_the_torch_of_its_environment(tmp_path: Path) -> None:
+    assert required(tmp_path) == ([[], [], []], True)
+
+
+@pytest.mark.parametrize("version", [None, "2.10.1"])
+def test_an_isolated_build_without_a_torch_that_serves_asks_for_one(
+    tmp_path: Path, version: str | None
+) -> None:
+    (tmp_path / "site").mkdir()
+    if version is not None:
+        folder = tmp_path / "site" / f"torch-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    before = f"build_backend.environment_folders = lambda: [{str(tmp_path / 'site')!r}]"
+    assert required(tmp_path, before) == ([["torch>=2.11"]] * 3, False)
+
+
+def undefined_symbols(library: Path) -> list[str]:
+    """Return the demangled names of the symbols that a library imports."""
     done = subprocess.run(
         ["nm", "-D", "-C", "--undefined-only", library], capture_output=True, text=True, check=True
     )
     return [line.split(maxsplit=1)[1] for line in done.stdout.splitlines()]
 
 
-def of_one_torch(names: list[str]) -> list[str]:
-    """Those that torch may change: all but the plain functions of its stable ABI."""
+def unstable_symbols(names: list[str]) -> list[str]:
+    """Return the symbols that a torch release may change: all except the C functions of its stable ABI."""
     stable = re.compile(r"(aoti_)?torch_\w+$")
     of_torch = re.compile(r"TH|.*\b(at|c10|torch|caffe2)(::|_)")
     return [name for name in names if of_torch.match(name) and not stable.match(name)]
 
 
-def test_the_binaries_look_for_nothing_of_torch_that_may_change() -> None:
+def test_the_binaries_import_no_symbol_that_a_torch_release_may_change() -> None:
     libraries = [Path(_C.__file__), *Path(_C.__file__).parent.glob("_cuda*.so")]
     for library in libraries:
-        names = undefined(library)
+        names = undefined_symbols(library)
         assert "torch_call_dispatcher" in names, library
-        assert of_one_torch(names) == [], library
+        assert unstable_symbols(names) == [], library
 
 
-def test_a_name_of_one_torch_would_be_seen() -> None:
+def test_an_unstable_symbol_is_noticed() -> None:
     names = ["at::_ops::mm::call(at::Tensor const&)", "THPVariable_Wrap", "torch_call_dispatcher", "memcpy"]
-    assert of_one_torch(names) == names[:2]
+    assert unstable_symbols(names) == names[:2]
 
 
 def test_the_source_distribution_holds_every_file_that_is_tracked(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False)
     if listed.returncode != 0:
-        pytest.skip("this is no checkout, whose files git lists")
-    made = setup("", "-q", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path))
-    assert made.returncode == 0, made.stderr
+        pytest.skip("needs a git checkout")
+    done = setup("", "-q", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path))
+    assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
-        held = {name.partition("/")[2] for name in file.getnames()}
-    # What serves the repository alone.
+        archived = {name.partition("/")[2] for name in file.getnames()}
+    # Files that only the repository needs.
     left_out = {name for name in listed.stdout.split() if name.startswith(".") and name != ".clang-format"}
-    assert set(listed.stdout.split()) - left_out - held == set()
+    assert set(listed.stdout.split()) - left_out - archived == set()

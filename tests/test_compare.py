@@ -1,4 +1,4 @@
-"""``compare()``: every planted difference of plans and checkpoints is found, and none where there is none."""
+"""``compare()`` finds each planted difference of plans and checkpoints, and reports no other."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module
+from paraminit_ext.models.checkpoint import save_initialized
+from paraminit_ext.models.checkpoint_reader import StoredTensor
 from paraminit_ext.models.compare import Comparison, Difference, Values, compare
-from paraminit_ext.models.files import save_initialized
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.plan import Entry
 from paraminit_ext.models.steps import Draw
-from paraminit_ext.models.stored import Stored
 from test_models import needs
 from zoo import TORCH, TRANSFORMERS, Build
 
-# Of the models' own code.
+# The models' own code warns.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Model(nn.Module):
-    """Tied weights, a row of zeros, a matrix that is made whole, buffers of both kinds, a recorded value."""
+    """Has tied weights, a row of zeros, an orthogonal matrix, buffers of both kinds and a recorded value."""
 
     def __init__(self, std: float = 0.02, table: float = 1.0) -> None:
         super().__init__()
@@ -52,17 +52,17 @@ def plan_of(build: Callable[[], nn.Module] = Model, seed: int = 1) -> InitPlan:
 
 
 def changed(plan: InitPlan, name: str, **fields: Any) -> InitPlan:
-    """The plan with another entry of that name."""
+    """Return the plan with changed fields in the entry of that name."""
     return InitPlan({**plan.entries, name: replace(plan.entries[name], **fields)}, plan.key, plan.values)
 
 
-def whats(found: Comparison, name: str) -> list[str]:
-    return [one.what for one in found.differences if one.name == name]
+def kinds_of_differences(comparison: Comparison, name: str) -> list[str]:
+    return [difference.what for difference in comparison.differences if difference.name == name]
 
 
-def rendered(found: Comparison, width: int) -> list[str]:
+def rendered(comparison: Comparison, width: int) -> list[str]:
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(found)
+    Console(file=out, width=width, color_system=None).print(comparison)
     return out.getvalue().rstrip("\n").split("\n")
 
 
@@ -74,17 +74,17 @@ def rendered(found: Comparison, width: int) -> list[str]:
 def test_a_plan_is_equal_to_its_copy_from_a_file(tmp_path: Path) -> None:
     plan = plan_of()
     plan.save(tmp_path / "plan")
-    found = compare(plan, InitPlan.load(tmp_path / "plan"))
-    assert found.equal
-    assert found.tensors == len(plan)
-    assert found.differences == ()
+    comparison = compare(plan, InitPlan.load(tmp_path / "plan"))
+    assert comparison.equal
+    assert comparison.tensors == len(plan)
+    assert comparison.differences == ()
 
 
 def planted(plan: InitPlan, what: str) -> tuple[str, InitPlan]:
-    """A name, and the plan with one difference of that kind there."""
+    """Return a tensor's name, and the plan with one difference of this kind in that tensor."""
     name = "turn.weight"
     entry = plan.entries[name]
-    rest = {other: one for other, one in plan.entries.items() if other != name}
+    rest = {other: unchanged for other, unchanged in plan.entries.items() if other != name}
     changes: dict[str, dict[str, Any]] = {
         "kind": {"kind": "buffer"},
         "dtype": {"dtype": torch.bfloat16},
@@ -109,33 +109,35 @@ KINDS = ["only in A", "only in B", "kind", "dtype", "shape", "device", "layout",
 def test_each_difference_of_plans_is_found_and_no_other(what: str) -> None:
     plan = plan_of()
     name, other = planted(plan, what)
-    found = compare(plan, other)
-    assert not found.equal
-    assert [(one.name, one.what) for one in found.differences] == [(name, what)]
-    (one,) = found.differences
-    assert one.a != one.b
-    # The other way about, sides change.
+    comparison = compare(plan, other)
+    assert not comparison.equal
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [(name, what)]
+    (difference,) = comparison.differences
+    assert difference.a != difference.b
+    # Comparing them in the other order swaps the sides.
     (back,) = compare(other, plan).differences
-    assert (back.a, back.b) == (one.b, one.a)
+    assert (back.a, back.b) == (difference.b, difference.a)
 
 
-def test_a_parameter_of_a_fill_is_a_difference_of_steps_and_is_told() -> None:
-    found = compare(plan_of(), plan_of(lambda: Model(std=0.05)))
-    assert [(one.name, one.what) for one in found.differences] == [("wide", "steps")]
-    assert "std=0.02" in found.differences[0].a
-    assert "std=0.05" in found.differences[0].b
+def test_a_parameter_of_a_fill_is_a_difference_of_steps_and_is_shown() -> None:
+    comparison = compare(plan_of(), plan_of(lambda: Model(std=0.05)))
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [
+        ("wide", "steps")
+    ]
+    assert "std=0.02" in comparison.differences[0].a
+    assert "std=0.05" in comparison.differences[0].b
 
 
 def test_a_parameter_that_prints_alike_is_told_apart() -> None:
-    (one,) = compare(plan_of(), plan_of(lambda: Model(std=0.02 + 1e-12))).differences
-    assert one.what == "steps"
-    assert one.a != one.b
+    (difference,) = compare(plan_of(), plan_of(lambda: Model(std=0.02 + 1e-12))).differences
+    assert difference.what == "steps"
+    assert difference.a != difference.b
 
 
 def test_a_recorded_value_is_compared_by_what_it_is_and_not_by_its_name() -> None:
     plan, other = plan_of(), plan_of(lambda: Model(table=2.0))
     assert plan.values
-    assert {one.name for one in compare(plan, other).differences} == {"table"}
+    assert {difference.name for difference in compare(plan, other).differences} == {"table"}
     names = {name: f"again {name}" for name in plan.values}
 
     def renamed(entry: Entry) -> Entry:
@@ -157,10 +159,12 @@ def test_a_recorded_value_is_compared_by_what_it_is_and_not_by_its_name() -> Non
 
 def test_another_seed_is_a_difference_of_numbers_in_every_fill_that_draws() -> None:
     plan, other = plan_of(seed=1), plan_of(seed=2)
-    found = compare(plan, other)
+    comparison = compare(plan, other)
     drawing = {entry.name for entry in plan if entry.draws}
-    assert {(one.name, one.what) for one in found.differences} == {(name, "numbers") for name in drawing}
-    assert (found.differences[0].a, found.differences[0].b) == ("seed 1", "seed 2")
+    assert {(difference.name, difference.what) for difference in comparison.differences} == {
+        (name, "numbers") for name in drawing
+    }
+    assert (comparison.differences[0].a, comparison.differences[0].b) == ("seed 1", "seed 2")
     assert compare(plan, other, ignore_keys=True).equal
 
 
@@ -170,9 +174,12 @@ def test_keys_drawn_from_a_generator_are_compared_one_by_one() -> None:
         return InitPlan.of(deferred_init(nn.Linear, 3, 4))
 
     assert compare(drawn(1), drawn(1)).equal
-    found = compare(drawn(1), drawn(2))
-    assert [one.what for one in found.differences] == ["numbers", "numbers"]
-    assert all(one.a.startswith("key ") and one.a != one.b for one in found.differences)
+    comparison = compare(drawn(1), drawn(2))
+    assert [difference.what for difference in comparison.differences] == ["numbers", "numbers"]
+    assert all(
+        difference.a.startswith("key ") and difference.a != difference.b
+        for difference in comparison.differences
+    )
 
 
 # ----------------------------------------------------------------------------------------
@@ -195,33 +202,36 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def saved(folder: Path, held: dict[str, Tensor]) -> Path:
+def save_checkpoint(folder: Path, contents: dict[str, Tensor]) -> Path:
     folder.mkdir()
-    safetensors.torch.save_file(held, folder / "model.safetensors")
+    safetensors.torch.save_file(contents, folder / "model.safetensors")
     return folder
 
 
 def test_checkpoints_of_the_same_bits_are_equal_however_they_are_split(tmp_path: Path) -> None:
-    held = tensors()
-    one = saved(tmp_path / "one", held)
+    contents = tensors()
+    one = save_checkpoint(tmp_path / "one", contents)
     (tmp_path / "two").mkdir()
-    names = list(held)
+    names = list(contents)
     for place, some in enumerate((names[:4], names[4:])):
         safetensors.torch.save_file(
-            {name: held[name] for name in some}, tmp_path / "two" / f"{place}.safetensors"
+            {name: contents[name] for name in some}, tmp_path / "two" / f"{place}.safetensors"
         )
-    found = compare(one, tmp_path / "two")
-    assert found.equal
-    assert found.tensors == len(held)
-    assert found.nbytes == sum(tensor.nbytes for tensor in held.values())
+    comparison = compare(one, tmp_path / "two")
+    assert comparison.equal
+    assert comparison.tensors == len(contents)
+    assert comparison.nbytes == sum(tensor.nbytes for tensor in contents.values())
 
 
 def test_each_difference_of_names_dtypes_and_shapes_is_found(tmp_path: Path) -> None:
-    held = tensors()
-    other = {name: tensor for name, tensor in held.items() if name != "one"}
-    other |= {"half": held["half"].half(), "count": torch.arange(10), "new": torch.ones(2)}
-    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
-    assert {(one.name, one.what, one.a, one.b) for one in found.differences} == {
+    contents = tensors()
+    other = {name: tensor for name, tensor in contents.items() if name != "one"}
+    other |= {"half": contents["half"].half(), "count": torch.arange(10), "new": torch.ones(2)}
+    comparison = compare(save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", other))
+    assert {
+        (difference.name, difference.what, difference.a, difference.b)
+        for difference in comparison.differences
+    } == {
         ("one", "only in A", "scalar", ""),
         ("new", "only in B", "", "2"),
         ("half", "dtype", "bfloat16", "float16"),
@@ -247,37 +257,41 @@ def test_each_difference_of_names_dtypes_and_shapes_is_found(tmp_path: Path) -> 
 def test_one_element_that_differs_is_found_with_its_place_and_size(
     name: str, place: int, value: Any, first: tuple[int, ...], largest: float | None, tmp_path: Path
 ) -> None:
-    held, other = tensors(), tensors()
+    contents, other = tensors(), tensors()
     other[name].view(-1)[place] = value
     if largest is None:
-        largest = abs(float(held[name].view(-1)[place]) - float(other[name].view(-1)[place]))
-    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
-    assert len(found.differences) == 1
-    (one,) = found.differences
-    assert (one.name, one.what) == (name, "values")
-    assert one.values is not None
-    assert (one.values.differing, one.values.numel, one.values.first) == (1, held[name].numel(), first)
-    assert one.values.largest == pytest.approx(largest, nan_ok=True)
+        largest = abs(float(contents[name].view(-1)[place]) - float(other[name].view(-1)[place]))
+    comparison = compare(save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", other))
+    assert len(comparison.differences) == 1
+    (difference,) = comparison.differences
+    assert (difference.name, difference.what) == (name, "values")
+    assert difference.values is not None
+    assert (difference.values.differing, difference.values.numel, difference.values.first) == (
+        1,
+        contents[name].numel(),
+        first,
+    )
+    assert difference.values.largest == pytest.approx(largest, nan_ok=True)
 
 
 def test_values_are_counted_over_pieces_and_never_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    elements = Stored.elements
+    elements = StoredTensor.elements
 
-    def seen(self: Stored, begin: int, end: int, buffer: bytearray | None = None) -> Tensor:
+    def record(self: StoredTensor, begin: int, end: int, buffer: bytearray | None = None) -> Tensor:
         read.append(end - begin)
         return elements(self, begin, end, buffer)
 
-    monkeypatch.setattr(Stored, "elements", seen)
-    monkeypatch.setattr("paraminit_ext.models.stored.Stored.parts.__defaults__", (1000,))
-    held, other = {"wide": torch.zeros(100, 77)}, {"wide": torch.zeros(100, 77)}
+    monkeypatch.setattr(StoredTensor, "elements", record)
+    monkeypatch.setattr("paraminit_ext.models.checkpoint_reader.StoredTensor.parts.__defaults__", (1000,))
+    contents, other = {"wide": torch.zeros(100, 77)}, {"wide": torch.zeros(100, 77)}
     other["wide"][3:, 5] = torch.arange(97.0)
-    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
-    (one,) = found.differences
-    # The first of them is zero on both sides.
-    assert one.values == Values(96, 7700, (4, 5), 96.0)
+    comparison = compare(save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", other))
+    (difference,) = comparison.differences
+    # The first of the 97 values is zero on both sides.
+    assert difference.values == Values(96, 7700, (4, 5), 96.0)
     assert max(read) == 250
     assert sum(read) == 2 * 7700
 
@@ -291,14 +305,14 @@ def test_a_dtype_that_torch_does_not_have_is_compared_by_its_bytes(tmp_path: Pat
 
     one, same, other = write("a", b"\x00\x01\x02"), write("b", b"\x00\x01\x02"), write("c", b"\x00\x01\x03")
     assert compare(one, same).equal
-    assert whats(compare(one, other), "x") == ["values"]
+    assert kinds_of_differences(compare(one, other), "x") == ["values"]
 
 
 def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    a, b = saved(tmp_path / "a", tensors()), saved(tmp_path / "b", tensors())
-    found = compare(a, b, advance=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (found.nbytes, found.nbytes)
+    a, b = save_checkpoint(tmp_path / "a", tensors()), save_checkpoint(tmp_path / "b", tensors())
+    comparison = compare(a, b, advance=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (comparison.nbytes, comparison.nbytes)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
@@ -308,53 +322,57 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
 
 
 def state(plan: InitPlan, build: Callable[[], nn.Module] = Model) -> dict[str, Tensor]:
-    """What a checkpoint of the plan's model holds: of tied tensors the first."""
+    """Return the tensors in a checkpoint of the plan's model: of tied tensors, only the first."""
     model = materialize_module(deferred_init(build, key=plan.key))
-    held = dict(model.named_parameters())
-    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in held} | {
+    parameters = dict(model.named_parameters())
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name in parameters} | {
         name: tensor for name, tensor in model.named_buffers() if name != "lost"
     }
 
 
 def test_a_plan_is_equal_to_the_checkpoint_of_its_values_in_either_order(tmp_path: Path) -> None:
     plan = plan_of()
-    folder = saved(tmp_path / "out", state(plan))
-    for found in (compare(plan, folder), compare(folder, plan)):
-        assert found.equal, str(found)
-        assert found.rounded == 0
-        assert found.nbytes == sum(tensor.nbytes for tensor in state(plan).values())
+    folder = save_checkpoint(tmp_path / "out", state(plan))
+    for comparison in (compare(plan, folder), compare(folder, plan)):
+        assert comparison.equal, str(comparison)
+        assert comparison.rounded == 0
+        assert comparison.nbytes == sum(tensor.nbytes for tensor in state(plan).values())
 
 
-def test_of_tied_names_any_one_will_do_and_each_that_is_there_is_compared(tmp_path: Path) -> None:
+def test_any_of_the_tied_names_is_enough_and_each_that_is_present_is_compared(tmp_path: Path) -> None:
     plan = plan_of()
-    held = state(plan)
-    held["head.weight"] = held.pop("embedding.weight")
-    assert compare(plan, saved(tmp_path / "other", held)).equal
-    wrong = held | {"embedding.weight": held["head.weight"] + 1}
-    found = compare(plan, saved(tmp_path / "wrong", wrong))
-    assert [(one.name, one.what) for one in found.differences] == [("embedding.weight", "values")]
-    del held["head.weight"]
-    found = compare(plan, saved(tmp_path / "neither", held))
-    assert [(one.name, one.what) for one in found.differences] == [("embedding.weight", "only in A")]
+    contents = state(plan)
+    contents["head.weight"] = contents.pop("embedding.weight")
+    assert compare(plan, save_checkpoint(tmp_path / "other", contents)).equal
+    wrong = contents | {"embedding.weight": contents["head.weight"] + 1}
+    comparison = compare(plan, save_checkpoint(tmp_path / "wrong", wrong))
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [
+        ("embedding.weight", "values")
+    ]
+    del contents["head.weight"]
+    comparison = compare(plan, save_checkpoint(tmp_path / "neither", contents))
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [
+        ("embedding.weight", "only in A")
+    ]
 
 
 def test_a_buffer_that_checkpoints_leave_out_is_compared_where_it_is_there(tmp_path: Path) -> None:
     plan = plan_of()
-    assert compare(plan, saved(tmp_path / "same", state(plan) | {"lost": torch.ones(3)})).equal
-    found = compare(plan, saved(tmp_path / "other", state(plan) | {"lost": torch.zeros(3)}))
-    assert whats(found, "lost") == ["values"]
+    assert compare(plan, save_checkpoint(tmp_path / "same", state(plan) | {"lost": torch.ones(3)})).equal
+    comparison = compare(plan, save_checkpoint(tmp_path / "other", state(plan) | {"lost": torch.zeros(3)}))
+    assert kinds_of_differences(comparison, "lost") == ["values"]
 
 
 @pytest.mark.parametrize("name", ["embedding.weight", "turn.weight", "turn.bias", "wide", "kept", "table"])
 def test_an_element_that_is_not_the_plans_is_found_in_every_kind_of_tensor(name: str, tmp_path: Path) -> None:
     plan = plan_of()
-    held = state(plan)
-    held[name] = held[name].clone()
-    place = held[name].numel() - 2
-    held[name].view(-1)[place] += 1
-    found = compare(plan, saved(tmp_path / "out", held))
-    assert [(one.name, one.what) for one in found.differences] == [(name, "values")]
-    values = found.differences[0].values
+    contents = state(plan)
+    contents[name] = contents[name].clone()
+    place = contents[name].numel() - 2
+    contents[name].view(-1)[place] += 1
+    comparison = compare(plan, save_checkpoint(tmp_path / "out", contents))
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [(name, "values")]
+    values = comparison.differences[0].values
     assert values is not None
     assert values.differing == 1
     assert values.largest == pytest.approx(1, rel=1e-6)
@@ -362,18 +380,23 @@ def test_an_element_that_is_not_the_plans_is_found_in_every_kind_of_tensor(name:
 
 def test_a_checkpoint_in_another_dtype_is_compared_with_the_values_rounded_to_it(tmp_path: Path) -> None:
     plan = plan_of()
-    held = {name: one.bfloat16() if one.is_floating_point() else one for name, one in state(plan).items()}
-    found = compare(plan, saved(tmp_path / "half", held))
-    assert found.equal, str(found)
-    assert found.rounded == sum(one.is_floating_point() for one in held.values())
-    assert "rounded to the checkpoint's dtype" in str(found)
-    held["kept"] = held["kept"].int()
-    found = compare(plan, saved(tmp_path / "integer", held))
-    assert [(one.name, one.what) for one in found.differences] == [("kept", "dtype")]
+    contents = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in state(plan).items()
+    }
+    comparison = compare(plan, save_checkpoint(tmp_path / "half", contents))
+    assert comparison.equal, str(comparison)
+    assert comparison.rounded == sum(tensor.is_floating_point() for tensor in contents.values())
+    assert "rounded to the checkpoint's dtype" in str(comparison)
+    contents["kept"] = contents["kept"].int()
+    comparison = compare(plan, save_checkpoint(tmp_path / "integer", contents))
+    assert [(difference.name, difference.what) for difference in comparison.differences] == [
+        ("kept", "dtype")
+    ]
 
 
 def test_a_key_takes_the_place_of_the_plans_own(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "out", state(plan_of(seed=2)))
+    folder = save_checkpoint(tmp_path / "out", state(plan_of(seed=2)))
     assert not compare(plan_of(seed=1), folder).equal
     assert compare(plan_of(seed=1), folder, key=Key(2)).equal
 
@@ -385,8 +408,10 @@ def test_what_a_model_left_as_it_was_allocated_has_any_values(tmp_path: Path) ->
             self.left = nn.Parameter(torch.empty(3))
 
     plan = plan_of(Left)
-    assert compare(plan, saved(tmp_path / "out", {"left": torch.rand(3)})).equal
-    assert whats(compare(plan, saved(tmp_path / "more", {"left": torch.rand(4)})), "left") == ["shape"]
+    assert compare(plan, save_checkpoint(tmp_path / "out", {"left": torch.rand(3)})).equal
+    assert kinds_of_differences(
+        compare(plan, save_checkpoint(tmp_path / "more", {"left": torch.rand(4)})), "left"
+    ) == ["shape"]
 
 
 @pytest.mark.parametrize(
@@ -402,14 +427,14 @@ def test_what_a_model_left_as_it_was_allocated_has_any_values(tmp_path: Path) ->
 def test_what_save_initialized_writes_is_what_the_plan_gives(build: Build, tmp_path: Path) -> None:
     model = deferred_init(build, key=Key(3))
     save_initialized(model, tmp_path, max_shard_size="100KB", progress=False)
-    found = compare(InitPlan.of(model), tmp_path)
-    assert found.equal, str(found)
-    assert found.nbytes > 0
+    comparison = compare(InitPlan.of(model), tmp_path)
+    assert comparison.equal, str(comparison)
+    assert comparison.nbytes > 0
     assert not compare(InitPlan.of(model), tmp_path, key=Key(4)).equal
 
 
 # ----------------------------------------------------------------------------------------
-# Arguments, and what is printed
+# Arguments and output
 # ----------------------------------------------------------------------------------------
 
 
@@ -418,16 +443,16 @@ def test_what_save_initialized_writes_is_what_the_plan_gives(build: Build, tmp_p
 def test_a_module_has_the_names_that_its_checkpoint_has(name: str, tmp_path: Path) -> None:
     module = deferred_init(TRANSFORMERS[name], key=Key(1))
     save_initialized(module, tmp_path)
-    found = compare(module, tmp_path)
-    assert found.equal, str(found)
-    assert found.nbytes > 0
+    comparison = compare(module, tmp_path)
+    assert comparison.equal, str(comparison)
+    assert comparison.nbytes > 0
     assert not compare(tmp_path, deferred_init(TRANSFORMERS[name], key=Key(2))).equal
-    # Without a checkpoint it stands for its plan.
+    # Compared with a plan, a module stands for its own plan.
     assert compare(module, InitPlan.of(module)).equal
 
 
 @pytest.mark.parametrize(
-    ("arguments", "keywords", "error", "says"),
+    ("arguments", "keywords", "error", "message"),
     [
         ((3, "plan"), {}, TypeError, "expected an InitPlan, a module or a path, got int"),
         (("plan", "plan"), {"key": 3}, TypeError, "expected a paraminit_ext.Key or None for key, got int"),
@@ -439,17 +464,17 @@ def test_a_module_has_the_names_that_its_checkpoint_has(name: str, tmp_path: Pat
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    arguments: tuple[Any, Any], keywords: dict[str, Any], error: type[Exception], says: str, tmp_path: Path
+    arguments: tuple[Any, Any], keywords: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    given: dict[Any, Any] = {
+    targets: dict[Any, Any] = {
         "plan": plan_of(),
-        "folder": saved(tmp_path / "folder", tensors()),
+        "folder": save_checkpoint(tmp_path / "folder", tensors()),
         "missing": tmp_path / "missing",
         "empty": tmp_path / "empty",
     }
-    with pytest.raises(error, match=says):
-        compare(*(given.get(one, one) for one in arguments), **keywords)
+    with pytest.raises(error, match=message):
+        compare(*(targets.get(argument, argument) for argument in arguments), **keywords)
 
 
 def all_kinds(tmp_path: Path) -> list[Comparison]:
@@ -463,46 +488,46 @@ def all_kinds(tmp_path: Path) -> list[Comparison]:
         dtype=torch.bfloat16,
         shape=(1, 2),
     )
-    held = state(plan, TORCH["Transformer"])
-    spoiled = {name: tensor + 1 if "0" in name else tensor for name, tensor in held.items()}
-    folders = saved(tmp_path / "a", held), saved(tmp_path / "b", spoiled)
+    contents = state(plan, TORCH["Transformer"])
+    spoiled = {name: tensor + 1 if "0" in name else tensor for name, tensor in contents.items()}
+    folders = save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", spoiled)
     return [compare(plan, other), compare(*folders), compare(plan, folders[1]), compare(plan, folders[0])]
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_table_fits_the_terminal_and_cuts_nothing(width: int, tmp_path: Path) -> None:
-    for found in all_kinds(tmp_path):
-        lines = rendered(found, width)
+    for comparison in all_kinds(tmp_path):
+        lines = rendered(comparison, width)
         assert all(len(line) <= width for line in lines)
         text = "\n".join(lines)
         assert "\u2026" not in text
-        for name, what, how in found._rows():
+        for name, what, how in comparison._rows():
             assert f"{name} " in f"{text.replace(chr(10), ' ')} "
             assert what in text
             assert all(part in " ".join(text.split()) for part in how.split(" -> "))
-        assert lines[-1] == found._foot()
+        assert lines[-1] == comparison._foot()
 
 
 def test_layers_that_differ_alike_are_one_row(tmp_path: Path) -> None:
-    held = {f"layers.{place}.weight": torch.zeros(4, 4) for place in range(12)}
-    other = {name: tensor + 2 for name, tensor in held.items()}
-    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
-    assert len(found.differences) == 12
-    assert str(found).split("\n") == [
+    contents = {f"layers.{place}.weight": torch.zeros(4, 4) for place in range(12)}
+    other = {name: tensor + 2 for name, tensor in contents.items()}
+    comparison = compare(save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", other))
+    assert len(comparison.differences) == 12
+    assert str(comparison).split("\n") == [
         "layers.*.weight x 12  values: all of 192, by up to 2",
         "12 of 12 tensors differ; 768 bytes compared",
     ]
 
 
-def test_json_has_all_of_it_also_where_a_difference_is_no_number(tmp_path: Path) -> None:
-    held, other = tensors(), tensors()
+def test_json_has_every_field_even_if_a_difference_is_no_number(tmp_path: Path) -> None:
+    contents, other = tensors(), tensors()
     other["odd"][3] = math.nan
     other["one"] = torch.tensor(3.0)
-    found = compare(saved(tmp_path / "a", held), saved(tmp_path / "b", other))
-    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert again["equal"] is False
-    assert again["tensors"] == len(held)
-    by_name = {one["name"]: one for one in again["differences"]}
+    comparison = compare(save_checkpoint(tmp_path / "a", contents), save_checkpoint(tmp_path / "b", other))
+    record = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert record["equal"] is False
+    assert record["tensors"] == len(contents)
+    by_name = {difference["name"]: difference for difference in record["differences"]}
     assert by_name["odd"] == {
         "name": "odd",
         "what": "values",

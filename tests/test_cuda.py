@@ -1,4 +1,4 @@
-"""What a GPU writes: the CPU's bits, on any stream, in any layout, past 2^32 elements, under capture."""
+"""Fills on a GPU: the CPU's bits, on any stream, in any layout, past 2^32 elements, and under capture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHAPES = [
 
 
 def on_cuda(tensor: Tensor) -> Tensor:
-    """An empty tensor of the same layout on the GPU, poisoned."""
+    """Return a tensor of the same layout on the GPU, filled with -7."""
     strided = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
     return strided.fill_(-7.0)
 
@@ -43,7 +43,7 @@ def on_cuda(tensor: Tensor) -> Tensor:
 @pytest.mark.first
 @typed
 def test_every_family_of_kernels_writes_the_cpus_bits(dtype: torch.dtype) -> None:
-    shape = (1 << 20) + 77  # tiles, packets and a rest
+    shape = (1 << 20) + 77  # tiles, packets and a tail
     for name, fill in FILLS.items():
         expected = fill(torch.empty(shape, dtype=dtype), KEY)
         assert same(fill(on_cuda(expected), KEY).cpu(), expected), name
@@ -107,7 +107,7 @@ def test_a_strided_cuda_fill_is_the_cpus(
 
 
 def test_small_fills_of_every_kind_for_the_sanitizer() -> None:
-    # `make gpu` runs this one under compute-sanitizer, where each launch takes long.
+    # `make gpu` runs this test under compute-sanitizer, where each launch is slow.
     for dtype in DTYPES:
         for fill in FILLS.values():
             for layout in ("every third", "transposed"):
@@ -115,7 +115,7 @@ def test_small_fills_of_every_kind_for_the_sanitizer() -> None:
                 assert same(fill(tensor, KEY).cpu(), fill(torch.empty(130, 67, dtype=dtype), KEY))
         expected = init.sparse_(torch.empty(33, 17, dtype=dtype), 0.3, generator=KEY)
         assert same(init.sparse_(on_cuda(expected), 0.3, generator=KEY).cpu(), expected)
-    # Lists that are sorted in shared memory, between barriers.
+    # Long lists: the kernel counts digits in shared memory, between barriers.
     expected = init.sparse_(torch.empty(100_000, 3), 0.5, generator=KEY)
     assert same(init.sparse_(on_cuda(expected), 0.5, generator=KEY).cpu(), expected)
 
@@ -162,7 +162,7 @@ SPARSE_CASES = [
     ((64, 256), 0.1),  # whole packets
     ((1000, 1), 0.01),
     ((3, 5000), 0.4),
-    ((100_000, 16), 0.5),  # lists too long to compare all pairs
+    ((100_000, 16), 0.5),  # lists that are too long to compare all pairs
     ((300, 7), 0.0),
     ((300, 7), 1.0),
     ((300, 7), 0.997),  # one element of a column stays
@@ -182,7 +182,7 @@ def test_a_sparse_cuda_fill_is_the_cpus(shape: tuple[int, int], sparsity: float,
 
 
 def test_a_sparse_cuda_fill_of_many_panels_is_the_cpus() -> None:
-    # 16 rows make lists of 16 words a column: 2^20 columns are more than one panel of 64 MiB.
+    # With 16 rows, each column has a list of 16 words, so 2^20 columns exceed one panel of 64 MiB.
     expected = init.sparse_(torch.empty(16, 1 << 20), 0.3, generator=KEY)
     assert same(init.sparse_(torch.empty(16, 1 << 20, device="cuda"), 0.3, generator=KEY).cpu(), expected)
 
@@ -194,7 +194,7 @@ def test_an_orthogonal_cuda_matrix_is_the_cpus_to_rounding(
 ) -> None:
     allowed = torch.backends.cuda.matmul.allow_tf32
     expected = init.orthogonal_(torch.empty(shape, dtype=dtype), generator=KEY)
-    # The same Gaussian bits; each is within 8 u sqrt(n) of the exact matrix, as the contract has it.
+    # Both come from the same Gaussian bits. By the contract, each is within 8 u sqrt(n) of the exact matrix.
     limit = 2 * 8 * torch.finfo(dtype).eps / 2 * max(shape) ** 0.5
     library = torch.backends.cuda.preferred_blas_library()
     try:
@@ -259,7 +259,7 @@ def test_one_cpu_generator_gives_the_same_weights_on_either_device() -> None:
 @pytest.mark.gpu_alone
 def test_each_replay_of_a_graph_draws_anew_as_eager_calls_do() -> None:
     tensor = torch.empty(1000, device="cuda")
-    init.normal_(tensor)  # kernels are loaded
+    init.normal_(tensor)  # loads the kernels
     torch.cuda.manual_seed(5)
     eager = [init.normal_(torch.empty(1000, device="cuda")).clone() for _ in range(4)]
     torch.cuda.manual_seed(5)
@@ -284,7 +284,7 @@ def test_a_key_under_capture_repeats() -> None:
         assert same(tensor, expected)
 
 
-# The first call of all is under capture: kernels are loaded and their occupancy is asked for there.
+# The first call of the process is under capture, which then loads the kernels and queries their occupancy.
 CAPTURED_FIRST = """
 import torch
 from paraminit_ext import Key, init
@@ -307,23 +307,23 @@ def test_the_first_fill_of_a_process_can_be_captured(name: str, generator: str) 
     assert done.returncode == 0, done.stderr
 
 
-# Threads whose first fills meet, each on a stream of its own.
+# Threads that start their first fills at the same time, each on its own stream.
 FIRST_IN_THREADS = """
 import threading, torch
 from paraminit_ext import Key, init
 expected = init.normal_(torch.empty(1 << 16), generator=Key(1))
-together, right = threading.Barrier(8), []
+barrier, results = threading.Barrier(8), []
 def fill():
     stream = torch.cuda.Stream()
-    together.wait()
+    barrier.wait()
     with torch.cuda.stream(stream):
         tensor = init.normal_(torch.empty(1 << 16, device="cuda"), generator=Key(1))
     stream.synchronize()
-    right.append(torch.equal(tensor.cpu(), expected))
+    results.append(torch.equal(tensor.cpu(), expected))
 threads = [threading.Thread(target=fill) for _ in range(8)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-assert right == [True] * 8, right
+assert results == [True] * 8, results
 """
 
 

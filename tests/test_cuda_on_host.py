@@ -1,7 +1,7 @@
-"""The CUDA fill kernels, compiled for the host with stand-ins for intrinsics, against the CPU bit for bit.
+"""The CUDA kernels, compiled for the host with stand-ins for intrinsics, against the CPU bit for bit.
 
-The sources are those of csrc/cuda/, but for the launch syntax, which is rewritten, and instructions.cuh, for
-which the stand-ins are. What becomes of them on a GPU is not tested here, but by tests/test_cuda.py.
+The sources are those of csrc/cuda/, except that the launch syntax is rewritten and that stand-ins replace
+instructions.cuh. tests/test_cuda.py tests the kernels on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CXX = os.environ.get("CXX", "c++").split()
 FLAGS = ["-O1", "-ffp-contract=off", "-std=c++20", "-w", "-I."]
 REFERENCE = ["csrc/stream/constants.cpp", "csrc/cpu/fill_baseline.cpp"]
 FAMILIES = ("uniform", "normal", "trunc_normal")
-# By program, each of its driver's name.
+# The sources of each program. A program has the name of its driver.
 PROGRAMS = {
     "driver": ["driver.cpp", *(f"csrc/cuda/{name}.cu" for name in FAMILIES), *REFERENCE],
     "many_driver": ["many_driver.cpp", *(f"csrc/cuda/many_{name}.cu" for name in FAMILIES), *REFERENCE],
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(shutil.which(CXX[0]) is None, reason="needs a C+
 
 
 def prepare(folder: Path) -> None:
-    """The sources, ready for a host compiler."""
+    """Copy the sources and prepare them for a host compiler."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     shutil.copytree(ROOT / "tests/cuda_on_host", folder, dirs_exist_ok=True)
     for name in ("cuda_runtime_api.h", "cuda_bf16.h", "cuda_fp16.h", "csrc/cuda/instructions.cuh"):
@@ -49,7 +49,7 @@ def prepare(folder: Path) -> None:
 
 
 def compile_all(folder: Path, sources: Sequence[str]) -> list[Path]:
-    """The objects of the sources, compiled side by side."""
+    """Compile the sources in parallel and return their object files."""
 
     def compiled(source: str) -> Path:
         out = object_of(folder, source)
@@ -88,7 +88,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("program", "least"),
+    ("program", "minimum"),
     [
         ("driver", 20_000_000),
         ("many_driver", 2_000_000),
@@ -97,16 +97,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_every_kernel_writes_the_bits_of_the_cpu_and_nothing_else(
-    program: str, least: int, built: Path
+    program: str, minimum: int, built: Path
 ) -> None:
     *differing, last = lines(built / program)
     assert differing == []
     compared = re.fullmatch(r"(\d+) elements compared, 0 cases differ", last)
     assert compared is not None
-    assert int(compared[1]) > least
+    assert int(compared[1]) > minimum
 
 
-# What is planted, in which file, which program and source see it, and the case that must notice.
+# The file, the text to replace, the fault to plant, the program and the source that include the file, and the
+# case that must notice the fault.
 FAULTS = [
     pytest.param(
         "csrc/cuda/statistics.cu",
@@ -154,7 +155,7 @@ FAULTS = [
         "driver",
         "csrc/cuda/uniform.cu",
         "wrapping counter",
-        id="the high word of the counter is not carried into",
+        id="the carry into the counter's high word is lost",
     ),
     pytest.param(
         "csrc/stream/constants.cpp",
@@ -163,7 +164,7 @@ FAULTS = [
         "driver",
         "csrc/stream/constants.cpp",
         "2 std",
-        id="values that need a clamp are taken for calm",
+        id="values that need a clamp pass as unclamped_limit",
     ),
     pytest.param(
         "csrc/cuda/lane_cuda.cuh",
@@ -190,7 +191,7 @@ FAULTS = [
         "driver",
         "csrc/cuda/uniform.cu",
         "a run of 8589934597 elements",
-        id="the second launch of a long run begins elsewhere",
+        id="the second launch of a long run begins at the wrong group",
     ),
     pytest.param(
         "csrc/cuda/many_kernels.cuh",
@@ -199,7 +200,7 @@ FAULTS = [
         "many_driver",
         "csrc/cuda/many_uniform.cu",
         "wrapping counter",
-        id="of many, the high word of the counter is not carried into",
+        id="many: the carry into the counter's high word is lost",
     ),
     pytest.param(
         "csrc/cuda/many_kernels.cuh",
@@ -208,7 +209,7 @@ FAULTS = [
         "many_driver",
         "csrc/cuda/many_normal.cu",
         "normal, float32, a few elements: memory differs first at element 3",
-        id="of many, one element more is written",
+        id="many: one element too many is written",
     ),
     pytest.param(
         "csrc/cuda/many_kernels.cuh",
@@ -217,7 +218,7 @@ FAULTS = [
         "many_driver",
         "csrc/cuda/many_trunc_normal.cu",
         "2 std",
-        id="of many, the first chunk of a tensor is taken for the one before",
+        id="many: the first chunk of a tensor is assigned to the previous tensor",
     ),
     pytest.param(
         "csrc/cuda/many_kernels.cuh",
@@ -226,7 +227,7 @@ FAULTS = [
         "many_driver",
         "csrc/cuda/many_uniform.cu",
         "constant, float32, columns of a matrix",
-        id="of many, a strided constant is written elsewhere",
+        id="many: a strided constant is written at the wrong place",
     ),
     pytest.param(
         "csrc/cuda/sparse.cu",
@@ -235,7 +236,7 @@ FAULTS = [
         "sparse_driver",
         "csrc/cuda/sparse.cu",
         "a long list",
-        id="of sparse, threads go on before the digit is found",
+        id="sparse: threads continue before the digit is found",
     ),
     pytest.param(
         "csrc/cuda/sparse.cu",
@@ -244,7 +245,7 @@ FAULTS = [
         "sparse_driver",
         "csrc/cuda/sparse.cu",
         "lists too short",
-        id="of sparse, a list that is too short is taken for whole",
+        id="sparse: a list that is too short is taken as complete",
     ),
     pytest.param(
         "csrc/cuda/sparse.cu",
@@ -253,7 +254,7 @@ FAULTS = [
         "sparse_driver",
         "csrc/cuda/sparse.cu",
         "few columns",
-        id="of sparse, rows side by side are taken for one",
+        id="sparse: folded rows are taken for one",
     ),
 ]
 
@@ -267,23 +268,24 @@ def test_a_planted_fault_is_noticed(
     assert text.count(right) == 1
     (tmp_path / file).write_text(text.replace(right, wrong))
     others = [object_of(built, other) for other in PROGRAMS[program] if other != source]
-    ran = run(link(tmp_path, [*compile_all(tmp_path, [source]), *others], program))
-    # A wrong index may end the program before it has said anything.
-    assert ran.returncode < 0 or any(line.startswith(case) for line in ran.stdout.splitlines()[:-1])
+    result = run(link(tmp_path, [*compile_all(tmp_path, [source]), *others], program))
+    # A wrong index may crash the program before it prints anything.
+    assert result.returncode < 0 or any(line.startswith(case) for line in result.stdout.splitlines()[:-1])
 
 
 def test_the_square_root_is_correctly_rounded_whatever_the_hardware_approximates(built: Path) -> None:
     *wrong, last = lines(link(built, compile_all(built, ["square_root.cpp"]), "square_root"))
-    # Two of the reciprocal roots within 2^-22.9 are too far off for these steps. sqrt.rn takes the same
-    # steps: hardware whose sqrt.rn is correctly rounded gives neither of them.
+    # These steps fail for two of the reciprocal roots within 2^-22.9. sqrt.rn takes the same steps, so
+    # hardware whose sqrt.rn is correctly rounded returns neither of the two.
     assert wrong == ["0x1.f82294p+0 +1", "0x1.dd26e4p+1 +1"]
-    # Floats 2^-24 apart and within 2^-22.9 of 1/sqrt(a), whose mean over the floats a of [1, 4) is sqrt(1/2).
+    # For each of the 2^24 floats a in [1, 4): the floats within a relative 2^-22.9 of 1/sqrt(a). They are
+    # 2^-24 apart, and the mean of 1/sqrt(a) over these a is sqrt(1/2).
     floats = 2**24 * math.sqrt(0.5) * 2 * 2**-22.9 / 2**-24
     assert int(last.split()[0]) == pytest.approx(floats, rel=0.01)
 
 
 def test_the_logarithm_between_near_bounds_is_that_of_every_lane(built: Path) -> None:
-    # Four binades, and 1 itself.
+    # The floats of four binades, and 1 itself.
     assert lines(link(built, compile_all(built, ["interior.cpp"]), "interior")) == [
         f"{4 * 2**23 + 1} checked"
     ]

@@ -1,4 +1,4 @@
-"""``deferred_init`` and materialising: what the module is that the code would have built."""
+"""``deferred_init`` and materialisation: the result is the module that the code would have built directly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from module_equality import bits, differences, patched, seeded, tensors
 from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module, materialize_tensor, patch
-from whole import bits, differences, patched, seeded, tensors
 
 KEY = Key(21)
-# What no annotation allows.
+# An argument of a wrong type, which the type checker accepts.
 THREE: Any = 3
 
 
@@ -27,7 +27,7 @@ def steps(module: nn.Module, name: str) -> str:
 
 
 class Holds(nn.Module):
-    """A module with whatever ``make`` gives it."""
+    """A module whose contents ``make`` adds."""
 
     def __init__(self, make: Callable[[Holds], None]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def buffer(make: Callable[[], Tensor], persistent: bool = True) -> Callable[[nn.
     return lambda module: module.register_buffer("b", make(), persistent=persistent)
 
 
-def made(make: Callable[[], Tensor]) -> Callable[[nn.Module], None]:
+def parameter_from(make: Callable[[], Tensor]) -> Callable[[nn.Module], None]:
     return lambda module: module.register_parameter("w", nn.Parameter(make()))
 
 
@@ -91,7 +91,7 @@ def from_numpy(module: nn.Module) -> None:
     module.register_buffer("d", module.w.new_tensor([4.0, 5.0]))
 
 
-def random_ones(module: nn.Module) -> None:
+def random_values(module: nn.Module) -> None:
     module.register_buffer("order", torch.randperm(7))
     module.register_buffer("coin", torch.empty(9).bernoulli_(0.5))
     module.w = nn.Parameter(torch.empty(3).exponential_())
@@ -227,19 +227,19 @@ class Twins(nn.Module):
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "arithmetic": holding(made(lambda: torch.randn(5, 4) * 0.02 + 1)),
-    "in place": holding(made(lambda: torch.empty(5, 4).normal_(0, 2).mul_(3).clamp_(-1, 1))),
-    "added": holding(made(lambda: torch.randn(5, 4) + torch.rand(5, 4).log())),
-    "transposed": holding(made(lambda: torch.empty(4, 5).t().uniform_())),
+    "arithmetic": holding(parameter_from(lambda: torch.randn(5, 4) * 0.02 + 1)),
+    "in place": holding(parameter_from(lambda: torch.empty(5, 4).normal_(0, 2).mul_(3).clamp_(-1, 1))),
+    "added": holding(parameter_from(lambda: torch.randn(5, 4) + torch.rand(5, 4).log())),
+    "transposed": holding(parameter_from(lambda: torch.empty(4, 5).t().uniform_())),
     "channels last": holding(
-        made(lambda: torch.empty(2, 3, 4, 4, memory_format=torch.channels_last).normal_())
+        parameter_from(lambda: torch.empty(2, 3, 4, 4, memory_format=torch.channels_last).normal_())
     ),
     "chunks": holding(chunked),
     "slices": holding(slices),
     "one storage": holding(same_storage),
     "attributes": holding(attributes),
     "NumPy": holding(from_numpy),
-    "random": holding(random_ones),
+    "random": holding(random_values),
     "reads": holding(reads),
     "position ids": holding(buffer(lambda: torch.arange(9).expand((1, -1)))),
     "rotary": holding(
@@ -248,11 +248,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "expanded": holding(buffer(lambda: torch.arange(3.0)[:, None].expand(3, 5))),
     "mask": holding(buffer(lambda: torch.tril(torch.ones(5, 5, dtype=torch.bool)))),
     "integers": holding(buffer(lambda: torch.zeros((), dtype=torch.long))),
-    "complex": holding(made(lambda: torch.randn(3, 4, dtype=torch.complex64))),
-    "half": holding(made(lambda: torch.empty(3, 4, dtype=torch.float16).normal_().half())),
-    "cast": holding(made(lambda: torch.randn(30, 4).to(torch.bfloat16))),
-    "a scalar": holding(made(lambda: torch.tensor(0.25) * torch.ones(()))),
-    "no elements": holding(made(lambda: torch.empty(0, 4).normal_())),
+    "complex": holding(parameter_from(lambda: torch.randn(3, 4, dtype=torch.complex64))),
+    "half": holding(parameter_from(lambda: torch.empty(3, 4, dtype=torch.float16).normal_().half())),
+    "cast": holding(parameter_from(lambda: torch.randn(30, 4).to(torch.bfloat16))),
+    "a scalar": holding(parameter_from(lambda: torch.tensor(0.25) * torch.ones(()))),
+    "no elements": holding(parameter_from(lambda: torch.empty(0, 4).normal_())),
     "twins": Twins,
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)),
@@ -284,7 +284,7 @@ def test_a_deferred_module_is_the_one_built_directly(name: str) -> None:
     assert materialize_module(deferred) is deferred
     assert not differences(direct, deferred)
     assert "_apply" not in vars(deferred)
-    # Materialising draws nothing: it is the recording that did, as much as direct building.
+    # Materialising draws nothing. The recording draws as much as direct building.
     assert torch.equal(torch.get_rng_state(), state)
     patched(MODELS[name])
     assert torch.equal(torch.get_rng_state(), state)
@@ -369,7 +369,7 @@ def test_chunks_take_the_keys_of_their_offsets_as_under_keyed() -> None:
         assert torch.equal(part, init.xavier_uniform_(torch.empty(4, 4), generator=own.fold_in(index * 16)))
 
 
-def test_a_copy_has_the_values_of_what_it_is_a_copy_of() -> None:
+def test_a_copy_has_the_values_of_its_original() -> None:
     module = materialize_module(deferred_init(Twins, key=KEY))
     assert torch.equal(module.online.weight, module.target.weight)
     weight = init.kaiming_uniform_(torch.empty(3, 4), a=5**0.5, generator=KEY.fold_in("online.weight"))
@@ -377,7 +377,7 @@ def test_a_copy_has_the_values_of_what_it_is_a_copy_of() -> None:
 
 
 def test_a_key_that_the_code_passes_stays() -> None:
-    build = holding(made(lambda: init.normal_(torch.empty(3), generator=Key(4))))
+    build = holding(parameter_from(lambda: init.normal_(torch.empty(3), generator=Key(4))))
     plan = InitPlan.of(deferred_init(build, key=KEY))
     for key in (None, Key(99)):
         assert torch.equal(
@@ -394,7 +394,7 @@ def test_another_key_gives_another_model_of_the_same_plan() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_numbers_of_a_patch_around_are_the_plans(inside: bool) -> None:
+def test_a_patch_inside_or_around_the_recording_gives_the_plan_its_key(inside: bool) -> None:
     @patch(key=Key(6))
     def build() -> nn.Module:
         return Twins()
@@ -407,7 +407,7 @@ def test_the_numbers_of_a_patch_around_are_the_plans(inside: bool) -> None:
     assert not differences(expected, materialize_module(late))
 
 
-# --- what becomes of it later ----------------------------------------------------------------
+# --- after the recording ---------------------------------------------------------------------
 
 
 def test_only_live_steps_are_kept() -> None:
@@ -420,9 +420,9 @@ def test_only_live_steps_are_kept() -> None:
 
     module = deferred_init(overwritten)
     assert (steps(module, "weight"), steps(module, "bias")) == ("orthogonal_()", "zero_()")
-    # Chunks that cover all of it make an end of what was there.
+    # Chunks that cover the whole tensor make its earlier steps dead.
     assert "kaiming" not in steps(deferred_init(MODELS["chunks"]), "w")
-    # A row that is set afterwards does not.
+    # A row that is set later does not.
     assert steps(deferred_init(MODELS["padding"]), "weight").startswith("normal_(); fill_")
 
 
@@ -453,7 +453,7 @@ def test_a_conversion_does_what_it_does_to_a_built_module(convert: Callable[[nn.
     assert not differences(direct, materialize_module(deferred))
 
 
-def test_a_large_fill_is_rounded_in_parts_as_as_a_whole() -> None:
+def test_a_large_fill_rounded_in_parts_equals_the_whole_rounded() -> None:
     def build() -> nn.Module:
         return nn.Linear(1000, 1001)
 
@@ -478,7 +478,7 @@ def test_a_filter_chooses_by_name_and_the_rest_may_follow() -> None:
     assert not differences(materialize_module(module), materialize_module(deferred_init(Twins, key=KEY)))
 
 
-def test_objects_stay_with_all_that_hangs_on_them() -> None:
+def test_parameters_stay_the_same_objects_with_hooks_and_attributes() -> None:
     module: Any = deferred_init(nn.LSTM, 4, 3)
     weight: Any = module.weight_ih_l0
     calls: list[str] = []
@@ -511,7 +511,7 @@ def test_a_copy_of_a_deferred_module_has_its_plan() -> None:
     assert again == InitPlan.of(module)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch._dynamo, on being imported
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch._dynamo warns when it is imported
 def test_a_part_of_a_deferred_module_has_its_part_of_the_plan() -> None:
     module = deferred_init(Twins, key=KEY)
     plan = InitPlan.of(module.target)
@@ -523,7 +523,7 @@ def test_a_part_of_a_deferred_module_has_its_part_of_the_plan() -> None:
     assert InitPlan.of(torch.compile(module)) == InitPlan.of(module)  # type: ignore[arg-type]
 
 
-def test_to_empty_and_apply_is_a_way_as_well() -> None:
+def test_to_empty_and_apply_give_the_same_module() -> None:
     module = deferred_init(Twins, key=KEY)
     plan = InitPlan.of(module)
     module.to_empty(device="cpu")
@@ -541,14 +541,14 @@ def test_a_bfloat16_module_gets_the_plans_values_rounded() -> None:
     "change",
     [
         lambda m: nn.init.zeros_(m.weight),
-        lambda m: m.apply(lambda one: nn.init.ones_(one.bias)),
+        lambda m: m.apply(lambda child: nn.init.ones_(child.bias)),
         lambda m: setattr(m.weight, "data", m.weight.data.half()),
     ],
 )
 def test_a_change_between_recording_and_materialising_is_no_silent_loss(change: Callable[[Any], Any]) -> None:
     module = deferred_init(nn.Linear, 3, 2)
     change(module)
-    with pytest.raises(ValueError, match="written or given other memory since, which is lost"):
+    with pytest.raises(ValueError, match="written or given another storage since"):
         materialize_module(module)
 
 
@@ -579,7 +579,7 @@ def test_layers_that_are_copied_and_exchanged_keep_their_values() -> None:
 @pytest.mark.parametrize(
     "flag", ["set_overwrite_module_params_on_conversion", "set_swap_module_params_on_conversion"]
 )
-def test_conversions_are_kept_in_whatever_way_torch_makes_them(flag: str) -> None:
+def test_conversions_are_kept_whichever_way_torch_makes_them(flag: str) -> None:
     getattr(torch.__future__, flag)(True)
     try:
         direct = patched(Twins).half().float()
@@ -625,7 +625,7 @@ def test_a_parameter_made_of_numbers_is_filled_by_its_name() -> None:
     assert torch.equal(module.get_parameter("w"), init.normal_(torch.empty(2, 2), generator=KEY.fold_in("w")))
 
 
-def test_what_numpy_is_given_is_not_to_be_written() -> None:
+def test_an_array_that_numpy_gets_is_read_only() -> None:
     def build() -> nn.Module:
         table = torch.zeros(3)
         table.numpy()[1] = 5
@@ -635,7 +635,7 @@ def test_what_numpy_is_given_is_not_to_be_written() -> None:
         deferred_init(build)
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.distributed, on being imported
+@pytest.mark.filterwarnings("ignore")  # torch.distributed warns when it is imported
 def test_a_module_on_a_fake_mesh_gets_its_shards() -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -661,8 +661,8 @@ def test_a_module_on_a_fake_mesh_gets_its_shards() -> None:
         InitPlan.of(module).apply(applied)
         for name, expected in whole.named_parameters():
             part = expected.chunk(3)[1]
-            for one in (module, applied):
-                local = one.get_parameter(name).to_local()  # type: ignore[attr-defined]
+            for sharded in (module, applied):
+                local = sharded.get_parameter(name).to_local()  # type: ignore[attr-defined]
                 assert torch.equal(local, part), name
         assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
     finally:
@@ -692,25 +692,28 @@ def autocast(module: nn.Module) -> None:
 
 OUTSIDE = torch.empty(3, device="meta")
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "item": (reads_a_random_value, "a value read back, which hangs on random values,"),
+    "item": (reads_a_random_value, "a value read back, which depends on random values,"),
     "bool": (holding(lambda _: bool(torch.randn(3).sum() > 0)), "a value read back"),
     "numpy": (holding(lambda _: torch.randn(3).numpy()), "a value read back"),
     "tolist": (holding(lambda _: torch.randn(3).tolist()), "a value read back"),
     "nonzero": (
-        holding(made(lambda: torch.randn(3).nonzero())),
-        "torch.nonzero, whose result hangs on values",
+        holding(parameter_from(lambda: torch.randn(3).nonzero())),
+        "torch.nonzero, whose result depends on values",
     ),
     "large": (
-        holding(made(lambda: torch.empty(2000, 2000).exponential_())),
+        holding(parameter_from(lambda: torch.empty(2000, 2000).exponential_())),
         "torch.exponential_, random values",
     ),
-    "larger": (holding(buffer(lambda: torch.zeros(2).resize_(2, 2))), "a tensor made larger that has values"),
+    "larger": (
+        holding(buffer(lambda: torch.zeros(2).resize_(2, 2))),
+        "a resize that enlarges a tensor with values",
+    ),
     "batch norm": (dummy_forward, "torch.native_batch_norm in training"),
     "autocast": (holding(autocast), "under autocast"),
     "another operator": (holding(lambda _: torch.ops.prims.mul(torch.ones(3), torch.ones(3))), "prims.mul"),
     "from meta": (holding(buffer(lambda: torch.ones(3) * OUTSIDE)), "that the code itself put on meta"),
-    "unknown": (holding(made(lambda: torch.fft.fft(torch.randn(4)).real)), "torch._fft"),
-    "random of random": (holding(made(lambda: torch.bernoulli(torch.rand(4)))), "torch.bernoulli"),
+    "unknown": (holding(parameter_from(lambda: torch.fft.fft(torch.randn(4)).real)), "torch._fft"),
+    "random of random": (holding(parameter_from(lambda: torch.bernoulli(torch.rand(4)))), "torch.bernoulli"),
 }
 
 

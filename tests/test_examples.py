@@ -1,4 +1,4 @@
-"""The examples, the code in the README and the demonstration, run as their readers would run them."""
+"""The examples, the code of the documentation and the demonstration, run as their readers would run them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-import fresh
+import subprocesses
 from paraminit_ext import Key
 
 ROOT = Path(__file__).resolve().parents[1]
-# Chance that a right sample fails one comparison of this file: a handful of them, seeds fixed.
+# The probability that a correct sample fails one of the few comparisons of this file. Seeds are fixed.
 FALSE_ALARM = 1e-9
 
 
 def load(name: str) -> ModuleType:
-    """The example of that name as a module."""
+    """Import the example of that name as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -37,7 +37,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 def assert_moments(sample: Tensor, mean: float, std: float, kurtosis: float) -> None:
-    """Mean and deviation of the sample lie within the standard errors that FALSE_ALARM allows."""
+    """Check that mean and deviation of the sample are within the standard errors that FALSE_ALARM allows."""
     values, count = sample.detach().double().flatten(), sample.numel()
     quantile = float(stats.norm.isf(FALSE_ALARM / 4))
     assert abs(float(values.mean()) - mean) <= quantile * std / math.sqrt(count)
@@ -56,7 +56,7 @@ def test_spatial_attention_weights_a_map_by_place() -> None:
 
 
 def test_spatial_attention_parameters_have_what_reset_parameters_asks_for() -> None:
-    # A window of 49 x 49 pixels has enough weights for moments to say something.
+    # A window of 49 x 49 pixels has enough weights for a test of their moments.
     layer = load("spatial_attention").SpatialAttention(kernel_size=49, generator=Key(2))
     bound = math.sqrt(6.0 / (2 * 49 * 49 + 1 * 49 * 49))
     weight = layer.conv.weight
@@ -104,7 +104,7 @@ def test_an_example_runs_as_a_script(name: str, capsys: pytest.CaptureFixture[st
     assert "->" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers, on being imported
+@pytest.mark.filterwarnings("ignore")  # transformers warns when it is imported
 def test_the_tour_of_a_whole_model_finds_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="needs transformers (make build)")
     load("whole_model").main()
@@ -116,40 +116,76 @@ def test_the_tour_of_a_whole_model_finds_what_it_says(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_example_of_a_mesh_finds_what_it_says(ranks: int) -> None:
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-    done = fresh.run("-W", "ignore", *command, str(ROOT / "examples" / "sharded_model.py"))
+    done = subprocesses.run("-W", "ignore", *command, str(ROOT / "examples" / "sharded_model.py"))
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert sum(line.endswith(": True") for line in lines) == 3
     assert lines[-1].startswith("save_initialized: 5 files, ")
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.distributed, on being imported
-@pytest.mark.parametrize("block", python_blocks("README.md"), ids=lambda block: block.partition("\n")[0][:40])
-def test_a_block_of_the_readme_runs(block: str) -> None:
-    exec(block, {})
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
+BLOCKS = [(page, block) for page in PAGES for block in python_blocks(page)]
 
 
-def test_the_readme_shows_thirteen_ways_that_fill_the_parameter_they_are_given() -> None:
-    page = next(block for block in python_blocks("README.md") if "filled = [" in block)
+@pytest.mark.filterwarnings("ignore")  # torch.distributed warns when it is imported
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page}: {block.partition(chr(10))[0][:40]}" for page, block in BLOCKS]
+)
+def test_a_block_of_the_documentation_runs(page: str, block: str) -> None:
+    exec(compile(block, page, "exec", dont_inherit=True), {})
+
+
+def test_every_guide_has_a_block_that_runs_or_a_command() -> None:
+    guides = [page for page in PAGES if page.startswith("docs/guide/")]
+    assert len(guides) >= 8
+    for page in guides:
+        assert re.search(r"^```(python|sh)$", (ROOT / page).read_text(), re.MULTILINE), page
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/NOTES.md"])
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), target
+        assert file.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+
+
+def test_the_guide_shows_thirteen_ways_that_fill_the_parameter_they_are_given() -> None:
+    page = next(block for block in python_blocks("docs/guide/drop_in.md") if "filled = [" in block)
     lines = re.findall(r"^    init\.(\w+)\(", page, re.MULTILINE)
     assert len(lines) == len(set(lines)) == 13
     assert set(lines) <= {name for name in dir(nn.init) if name.endswith("_")}
 
-    made: list[nn.Parameter] = []
+    created: list[nn.Parameter] = []
 
     class Recorded(nn.Parameter):
-        """A Parameter that is full of NaN, so that an element that is not written shows."""
+        """A Parameter full of NaN, so that elements that are never written are visible."""
 
         def __new__(cls, data: Tensor) -> nn.Parameter:  # type: ignore[misc]
-            made.append(nn.Parameter(data.fill_(math.nan)))
-            return made[-1]
+            created.append(nn.Parameter(data.fill_(math.nan)))
+            return created[-1]
 
     names: dict[str, Any] = {}
     exec(page.replace("from torch.nn import Parameter", ""), names | {"Parameter": Recorded}, names)
     filled = names["filled"]
     assert len(filled) == 13
-    for line, given, returned in zip(lines, made, filled, strict=True):
-        assert returned is given, line
+    for line, parameter, returned in zip(lines, created, filled, strict=True):
+        assert returned is parameter, line
         assert torch.isfinite(returned).all(), line
 
 
@@ -167,7 +203,7 @@ def test_the_demonstration_initialises_and_checks_a_toy_model(capsys: pytest.Cap
 def test_the_demonstration_fails_when_one_tensor_is_not_what_was_asked_for() -> None:
     pytest.importorskip("rich")
     from paraminit_ext.cli import demo
-    from paraminit_ext.cli.llama import Recipe
+    from paraminit_ext.cli.demo_model import Recipe
 
     asked_for = Recipe("toy", "normal_", (0.0, 0.02))
     sample = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 0.02

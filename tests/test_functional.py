@@ -1,4 +1,4 @@
-"""Under the transforms of torch.func: vmap, grad, vjp, jvp, functional_call; stock's fills beside ours."""
+"""Fills under the transforms of torch.func: vmap, grad, vjp, jvp and functional_call, compared with stock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fills import KEY, every_random, same
 from paraminit_ext import Key, fill_many, init
 
-# The first jvp of a process compiles decompositions by torch.jit, which is deprecated.
+# The first jvp of a process compiles decompositions with torch.jit, which is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")
 
 RANDOMNESS = ("error", "different", "same")
@@ -26,7 +26,7 @@ def function_of(
 
 
 def outcome(function: Callable[[Tensor], Tensor], batch: Tensor, randomness: str) -> str:
-    """What vmap gives: "refused", "alike" or "different" members; of a fill that is not zero."""
+    """Map a fill that is not zero. Return "refused", or whether its members are "alike" or "different"."""
     try:
         got = torch.vmap(function, randomness=randomness)(batch)
     except RuntimeError:
@@ -47,17 +47,17 @@ def outcome(function: Callable[[Tensor], Tensor], batch: Tensor, randomness: str
 def test_vmap_gives_what_it_gives_stock_in_each_mode(
     name: str, arguments: tuple[Any, ...], batched: bool, randomness: str
 ) -> None:
-    def of(module: Any) -> Callable[[Tensor], Tensor]:
+    def mapped(module: Any) -> Callable[[Tensor], Tensor]:
         fill = function_of(module, name, arguments)
         return lambda x: fill(x.clone() if batched else torch.empty(6, 4)) + 0.0
 
     batch, state = torch.zeros(3, 6, 4), torch.get_rng_state()
-    got = outcome(of(init), batch, randomness)
+    got = outcome(mapped(init), batch, randomness)
     expected = {"error": "refused", "same": "alike", "different": "different" if batched else "refused"}
     assert got == expected[randomness]
     assert torch.equal(torch.get_rng_state(), state) == (got == "refused")
     if name in ("uniform_", "normal_", "kaiming_uniform_", "xavier_normal_"):
-        assert outcome(of(nn.init), batch, randomness) == got
+        assert outcome(mapped(nn.init), batch, randomness) == got
 
 
 @every_random
@@ -147,7 +147,7 @@ def test_a_list_of_fills_and_a_convolutions_kernel_are_mapped() -> None:
     )
     assert not same(kernels[0], kernels[1])
     for kernel in kernels:
-        # Within 8 u sqrt(n) of an orthogonal matrix, in each of the two factors.
+        # Each of the two factors is within 8 u sqrt(n) of an orthogonal matrix.
         product = kernel[:, :, 1].T @ kernel[:, :, 1]
         assert float((product - torch.eye(4)).abs().max()) <= 2 * 8 * 2**-24 * 6**0.5 + 2**-20
 
@@ -215,7 +215,7 @@ def test_a_fill_is_a_constant_to_derivatives() -> None:
 
 @pytest.mark.parametrize("generator", [None, KEY], ids=["drawn", "key"])
 @every_random
-def test_the_tangent_of_what_is_filled_is_zero_as_stocks(
+def test_the_tangent_of_a_filled_tensor_is_zero_as_with_stock(
     name: str, arguments: tuple[Any, ...], generator: Key | None
 ) -> None:
     def tangent(fill: Callable[[Tensor], Tensor], view: bool) -> Tensor:
@@ -225,8 +225,8 @@ def test_the_tangent_of_what_is_filled_is_zero_as_stocks(
             return y
 
         x = torch.ones(8 if view else 6, 4)
-        found: Tensor = torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
-        return found
+        result: Tensor = torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+        return result
 
     ours = function_of(init, name, arguments, generator=generator)
     for view in (False, True):
@@ -310,7 +310,7 @@ def test_per_sample_gradients_through_noise_of_each_sample() -> None:
 
 
 # ----------------------------------------------------------------------------------------
-# Others
+# Other transforms
 # ----------------------------------------------------------------------------------------
 
 
@@ -331,7 +331,8 @@ def test_functional_call_fills_the_parameters_that_it_is_given() -> None:
 
 
 def test_torchs_functionalize_refuses_operators_of_others_and_writes_nothing() -> None:
-    # torch.compile and torch.export functionalise in Python, and any operator; this knows torch's alone.
+    # torch.compile and torch.export functionalise any operator, in Python. This transform knows only torch's
+    # own operators.
     given = torch.zeros(4)
     with pytest.raises(RuntimeError, match="paraminit_ext::normal_"):
         torch.func.functionalize(lambda x: init.normal_(x, generator=KEY))(given)

@@ -1,4 +1,4 @@
-"""`make gpu` without a GPU: its stages, limits, results and table; its Python lines on stand-ins."""
+"""`make gpu` without a GPU: its stages, limits, results and table, and its Python lines on stand-ins."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def step(name: str, code: str, stage: int = 3, need: float = 0.0, limit: float =
     return Step(stage, name, python(code), need, limit, **more)
 
 
-def ran(tmp_path: Path, *steps: Step, seconds: float = 100.0) -> dict[str, Outcome]:
+def run_steps(tmp_path: Path, *steps: Step, seconds: float = 100.0) -> dict[str, Outcome]:
     run = gpu.Run(tmp_path, time.monotonic() + seconds, lambda _: None, tmp_path / "none")
     run.run(steps)
     on_disk = [json.loads(line) for line in (tmp_path / "gpu-steps.jsonl").read_text().splitlines()]
@@ -58,17 +58,17 @@ def ran(tmp_path: Path, *steps: Step, seconds: float = 100.0) -> dict[str, Outco
 
 
 def test_a_step_that_fails_keeps_no_other_from_running(tmp_path: Path) -> None:
-    found = ran(
+    outcomes = run_steps(
         tmp_path,
         step("raises", "print('before'); raise RuntimeError('no such thing')"),
         Step(3, "absent", ("no-such-tool-here",), 0, 5),
         step("passes", "print('all right')"),
     )
-    assert found["raises"].status == FAILED
-    assert found["raises"].note == "RuntimeError: no such thing"
-    assert found["absent"].status == FAILED
-    assert found["absent"].note == "no-such-tool-here: No such file or directory"
-    assert (found["passes"].status, found["passes"].note) == (PASSED, "all right")
+    assert outcomes["raises"].status == FAILED
+    assert outcomes["raises"].note == "RuntimeError: no such thing"
+    assert outcomes["absent"].status == FAILED
+    assert outcomes["absent"].note == "no-such-tool-here: No such file or directory"
+    assert (outcomes["passes"].status, outcomes["passes"].note) == (PASSED, "all right")
     log = (tmp_path / "gpu-log.txt").read_text()
     assert "== stage 3, raises\nbefore\n" in log
     assert log.index("stage 3, raises") < log.index("stage 3, passes")
@@ -93,11 +93,11 @@ def test_a_step_that_hangs_is_killed_with_its_children_and_its_rows_are_kept(tmp
         time.sleep(100)
     """
     begin = time.monotonic()
-    found = ran(tmp_path, step("hangs", code, limit=3.0), step("next", "print('here')"))
+    outcomes = run_steps(tmp_path, step("hangs", code, limit=3.0), step("next", "print('here')"))
     assert time.monotonic() - begin < 3 + 2 * gpu.GRACE + 5
-    assert found["hangs"].status == KILLED
-    assert found["hangs"].note == "over its limit of 3 s; last: measuring"
-    assert found["next"].status == PASSED
+    assert outcomes["hangs"].status == KILLED
+    assert outcomes["hangs"].note == "over its limit of 3 s; last: measuring"
+    assert outcomes["next"].status == PASSED
     assert [record["name"] for record in gpu.read_rows(tmp_path / "gpu.jsonl")] == [
         "fill/normal[device=cuda]"
     ]
@@ -106,26 +106,26 @@ def test_a_step_that_hangs_is_killed_with_its_children_and_its_rows_are_kept(tmp
 
 
 def test_what_does_not_fit_is_left_out_and_named_and_what_fits_still_runs(tmp_path: Path) -> None:
-    found = ran(
+    outcomes = run_steps(
         tmp_path,
         step("large", "print('ran')", need=60.0),
         step("small", "print('ran')", need=1.0),
         seconds=gpu.CLOSING + 30,
     )
-    assert found["large"].status == LEFT_OUT
-    assert re.fullmatch(r"needs 60 s, (29|30) s are left", found["large"].note)
-    assert found["small"].status == PASSED
+    assert outcomes["large"].status == LEFT_OUT
+    assert re.fullmatch(r"needs 60 s, (29|30) s are left", outcomes["large"].note)
+    assert outcomes["small"].status == PASSED
 
 
 def test_no_step_outlasts_the_whole_run(tmp_path: Path) -> None:
     code = "import time; print('{seconds}', flush=True); time.sleep(100)"
     begin = time.monotonic()
-    found = ran(tmp_path, step("long", code, limit=90.0), seconds=gpu.CLOSING + 2)
+    outcomes = run_steps(tmp_path, step("long", code, limit=90.0), seconds=gpu.CLOSING + 2)
     assert time.monotonic() - begin < gpu.CLOSING + 3
-    assert found["long"].status == KILLED
+    assert outcomes["long"].status == KILLED
 
 
-def test_steps_beside_each_other_run_at_once_and_each_has_its_own_words(tmp_path: Path) -> None:
+def test_steps_that_run_at_once_keep_their_output_apart(tmp_path: Path) -> None:
     def meets(me: str, other: str) -> str:
         return f"""
             import pathlib, time
@@ -136,10 +136,10 @@ def test_steps_beside_each_other_run_at_once_and_each_has_its_own_words(tmp_path
             print("{me} has met {other}")
         """
 
-    one, two = (step(a, meets(a, b), beside="pair", log="gpu-tests.txt") for a, b in ("ab", "ba"))
-    found = ran(tmp_path, one, two)
-    assert found["a"].note == "a has met b"
-    assert found["b"].note == "b has met a"
+    first, second = (step(a, meets(a, b), beside="pair", log="gpu-tests.txt") for a, b in ("ab", "ba"))
+    outcomes = run_steps(tmp_path, first, second)
+    assert outcomes["a"].note == "a has met b"
+    assert outcomes["b"].note == "b has met a"
     log = (tmp_path / "gpu-tests.txt").read_text()
     assert "== stage 3, a\na has met b\n" in log
     assert "== stage 3, b\nb has met a\n" in log
@@ -147,9 +147,11 @@ def test_steps_beside_each_other_run_at_once_and_each_has_its_own_words(tmp_path
 
 
 def test_without_a_build_nothing_else_is_tried(tmp_path: Path) -> None:
-    found = ran(tmp_path, step("build", "raise SystemExit('nvcc is missing')", stage=1), step("fills", "1/0"))
-    assert found["build"].note == "nvcc is missing"
-    assert (found["fills"].status, found["fills"].note) == (LEFT_OUT, "there is no build")
+    outcomes = run_steps(
+        tmp_path, step("build", "raise SystemExit('nvcc is missing')", stage=1), step("fills", "1/0")
+    )
+    assert outcomes["build"].note == "nvcc is missing"
+    assert (outcomes["fills"].status, outcomes["fills"].note) == (LEFT_OUT, "there is no build")
 
 
 def test_the_rows_of_a_step_are_counted_and_those_that_are_missing_named(tmp_path: Path) -> None:
@@ -164,38 +166,40 @@ def test_the_rows_of_a_step_are_counted_and_those_that_are_missing_named(tmp_pat
     """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
-    found = ran(tmp_path, Step(3, "rows", (sys.executable, str(script), "{json}", "--append"), 0, 20))
-    assert found["rows"].status == FAILED
+    outcomes = run_steps(
+        tmp_path, Step(3, "rows", (sys.executable, str(script), "{json}", "--append"), 0, 20)
+    )
+    assert outcomes["rows"].status == FAILED
     missing = "fill/uniform[device=cuda,dtype=bf16], fill/normal[device=cuda,dtype=fp32]"
-    assert found["rows"].note == f"2 rows, without {missing}; the end"
+    assert outcomes["rows"].note == f"2 rows, without {missing}; the end"
 
 
 def test_stages_can_be_chosen_and_an_unknown_one_is_refused() -> None:
-    of = gpu.steps()
-    assert {s.stage for s in gpu.chosen_steps("", of)} == {1, 2, 3, 4}
-    assert {s.stage for s in gpu.chosen_steps("3", of)} == {3}
-    assert {s.stage for s in gpu.chosen_steps("2, 4", of)} == {2, 4}
+    steps = gpu.steps()
+    assert {s.stage for s in gpu.chosen_steps("", steps)} == {1, 2, 3, 4}
+    assert {s.stage for s in gpu.chosen_steps("3", steps)} == {3}
+    assert {s.stage for s in gpu.chosen_steps("2, 4", steps)} == {2, 4}
     for only in ("5", "x"):
         with pytest.raises(Exception, match="expected stages among 1, 2, 3, 4, got"):
-            gpu.chosen_steps(only, of)
+            gpu.chosen_steps(only, steps)
 
 
 # ----------------------------------------------------------------------------------------
-# The steps themselves
+# The list of steps
 # ----------------------------------------------------------------------------------------
 
 
 def test_stages_come_in_order_and_what_they_need_fits_into_the_time() -> None:
-    of = gpu.steps()
-    assert [s.stage for s in of] == sorted(s.stage for s in of)
-    assert all(s.need <= s.limit for s in of)
-    assert len({s.name for s in of}) == len(of)
-    needed = sum(max(s.need for s in wave) for wave in gpu.waves(of))
+    steps = gpu.steps()
+    assert [s.stage for s in steps] == sorted(s.stage for s in steps)
+    assert all(s.need <= s.limit for s in steps)
+    assert len({s.name for s in steps}) == len(steps)
+    needed = sum(max(s.need for s in wave) for wave in gpu.waves(steps))
     assert needed + gpu.CLOSING < 480
-    files = {s.log for s in of} | {"gpu.jsonl", "gpu-steps.jsonl", "gpu-table.txt"}
-    assert len(files) <= 8  # as many as a machine may send back
-    # Nothing that is timed runs beside anything else.
-    for wave in gpu.waves(of):
+    files = {s.log for s in steps} | {"gpu.jsonl", "gpu-steps.jsonl", "gpu-table.txt"}
+    assert len(files) <= 8  # the number of files that a machine may send back
+    # A step that is timed runs alone.
+    for wave in gpu.waves(steps):
         assert len(wave) == 1 or not any("benchmarks" in s.command or "ncu" in s.command for s in wave)
 
 
@@ -217,8 +221,8 @@ def test_every_gpu_test_is_run_by_exactly_one_step(tmp_path: Path) -> None:
 
     everything = collected("-m", "gpu", "tests")
     by_step = []
-    for one in gpu.steps():
-        words = one.command
+    for gpu_step in gpu.steps():
+        words = gpu_step.command
         if words[:3] == (sys.executable, "-m", "pytest"):
             marks = words[3:].index("-m") + 3
             files = [word for word in words[marks:] if word.startswith("tests/")]
@@ -228,14 +232,14 @@ def test_every_gpu_test_is_run_by_exactly_one_step(tmp_path: Path) -> None:
     assert sum(map(len, by_step)) == len(everything)
 
 
-def test_the_commands_of_the_benchmarks_are_ones_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_benchmarks_accept_the_commands_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    case_names = []
     monkeypatch.setattr(machine, "available_memory", lambda _: 50 << 30)
-    for one in gpu.steps():
-        if "--append" not in one.command:
+    for gpu_step in gpu.steps():
+        if "--append" not in gpu_step.command:
             continue
-        words = [w.format(seconds="50", json="unused", earlier="") for w in one.command[3:]]
-        # Without a GPU, the one thing that is wrong with them is that there is none.
+        words = [w.format(seconds="50", json="unused", earlier="") for w in gpu_step.command[3:]]
+        # Without a GPU, the missing GPU is the only error of these commands.
         outcome = CliRunner().invoke(app, words)
         assert outcome.exit_code == 2
         assert "expected a GPU for --device cuda, got none that torch can use" in re.sub(
@@ -246,7 +250,7 @@ def test_the_commands_of_the_benchmarks_are_ones_that_it_takes(monkeypatch: pyte
         chosen = cases.Options(CUDA, dtypes=dtypes, say=lambda _: None)
         names = [case.name for group in options["--group"].split(",") for case in cases.GROUPS[group](chosen)]
         texts = options.get("--filter", "").split(",")
-        asked += [name for name in names if any(text in name for text in texts)]
+        case_names += [name for name in names if any(text in name for text in texts)]
     for name in (
         "fill/uniform[device=cuda,dtype=fp32,numel=2^30]",
         "fill/normal[device=cuda,dtype=bf16,numel=2^30]",
@@ -257,15 +261,15 @@ def test_the_commands_of_the_benchmarks_are_ones_that_it_takes(monkeypatch: pyte
         "small/normal[device=cuda,dtype=fp32,shape=64x64]",
         "scaling/normal[device=cuda,dtype=bf16,numel=2^34]",  # past 2^32 elements
     ):
-        assert name in asked
-    assert any(name.startswith("model/llama_8b[device=cuda,dtype=fp32") for name in asked)
+        assert name in case_names
+    assert any(name.startswith("model/llama_8b[device=cuda,dtype=fp32") for name in case_names)
 
 
 def test_a_profiler_leaves_the_clocks_as_they_are() -> None:
-    for one in gpu.steps():
-        if "ncu" in one.command:
-            assert one.command[one.command.index("--clock-control") + 1] == "none"
-            assert one.command[-1] == gpu.PROFILED
+    for gpu_step in gpu.steps():
+        if "ncu" in gpu_step.command:
+            assert gpu_step.command[gpu_step.command.index("--clock-control") + 1] == "none"
+            assert gpu_step.command[-1] == gpu.PROFILED
 
 
 # ----------------------------------------------------------------------------------------
@@ -308,8 +312,8 @@ def test_the_table_says_everything_in_sixty_lines() -> None:
 
 
 def test_the_last_words_are_those_inside_a_frame() -> None:
-    said = "Usage: x\n╭─ Error ───╮\n│ Invalid value: expected a GPU │\n╰────────────╯\n\n"
-    assert gpu.last_words(said) == "Invalid value: expected a GPU"
+    output = "Usage: x\n╭─ Error ───╮\n│ Invalid value: expected a GPU │\n╰────────────╯\n\n"
+    assert gpu.last_words(output) == "Invalid value: expected a GPU"
     assert gpu.last_words("===== 3 passed in 2.1s =====\n") == "3 passed in 2.1s"
     assert gpu.last_words("\n \n") == "it said nothing"
 
@@ -319,8 +323,8 @@ def test_the_command_ends_with_the_table_and_fails_where_a_step_does(
 ) -> None:
     import typer
 
-    taken = (step("one", "print('fine')", stage=1), step("two", "raise SystemExit('bad')", stage=2))
-    monkeypatch.setattr(gpu, "steps", lambda: taken)
+    steps = (step("one", "print('fine')", stage=1), step("two", "raise SystemExit('bad')", stage=2))
+    monkeypatch.setattr(gpu, "steps", lambda: steps)
     command = typer.Typer()
     command.command()(gpu.main)
     (tmp_path / "gpu-old.txt").write_text("of another run")
@@ -329,7 +333,7 @@ def test_the_command_ends_with_the_table_and_fails_where_a_step_does(
     assert outcome.output.splitlines()[-1].endswith("not passed: two")
     assert (tmp_path / "gpu-table.txt").read_text() in outcome.output + "\n"
     assert not (tmp_path / "gpu-old.txt").exists()
-    # A stage alone keeps what is there.
+    # A run of one stage keeps the existing files.
     outcome = CliRunner().invoke(command, ["--out", str(tmp_path), "--seconds", "60", "--only", "1"])
     assert outcome.exit_code == 0, outcome.output
     assert len((tmp_path / "gpu-steps.jsonl").read_text().splitlines()) == 3
@@ -346,7 +350,7 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def put(folder: Path, **facts: str) -> None:
+def put_binary(folder: Path, **facts: str) -> None:
     (folder / "paraminit_ext").mkdir(parents=True, exist_ok=True)
     text = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
     (folder / "paraminit_ext" / "_build_info.py").write_text(text)
@@ -359,9 +363,9 @@ FACTS = {"TORCH_VERSION": "2.11.0+cu130", "ARCH": "9.0", "SOURCES": "0123"}
 @pytest.mark.parametrize("name", FACTS)
 def test_a_binary_fits_only_if_all_its_facts_do(name: str, package: Path) -> None:
     assert gpu_build.misfit(package, FACTS) == "there is none for this Python"
-    put(package, **FACTS, COMPILER="any")
+    put_binary(package, **FACTS, COMPILER="any")
     assert gpu_build.misfit(package, FACTS) == ""
-    put(package, **{**FACTS, name: "other"})
+    put_binary(package, **{**FACTS, name: "other"})
     assert gpu_build.misfit(package, FACTS) == f"its {name} is 'other', not {FACTS[name]!r}"
 
 
@@ -378,10 +382,10 @@ def test_a_binary_that_was_carried_along_is_used_where_it_fits(
 
     assert gpu_build.main(package, carried) == 7
     assert said() == "the binary in gpu is not used: there is none for this Python"
-    put(carried, **{**FACTS, "ARCH": "8.0"})
+    put_binary(carried, **{**FACTS, "ARCH": "8.0"})
     assert gpu_build.main(package, carried) == 7
     assert said() == "the binary in gpu is not used: its ARCH is '8.0', not '9.0'"
-    put(carried, **FACTS)
+    put_binary(carried, **FACTS)
     assert gpu_build.main(package, carried) == 0
     assert said() == "the binary carried along fits"
     assert gpu_build.main(package, package / "nowhere") == 0
@@ -406,11 +410,11 @@ def test_a_setuptools_that_is_too_old_gives_way_to_one_that_was_carried(
 
 
 def test_the_facts_of_a_binary_are_those_of_its_build_and_of_the_sources(tmp_path: Path) -> None:
-    found = gpu_build.misfit(ROOT, {"SOURCES": "another"})
-    assert found.startswith(("its SOURCES is '", "there is none"))
+    misfit = gpu_build.misfit(ROOT, {"SOURCES": "another"})
+    assert misfit.startswith(("its SOURCES is '", "there is none"))
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "csrc", copy / "csrc")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("build_backend.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, copy / name)
     (copy / "paraminit_ext").mkdir()
     (copy / "paraminit_ext" / "__init__.py").write_text('__version__ = "0"\n')
@@ -435,7 +439,7 @@ def test_the_facts_of_a_binary_are_those_of_its_build_and_of_the_sources(tmp_pat
 
 
 # ----------------------------------------------------------------------------------------
-# A GPU that is lost, tests that need one
+# Loss of the GPU, and tests that require one
 # ----------------------------------------------------------------------------------------
 
 LOST = """
@@ -486,12 +490,13 @@ def test_gpu_tests_that_are_required_fail_without_one() -> None:
 
 
 # ----------------------------------------------------------------------------------------
-# Lines that only a GPU would run, on stand-ins
+# Lines that need a GPU, on stand-ins
 # ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def standing_in() -> Iterator[pytest.MonkeyPatch]:
+def gpu_patch() -> Iterator[pytest.MonkeyPatch]:
+    """Install the stand-in for a GPU, and yield its monkeypatch for further changes."""
     with pytest.MonkeyPatch.context() as patch, stand_in(patch):
         yield patch
 
@@ -505,10 +510,10 @@ def test_the_gpu_tests_run_on_stand_ins() -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) > 700
-    # No test is skipped but where only a GPU does what it claims, a second GPU is needed, or memory.
+    # A test is skipped only if it needs the behaviour of a GPU, a second GPU, or more memory.
     skipped = re.findall(r"^SKIPPED \[\d+\] \S+: (.*)$", done.stdout, re.MULTILINE)
     assert set(skipped) <= {
-        "claims what only a GPU does",
+        "tests behaviour that only a GPU has",
         "needs two GPUs",
         "needs the memory of one tensor of 2^32 elements on the GPU",
     }
@@ -530,7 +535,7 @@ int ceiling_issue(int kind, int rounds, void* sink, int64_t* instructions, void*
 
 
 def host_library(folder: Path, fails: int = 0) -> Path:
-    """The functions of ceilings.cu on the host."""
+    """Compile stand-ins for the functions of ceilings.cu for the host."""
     source = folder / f"stores{fails}.c"
     source.write_text(STORES.replace("fails", str(fails)))
     library = source.with_suffix(".so")
@@ -539,10 +544,10 @@ def host_library(folder: Path, fails: int = 0) -> Path:
     return library
 
 
-def test_a_run_of_the_benchmarks_on_a_stand_in(standing_in: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    standing_in.setattr(timing, "ROUND_SECONDS", 1e-4)
-    standing_in.setattr(ceilings, "MATRIX_SIZE", 64)
-    standing_in.setattr(ceilings, "build", lambda *_: host_library(tmp_path))
+def test_a_run_of_the_benchmarks_on_a_stand_in(gpu_patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu_patch.setattr(timing, "ROUND_SECONDS", 1e-4)
+    gpu_patch.setattr(ceilings, "MATRIX_SIZE", 64)
+    gpu_patch.setattr(ceilings, "build", lambda *_: host_library(tmp_path))
     path = tmp_path / "gpu.jsonl"
     words = ["--device", "cuda", "--numel", "12", "--rounds", "1", "--json", str(path)]
     first = CliRunner().invoke(app, [*words, "--group", "fill,small,many,sparse,model", "--no-peers"])
@@ -557,7 +562,7 @@ def test_a_run_of_the_benchmarks_on_a_stand_in(standing_in: pytest.MonkeyPatch, 
         assert {"rate_imad_wide_g_s", "rate_lop3_g_s", "rate_both_g_s", "rate_matmul_fp32_tflop_s"} <= set(
             row.facts
         )
-    # Added to what is there, and none of it once the time is over.
+    # --append adds rows to the file, but none when the time is over.
     again = CliRunner().invoke(app, [*words, "--group", "orthogonal", "--append"])
     assert again.exit_code == 0, again.output
     assert len(rows.read(path)) > len(found)
@@ -570,7 +575,7 @@ def test_a_run_of_the_benchmarks_on_a_stand_in(standing_in: pytest.MonkeyPatch, 
 
 
 def test_a_row_that_fails_hides_no_other_and_fails_the_run(
-    standing_in: pytest.MonkeyPatch, tmp_path: Path
+    gpu_patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fails(recipe: models.Recipe, tensor: torch.Tensor) -> Any:
         if recipe.function == "normal_":
@@ -580,8 +585,8 @@ def test_a_row_that_fails_hides_no_other_and_fails_the_run(
         return before(recipe, tensor)
 
     before = cases.three_ways
-    standing_in.setattr(cases, "three_ways", fails)
-    standing_in.setattr(ceilings, "measure", lambda *_: {"ceiling_fill_gb_s": 1.0})
+    gpu_patch.setattr(cases, "three_ways", fails)
+    gpu_patch.setattr(ceilings, "measure", lambda *_: {"ceiling_fill_gb_s": 1.0})
     path = tmp_path / "gpu.jsonl"
     words = ["--device", "cuda", "--numel", "12", "--rounds", "1", "--group", "fill", "--dtype", "fp32"]
     outcome = CliRunner().invoke(app, [*words, "--no-peers", "--json", str(path)])
@@ -593,43 +598,43 @@ def test_a_row_that_fails_hides_no_other_and_fails_the_run(
 
 
 def test_ceilings_without_a_compiler_are_torchs_own_and_errors_of_launches_are_raised(
-    standing_in: pytest.MonkeyPatch, tmp_path: Path
+    gpu_patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    standing_in.setattr(timing, "ROUND_SECONDS", 1e-4)
-    standing_in.setattr(ceilings, "MATRIX_SIZE", 64)
-    standing_in.setattr(ceilings, "nvcc", lambda: (_ for _ in ()).throw(ceilings.CeilingsError("no nvcc")))
-    standing_in.setattr(ceilings, "BUILT", tmp_path)
-    said: list[str] = []
-    found = ceilings.measure(CUDA, 1 << 12, 1, said.append)
-    assert said == ["no nvcc"]
+    gpu_patch.setattr(timing, "ROUND_SECONDS", 1e-4)
+    gpu_patch.setattr(ceilings, "MATRIX_SIZE", 64)
+    gpu_patch.setattr(ceilings, "nvcc", lambda: (_ for _ in ()).throw(ceilings.CeilingsError("no nvcc")))
+    gpu_patch.setattr(ceilings, "BUILT", tmp_path)
+    messages: list[str] = []
+    found = ceilings.measure(CUDA, 1 << 12, 1, messages.append)
+    assert messages == ["no nvcc"]
     assert found.keys() == {"ceiling_fill_gb_s", "ceiling_zero_gb_s", "rate_matmul_fp32_tflop_s"}
-    standing_in.setattr(ceilings, "build", lambda *_: host_library(tmp_path, fails=700))
+    gpu_patch.setattr(ceilings, "build", lambda *_: host_library(tmp_path, fails=700))
     with pytest.raises(RuntimeError, match="got error 700"):
-        ceilings.measure(CUDA, 1 << 12, 1, said.append)
+        ceilings.measure(CUDA, 1 << 12, 1, messages.append)
 
 
 def test_every_contender_on_a_gpu_is_warm_before_its_repeats_are_counted(
-    standing_in: pytest.MonkeyPatch,
+    gpu_patch: pytest.MonkeyPatch,
 ) -> None:
     clock = [1.0]
-    standing_in.setattr(time, "perf_counter", lambda: clock[0])
+    gpu_patch.setattr(time, "perf_counter", lambda: clock[0])
     calls: dict[str, int] = {"first": 0, "second": 0}
 
     def call(name: str) -> None:
         calls[name] += 1
-        clock[0] += 2**-4 if calls[name] == 1 else 2**-10  # kernels are loaded at the first call
+        clock[0] += 2**-4 if calls[name] == 1 else 2**-10  # the first call loads the kernels
 
     timed = timing.time_in_turns({name: partial(call, name) for name in calls}, CUDA, rounds=1)
     assert timed["second"].median == 2**-10
-    # As many repeats of either: ROUND_SECONDS of such calls, beside those that warm.
+    # Both are repeated equally often: for ROUND_SECONDS, after the calls that warm them.
     assert calls == {"first": 3 + 11, "second": 2 + 11}
 
 
-def test_no_process_takes_more_of_a_gpu_than_its_share(standing_in: pytest.MonkeyPatch) -> None:
-    standing_in.setattr(torch.cuda, "mem_get_info", lambda _: (60 << 30, 80 << 30))
+def test_no_process_takes_more_of_a_gpu_than_its_share(gpu_patch: pytest.MonkeyPatch) -> None:
+    gpu_patch.setattr(torch.cuda, "mem_get_info", lambda _: (60 << 30, 80 << 30))
     assert machine.available_memory(CUDA) == pytest.approx((56 << 30) - (20 << 30), abs=1)
     options = cases.Options(CUDA, dtypes=("bf16",), say=lambda _: None)
-    standing_in.setattr(torch.cuda, "mem_get_info", lambda _: (79 << 30, 79 << 30))
+    gpu_patch.setattr(torch.cuda, "mem_get_info", lambda _: (79 << 30, 79 << 30))
     sizes = [case.bytes for case in cases.scaling_cases(options)]
     assert 2**33 < max(sizes) / 2 <= 0.35 * (79 << 30)
 
@@ -646,7 +651,7 @@ def test_events_must_be_able_to_tell_the_time() -> None:
 
 
 class OnGpu(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
+    """A tensor that claims to be on a GPU."""
 
     is_cuda = True
     device = CUDA
@@ -657,7 +662,7 @@ def gpu_tensor(numel: int = 1000, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def fake_cupy() -> types.ModuleType:
-    """CuPy's functions that are used, with its own signatures; without a size, it draws one number."""
+    """Return a stand-in for CuPy, with its signatures. Without a size, its generators draw one number."""
     import numpy as np
 
     class Generator:
@@ -690,8 +695,8 @@ def fake_cupy() -> types.ModuleType:
 
 
 @pytest.mark.parametrize("case", ["uniform", "normal"])
-def test_cupy_draws_a_number_for_each_element(case: str, standing_in: pytest.MonkeyPatch) -> None:
-    standing_in.setitem(sys.modules, "cupy", fake_cupy())
+def test_cupy_draws_a_number_for_each_element(case: str, gpu_patch: pytest.MonkeyPatch) -> None:
+    gpu_patch.setitem(sys.modules, "cupy", fake_cupy())
     tensor = gpu_tensor()
     call = peers.cupy_generator(cases.FILLS[case], tensor)
     assert call is not None
@@ -701,24 +706,24 @@ def test_cupy_draws_a_number_for_each_element(case: str, standing_in: pytest.Mon
     assert peers.cupy_generator(cases.FILLS["trunc_normal"], tensor) is None
 
 
-def test_triton_is_asked_for_what_it_has(standing_in: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_triton_is_called_only_for_fills_that_it_has(gpu_patch: pytest.MonkeyPatch) -> None:
+    calls = []
 
-    def made(name: str) -> Any:
-        return lambda _, *arguments: lambda: asked.append((name, arguments))
+    def factory(name: str) -> Any:
+        return lambda _, *arguments: lambda: calls.append((name, arguments))
 
-    kernels = types.SimpleNamespace(uniform=made("uniform"), normal=made("normal"))
-    standing_in.setitem(sys.modules, "benchmarks.triton_kernels", kernels)
+    kernels = types.SimpleNamespace(uniform=factory("uniform"), normal=factory("normal"))
+    gpu_patch.setitem(sys.modules, "benchmarks.triton_kernels", kernels)
     for case in ("uniform", "normal"):
         call = peers.triton_random(cases.FILLS[case], gpu_tensor())
         assert call is not None
         call()
-    assert asked == [("uniform", (-1.0, 1.0)), ("normal", (0.0, 0.02))]
+    assert calls == [("uniform", (-1.0, 1.0)), ("normal", (0.0, 0.02))]
     assert peers.triton_random(cases.FILLS["normal"], gpu_tensor(dtype=torch.float64)) is None
     assert peers.triton_random(cases.FILLS["trunc_normal"], gpu_tensor()) is None
 
 
-def test_jax_times_itself_on_a_gpu(standing_in: pytest.MonkeyPatch) -> None:
+def test_jax_times_itself_on_a_gpu(gpu_patch: pytest.MonkeyPatch) -> None:
     class Compiled:
         def __init__(self, draw: Any) -> None:
             self.draw = draw
@@ -749,7 +754,7 @@ def test_jax_times_itself_on_a_gpu(standing_in: pytest.MonkeyPatch) -> None:
     jax.default_device = default_device
     jax.enable_x64 = lambda _: nullcontext()
     jax.jit = Compiled
-    standing_in.setitem(sys.modules, "jax", jax)
+    gpu_patch.setitem(sys.modules, "jax", jax)
     for case, dtype in (
         ("uniform", torch.float32),
         ("normal", torch.float64),
@@ -764,16 +769,16 @@ def test_jax_times_itself_on_a_gpu(standing_in: pytest.MonkeyPatch) -> None:
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
-def test_a_peer_that_fails_at_its_call_is_left_out_of_the_row(standing_in: pytest.MonkeyPatch) -> None:
-    def breaks() -> None:
+def test_a_peer_that_fails_at_its_call_is_left_out_of_the_row(gpu_patch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
         raise ValueError("unsupported annotation\nfor out")
 
-    said: list[str] = []
-    broken = peers.Peer("Broken", "", lambda *_: breaks)
-    options = cases.Options(CUDA, peers=(broken,), say=said.append)
+    messages: list[str] = []
+    broken = peers.Peer("Broken", "", lambda *_: fail)
+    options = cases.Options(CUDA, peers=(broken,), say=messages.append)
     calls = cases.with_peers(options, cases.FILLS["normal"], torch.empty(10))
     assert list(calls) == ["fill", "stock", "ours"]
-    assert said == ["Broken is left out of a row: ValueError: unsupported annotation"]
+    assert messages == ["Broken is left out of a row: ValueError: unsupported annotation"]
 
 
 def test_the_peers_of_a_gpu_are_those_that_have_one() -> None:
@@ -787,7 +792,7 @@ def test_the_peers_of_a_gpu_are_those_that_have_one() -> None:
 
 
 def test_the_profiled_program_runs_on_a_stand_in(
-    standing_in: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu_patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = gpu.PROFILED.replace("1 << 28", "1 << 12")
     assert small != gpu.PROFILED
@@ -798,14 +803,14 @@ def test_the_profiled_program_runs_on_a_stand_in(
 def test_the_functions_of_the_ceilings_take_what_their_stand_ins_take() -> None:
     source = (ROOT / "benchmarks" / "ceilings.cu").read_text()
     for name in ("ceiling_store", "ceiling_memset", "ceiling_issue"):
-        found = re.search(rf"int {name}\((.*?)\)", source, re.DOTALL)
-        assert found is not None
-        stood = re.search(rf"int {name}\((.*?)\)", STORES, re.DOTALL)
-        assert stood is not None
-        assert re.sub(r"\s+", " ", found[1]) == stood[1]
+        actual = re.search(rf"int {name}\((.*?)\)", source, re.DOTALL)
+        assert actual is not None
+        stand_in_match = re.search(rf"int {name}\((.*?)\)", STORES, re.DOTALL)
+        assert stand_in_match is not None
+        assert re.sub(r"\s+", " ", actual[1]) == stand_in_match[1]
 
 
-def test_facts_without_git_say_the_commit_that_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_without_git_take_the_commit_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("PARAMINIT_COMMIT", "0123abc")
     assert machine.commit() == "0123abc"

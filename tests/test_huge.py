@@ -1,4 +1,4 @@
-"""Tensors past 2^31 and 2^32 elements: the far end is that of its own index, and nothing repeats."""
+"""Tensors past 2^31 and 2^32 elements: each element has the value of its index, and nothing repeats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = 10 << 30  # bytes: the tensor's 8.6 GB and some room
 
 
 def available() -> int:
-    """Bytes that can be had without swapping, or 0 where the system does not tell."""
+    """Return the bytes that are available without swapping, or 0 if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -28,9 +28,9 @@ def available() -> int:
 
 @pytest.fixture(scope="module")
 def memory() -> Tensor:
-    """One tensor for all the tests: no second one would fit beside it."""
+    """Allocate one tensor for all tests, because a second one would not fit."""
     if available() < NEEDED:
-        pytest.skip(f"less than {NEEDED >> 30} GiB of memory are available")
+        pytest.skip(f"needs {NEEDED >> 30} GiB of available memory")
     return torch.empty(NUMEL, dtype=DTYPE)
 
 
@@ -43,7 +43,7 @@ def uniform(tensor: Tensor | Shard) -> Tensor:
 
 
 def repeats(flat: Tensor, distance: int, count: int = 1077) -> bool:
-    """Whether elements recur a distance further on, at the start or at the end."""
+    """Return whether elements recur at this distance, at the start or at the end of the tensor."""
     return any(
         torch.equal(flat[i : i + count], flat[i + distance :][:count])
         for i in (0, len(flat) - count - distance)
@@ -55,20 +55,21 @@ def test_a_contiguous_tensor_past_2_to_the_32_elements(memory: Tensor) -> None:
     for place in (0, 2**31 - 500, 2**32 - 500, NUMEL - 1000):
         part = normal(shard(torch.empty(1000, dtype=DTYPE), (NUMEL,), (place,)))
         assert same(memory[place : place + 1000], part), place
-    # Words of 32 bits, elements of 16, and groups of four of them: each would recur where it was cut short.
+    # An index or a byte offset that is truncated to 32 bits, of elements of 16 bits or of words of 32 bits,
+    # would make the values recur at one of these distances.
     assert not any(repeats(memory, distance) for distance in (2**30, 2**31, 2**32))
-    # No stretch was left out: of 2^20 signs of each, half are positive up to 6 deviations of 2^-11.
+    # No stretch was left out: of 2^20 values per piece, half are positive, within 6 deviations of 2^-11.
     for piece in memory.split(2**29)[:-1]:
         assert abs(float((piece[:: 2**9] > 0).double().mean()) - 0.5) < 6 * 2.0**-11
     memory[2**32 :] = memory[: NUMEL - 2**32]
-    assert repeats(memory, 2**32)  # a repeat would be seen
+    assert repeats(memory, 2**32)  # the check detects a repeat
 
 
 @pytest.mark.parametrize("fill", [normal, uniform])
 @pytest.mark.parametrize(
     "view",
     [
-        lambda flat: flat.view(65_537, 65_537).t()[:, ::64],  # in tiles
+        lambda flat: flat.view(65_537, 65_537).t()[:, ::64],  # filled in tiles
         lambda flat: flat.as_strided((3, 700), (2**31 + 1077, 3), 1),  # rows further apart than 2^31
         lambda flat: flat.as_strided((2, 5, 2, 70), (2**31 + 7, 300, 2**32 - 2**31 - 3000, 3), 11),
     ],

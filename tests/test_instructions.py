@@ -1,4 +1,4 @@
-"""The guard that counts instructions: what it lets pass, what it refuses, a planted regression."""
+"""The guard that counts instructions: figures that it accepts or refuses, and a planted regression."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from benchmarks.instructions import __main__ as guard  # noqa: E402
 KNOWN = guard.Figures("gcc 12.2.0", "-O3", "glibc 2.36", "valgrind-3.19.0", {"a": 10.0, "b": 100.0})
 
 
-def wrong(known: guard.Figures, counted: guard.Figures) -> dict[str, str]:
-    return {one.name: one.wrong for one in guard.compare(known, counted) if one.wrong}
+def complaints(known: guard.Figures, counted: guard.Figures) -> dict[str, str]:
+    return {case.name: case.wrong for case in guard.compare(known, counted) if case.wrong}
 
 
 def counted(a: float, compiler: str = "gcc 12.9.1") -> guard.Figures:
@@ -29,22 +29,22 @@ def counted(a: float, compiler: str = "gcc 12.9.1") -> guard.Figures:
 
 
 def test_five_percent_are_slack_in_both_directions() -> None:
-    assert wrong(KNOWN, counted(10.49)) == {}
-    assert wrong(KNOWN, counted(9.51)) == {}
-    assert wrong(KNOWN, counted(10.51)) == {"a": "slower by more than 5%"}
-    assert wrong(KNOWN, counted(9.49)) == {"a": "faster by more than 5%: --update the figure"}
+    assert complaints(KNOWN, counted(10.49)) == {}
+    assert complaints(KNOWN, counted(9.51)) == {}
+    assert complaints(KNOWN, counted(10.51)) == {"a": "slower by more than 5%"}
+    assert complaints(KNOWN, counted(9.49)) == {"a": "faster by more than 5%: --update the figure"}
 
 
 @pytest.mark.parametrize("compiler", ["gcc 14.2.0", "clang 12.2.0"])
 def test_another_compiler_is_held_to_what_is_much_slower_alone(compiler: str) -> None:
-    assert wrong(KNOWN, counted(12.4, compiler)) == {}
-    assert wrong(KNOWN, counted(5.0, compiler)) == {}
-    assert wrong(KNOWN, counted(12.6, compiler)) == {"a": "slower by more than 25%"}
+    assert complaints(KNOWN, counted(12.4, compiler)) == {}
+    assert complaints(KNOWN, counted(5.0, compiler)) == {}
+    assert complaints(KNOWN, counted(12.6, compiler)) == {"a": "slower by more than 25%"}
 
 
 def test_a_case_without_a_figure_and_a_figure_without_a_case_are_refused() -> None:
     other = replace(KNOWN, instructions={"a": 10.0, "c": 1.0})
-    assert wrong(KNOWN, other) == {"b": "not counted any more: --update", "c": "no figure: --update"}
+    assert complaints(KNOWN, other) == {"b": "not counted any more: --update", "c": "no figure: --update"}
 
 
 def test_figures_survive_their_file(tmp_path: Path) -> None:
@@ -77,16 +77,18 @@ def can_count() -> bool:
     return guard.same_compiler(guard.compiler_version(["c++"]), guard.read(guard.FIGURES).compiler)
 
 
-@pytest.mark.skipif(not can_count(), reason="needs valgrind and, as c++, the compiler of the figures")
+@pytest.mark.skipif(
+    not can_count(), reason="needs valgrind, and c++ must be the compiler of the committed figures"
+)
 def test_an_eleventh_round_of_philox_is_found(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     (tmp_path / "benchmarks/instructions").mkdir(parents=True)
     for name in ("setup.py", "benchmarks/instructions/driver.cpp"):
         shutil.copy(ROOT / name, tmp_path / name)
-    # One instruction set is enough here, and half of the time.
+    # One instruction set is enough here and takes half of the time.
     (tmp_path / "csrc/cpu/fill_avx2.cpp").write_text(
-        '#include "run_function.h"\nparaminit::RunFunctions paraminit::avx2::run_functions('
-        "const FillRequest& request) {\n  return baseline::run_functions(request);\n}\n"
+        '#include "kernel_table.h"\nparaminit::FillKernels paraminit::avx2::fill_kernels('
+        "const FillRequest& request) {\n  return baseline::fill_kernels(request);\n}\n"
     )
     request = tmp_path / "csrc/stream/request.h"
     planted = request.read_text().replace(
@@ -94,5 +96,5 @@ def test_an_eleventh_round_of_philox_is_found(tmp_path: Path) -> None:
     )
     assert planted != request.read_text()
     request.write_text(planted)
-    found = wrong(guard.read(guard.FIGURES), guard.measure(tmp_path))
-    assert found["instructions/uniform[isa=baseline,dtype=fp32]"] == "slower by more than 5%"
+    complaints_by_case = complaints(guard.read(guard.FIGURES), guard.measure(tmp_path))
+    assert complaints_by_case["instructions/uniform[isa=baseline,dtype=fp32]"] == "slower by more than 5%"

@@ -1,4 +1,4 @@
-"""``keyed``: a fill of a module's tensor takes its numbers from the tensor's name."""
+"""``keyed``: the key of a fill of a module's tensor is derived from the name of the tensor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from module_equality import differences, seeded
 from paraminit_ext import Key, init, keyed, patch, shard
 from paraminit_ext.models.names import named_modules, named_tensors
-from whole import differences, seeded
 
 KEY = Key(11)
 
@@ -41,7 +41,7 @@ class Model(nn.Module):
 
 
 def expected(name: str, shape: tuple[int, ...], key: Key = KEY) -> Tensor:
-    """What ``nn.Linear`` fills a weight of that name with."""
+    """Return the values that ``nn.Linear`` gives to a weight of that name."""
     return init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=key.fold_in(name))
 
 
@@ -58,21 +58,21 @@ def test_a_fill_takes_the_key_of_the_name(under_patch: bool) -> None:
     assert torch.equal(model.layers[1].bias, bias)
     weight = init.normal_(torch.empty(8, 8), 0, 0.02, generator=KEY.fold_in("layers.0.weight"))
     assert torch.equal(model.layers[0].weight, weight)
-    # Tied: by its first name, also where the fill is of the other.
+    # A tied tensor has the key of its first name, even if it is filled under the other one.
     tied = init.lecun_normal_(torch.empty(20, 8), generator=KEY.fold_in("table.weight"))
     assert torch.equal(model.table.weight, tied)
 
 
 def test_the_order_of_fills_does_not_matter() -> None:
-    one, other = Model(), Model()
-    with keyed(one, KEY):
-        one.reset_parameters()
-    with keyed(other, KEY):
+    forward, backward = Model(), Model()
+    with keyed(forward, KEY):
+        forward.reset_parameters()
+    with keyed(backward, KEY):
         module: Any
-        for module in reversed(list(other.modules())[1:]):
-            if module is not other.head and hasattr(module, "reset_parameters"):
+        for module in reversed(list(backward.modules())[1:]):
+            if module is not backward.head and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    assert not differences(one, other)
+    assert not differences(forward, backward)
 
 
 def test_a_proper_view_takes_the_key_of_its_offset() -> None:
@@ -84,7 +84,7 @@ def test_a_proper_view_takes_the_key_of_its_offset() -> None:
     own = KEY.fold_in("in_proj_weight")
     for index, part in enumerate(attention.in_proj_weight.chunk(3)):
         assert torch.equal(part, init.xavier_uniform_(torch.empty(8, 8), generator=own.fold_in(index * 64)))
-    # Transposed it is still all of it.
+    # A transposed view is still the whole tensor, so it has the tensor's own key.
     whole = init.normal_(torch.empty(8, 8), generator=KEY.fold_in("out_proj.weight"))
     assert torch.equal(attention.out_proj.weight.t(), whole)
 
@@ -182,7 +182,7 @@ def test_wrong_arguments_are_refused(
 def test_names_are_torchs_own() -> None:
     model = Model()
     assert [path for path, _ in named_modules(model)] == [path for path, _ in model.named_modules()]
-    names = [one.name for one in named_tensors(model) if one.kind == "parameter"]
+    names = [tensor.name for tensor in named_tensors(model) if tensor.kind == "parameter"]
     assert names == [name for name, _ in model.named_parameters(remove_duplicate=False)]
 
 
@@ -197,19 +197,19 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.distributed and torch._dynamo, on being imported
+@pytest.mark.filterwarnings("ignore")  # torch.distributed and torch._dynamo warn when they are imported
 def test_wrappers_add_nothing_to_names_but_modules_of_their_names_do(process_group: None) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
     from torch.nn.parallel import DistributedDataParallel
 
     plain, model = Model(), Model()
-    names = [one.name for one in named_tensors(plain)]
+    names = [tensor.name for tensor in named_tensors(plain)]
     model.layers[0] = checkpoint_wrapper(model.layers[0])
     model.layers[1] = torch.compile(checkpoint_wrapper(model.layers[1]))
-    assert [one.name for one in named_tensors(model)] == names
+    assert [tensor.name for tensor in named_tensors(model)] == names
     for wrapped in (DistributedDataParallel(model), nn.DataParallel(model), torch.compile(model)):
-        assert [one.name for one in named_tensors(wrapped)] == names  # type: ignore[arg-type]
-    # Known by type: a module that calls its own child so keeps the name.
+        assert [tensor.name for tensor in named_tensors(wrapped)] == names  # type: ignore[arg-type]
+    # Wrappers are recognised by their type. A plain module keeps children with such names in its paths.
     own = nn.Sequential()
     own.add_module("module", nn.Linear(1, 1))
     own.add_module("_orig_mod", nn.Linear(1, 1))

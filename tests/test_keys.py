@@ -1,4 +1,4 @@
-"""Keys, and what a generator gives: one draw a fill, of the contract's form, whatever the tensor."""
+"""Keys, and the keys that generators give: every fill draws one key, as the contract says."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_split_is_fold_in_of_the_first_numbers() -> None:
     assert BIG.split(0) == ()
 
 
-def test_folding_one_further_is_standing_one_further() -> None:
+def test_fold_in_of_the_next_number_is_fold_in_at_the_next_offset() -> None:
     assert Key(5, 7).fold_in(1) == Key(5, 8).fold_in(0)
 
 
@@ -77,7 +77,7 @@ def test_a_fill_takes_one_draw_whatever_the_size(name: str, arguments: tuple[Any
 
 
 @every_random
-def test_the_three_ways_to_say_the_same_agree(name: str, arguments: tuple[Any, ...]) -> None:
+def test_a_key_its_generator_and_the_default_generator_agree(name: str, arguments: tuple[Any, ...]) -> None:
     def fill(**keywords: Any) -> torch.Tensor:
         out: torch.Tensor = getattr(init, name)(torch.empty(16, 24), *arguments, **keywords)
         return out
@@ -104,13 +104,13 @@ def test_nothing_is_drawn_for_meta_or_for_no_elements(name: str, arguments: tupl
 
 
 @every_random
-def test_an_empty_shard_of_a_whole_with_elements_draws_as_its_peers_do(
+def test_an_empty_shard_of_a_whole_with_elements_draws_as_the_other_shards_do(
     name: str, arguments: tuple[Any, ...]
 ) -> None:
-    mine, theirs = (torch.Generator().manual_seed(7) for _ in range(2))
-    getattr(init, name)(shard(torch.empty(0, 6), (4, 6), (4, 0)), *arguments, generator=mine)
-    getattr(init, name)(shard(torch.empty(4, 6), (4, 6), (0, 0)), *arguments, generator=theirs)
-    assert torch.equal(mine.get_state(), theirs.get_state())
+    empty, full = (torch.Generator().manual_seed(7) for _ in range(2))
+    getattr(init, name)(shard(torch.empty(0, 6), (4, 6), (4, 0)), *arguments, generator=empty)
+    getattr(init, name)(shard(torch.empty(4, 6), (4, 6), (0, 0)), *arguments, generator=full)
+    assert torch.equal(empty.get_state(), full.get_state())
 
 
 @pytest.mark.parametrize("name", ["constant_", "ones_", "zeros_", "eye_"])

@@ -1,8 +1,8 @@
-"""The law that a call of ``init`` asks for, against what the call writes.
+"""The law that belongs to a call of ``init``, against the values that the call writes.
 
-Samples have 2^18 elements: a deviation is within 6 standard errors of its own, sqrt((kurtosis - 1) / 4n) of
-it, with a kurtosis of at most 3 / 0.7 of the sparse one; a mean within 6 of std / sqrt(n). Each is off by
-more in less than one of 5e8 cases.
+Samples have 2^18 elements. The relative standard error of a deviation is sqrt((kurtosis - 1) / 4n), with a
+kurtosis of at most 3 / 0.7, that of ``sparse_``. The standard error of a mean is std / sqrt(n). The limit is
+6 standard errors. A correct sample exceeds it in less than one of 5e8 cases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from scipy import integrate
 
 from paraminit_ext import Key, init
-from paraminit_ext.many import DRAWING
+from paraminit_ext.many import DRAWING_FUNCTIONS
 from paraminit_ext.models.law import Law, law_of
 
 SHAPE = (512, 512)
@@ -40,9 +40,9 @@ every_call = pytest.mark.parametrize(("name", "arguments"), CALLS)
 
 
 def law(name: str, arguments: Mapping[str, Any]) -> Law:
-    found = law_of(name, arguments, SHAPE)
-    assert found is not None
-    return found
+    result = law_of(name, arguments, SHAPE)
+    assert result is not None
+    return result
 
 
 def is_followed(law: Law, values: torch.Tensor) -> bool:
@@ -61,23 +61,26 @@ def is_followed(law: Law, values: torch.Tensor) -> bool:
 def test_a_call_writes_its_law(name: str, arguments: Mapping[str, Any]) -> None:
     values = getattr(init, name)(torch.empty(SHAPE), **arguments, generator=Key(7))
     assert is_followed(law(name, arguments), values)
-    # A deviation that is a twentieth off is noticed.
+    # The check detects a deviation that is too large by a twentieth.
     assert not is_followed(law(name, arguments), (values - values.mean()) * 1.05 + values.mean())
 
 
 @every_call
 def test_a_density_has_the_mean_and_deviation_of_its_law(name: str, arguments: Mapping[str, Any]) -> None:
-    one = law(name, arguments)
-    low, high = max(one.low, one.mean - 12 * one.std), min(one.high, one.mean + 12 * one.std)
-    # What sparse_ has at zero is no part of the density, and adds nothing to these.
-    whole = one.parameters[1] if one.fill == "sparse_" else 1.0
-    for power, expected in ((0, whole), (1, one.mean), (2, one.std**2 + one.mean**2)):
+    own_law = law(name, arguments)
+    low, high = (
+        max(own_law.low, own_law.mean - 12 * own_law.std),
+        min(own_law.high, own_law.mean + 12 * own_law.std),
+    )
+    # The density of sparse_ excludes its zeros, which add nothing to the mean and the variance.
+    whole = own_law.parameters[1] if own_law.fill == "sparse_" else 1.0
+    for power, expected in ((0, whole), (1, own_law.mean), (2, own_law.std**2 + own_law.mean**2)):
 
         def moment(x: float, power: int = power) -> float:
-            return one.density(x) * x**power
+            return own_law.density(x) * x**power
 
-        found = integrate.quad(moment, low, high, limit=200)[0]
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        integral = integrate.quad(moment, low, high, limit=200)[0]
+        assert integral == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_constants_and_what_has_no_law() -> None:
@@ -91,8 +94,8 @@ def test_constants_and_what_has_no_law() -> None:
     assert law_of("normal_", {}, (3,), torch.complex64) is None
 
 
-def test_every_function_that_draws_has_been_asked() -> None:
-    assert {name for name, _ in CALLS} | {"delta_orthogonal_"} == DRAWING
+def test_every_function_that_draws_is_in_the_calls() -> None:
+    assert {name for name, _ in CALLS} | {"delta_orthogonal_"} == DRAWING_FUNCTIONS
 
 
 def test_fans_are_those_of_the_shape() -> None:

@@ -1,4 +1,4 @@
-"""The direction of dependencies, read from the includes of csrc/: who may know whom."""
+"""The direction of dependencies between the folders of csrc/, read from the includes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILES = sorted(
 )
 KERNELS = [name for name in FILES if name.endswith((".cu", ".cuh"))]
 
-# What each folder may include of csrc/ and of torch.
+# The folders of csrc/ that each folder may include.
 MAY_INCLUDE = {
     "stream": {"stream"},
     "cpu": {"stream", "cpu"},
@@ -24,36 +24,36 @@ MAY_INCLUDE = {
     "python": {"stream", "cpu", "torch", "python"},
     "capture": set(),
 }
-# Of torch's headers, those that keep their ABI from one version to the next.
+# The headers of torch that keep their ABI from one version to the next.
 STABLE_HEADER = re.compile(r"^torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch)/")
 PYTHON_HEADER = re.compile(r"^(pybind11/|Python\.h$)")
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2)/")
 INTRINSICS = re.compile(r"^(\w+intrin|x86intrin|arm_neon|arm_sve|cpuid)\.h$")
-# The headers from integers up to values; each may include only what stands before it.
+# The headers from integers up to values. Each may include only the headers before it.
 LAYERS = [f"stream/{name}.h" for name in ("request", "philox", "transforms", "distributions")]
 
 
 def includes(name: str) -> list[str]:
-    """What a file includes, as written."""
+    """Return the includes of a file, as written."""
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', (CSRC / name).read_text(), re.MULTILINE)
 
 
-def ours(name: str) -> list[str]:
-    """The files of csrc/ that a file includes, each named from beside it."""
-    beside = ((CSRC / name).parent / included for included in includes(name))
-    resolved = [path.resolve() for path in beside if path.exists()]
+def csrc_includes(name: str) -> list[str]:
+    """Return the files of csrc/ that a file includes by a path relative to itself."""
+    paths = ((CSRC / name).parent / included for included in includes(name))
+    resolved = [path.resolve() for path in paths if path.exists()]
     return [path.relative_to(CSRC).as_posix() for path in resolved if path.is_relative_to(CSRC)]
 
 
 def reachable(name: str) -> set[str]:
-    """The file and all of csrc/ that it includes, at any depth."""
+    """Return the file and the files of csrc/ that it includes, directly or indirectly."""
     seen: set[str] = set()
     todo = [name]
     while todo:
         current = todo.pop()
         if current not in seen:
             seen.add(current)
-            todo.extend(ours(current))
+            todo.extend(csrc_includes(current))
     return seen
 
 
@@ -66,7 +66,7 @@ def test_the_sources_are_found() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_includes_what_its_folder_may(name: str) -> None:
     folder = name.partition("/")[0]
-    reached = {other.partition("/")[0] for other in ours(name)}
+    reached = {other.partition("/")[0] for other in csrc_includes(name)}
     assert reached <= MAY_INCLUDE[folder]
     of_torch = [header for header in includes(name) if TORCH_HEADER.match(header)]
     if folder == "torch":
@@ -109,13 +109,13 @@ def test_a_file_opens_with_at_most_five_lines_of_comment(name: str) -> None:
     assert 1 <= opening <= 5, f"{opening} lines of comment at the top"
 
 
-def test_an_include_against_the_direction_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_include_against_the_direction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "includes", lambda _: ["../torch/ops.cpp", "ATen/ATen.h"])
     with pytest.raises(AssertionError):
         test_a_file_includes_what_its_folder_may("stream/philox.h")
     with pytest.raises(AssertionError):
         test_a_file_includes_what_its_folder_may("torch/ops.cpp")
     with pytest.raises(AssertionError):
-        test_no_header_of_torch_is_reachable_from_the_module_for_python("python/calls.cpp")
+        test_no_header_of_torch_is_reachable_from_the_module_for_python("python/fast_path.cpp")
     monkeypatch.setitem(globals(), "includes", lambda name: ["distributions.h"] if "philox" in name else [])
     assert "stream/distributions.h" in reachable("stream/philox.h")

@@ -1,4 +1,4 @@
-"""`fill_many`: what the same calls one after the other give, checked as a whole before any of it."""
+"""`fill_many` gives the values of single calls in order, and checks every entry before it writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import paraminit_ext
 from fills import DTYPES, KEY, same
 from paraminit_ext import _C, Key, fill_many, init, many, shard
 
-# Every function that fills, with arguments that are right for a matrix; dirac_ takes a convolution's weight.
+# Every fill function, with valid arguments for a matrix (for a convolution weight if in CONVOLUTIONS).
 CALLS: dict[str, list[dict[str, Any]]] = {
     "uniform_": [{}, {"a": -0.3, "b": 0.55}, {"a": 1.0, "b": 1.0078125}, {"a": 0.5, "b": 0.5}],
     "normal_": [{}, {"std": 0.02}, {"mean": 3.0, "std": 2.0}, {"mean": -0.0, "std": 0.0}],
@@ -48,21 +48,23 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "dirac_": [{}, {"groups": 3}],
     "delta_orthogonal_": [{"gain": 2.0}],
 }
-QUIET = frozenset({"constant_", "ones_", "zeros_", "eye_", "dirac_"})  # they draw nothing
+DRAW_NOTHING = frozenset(
+    {"constant_", "ones_", "zeros_", "eye_", "dirac_"}
+)  # functions that draw no random numbers
 CONVOLUTIONS = frozenset({"dirac_", "delta_orthogonal_"})
 
 
 def one_by_one(entries: list[Any]) -> list[Any]:
-    """What fill_many is defined by."""
+    """Fill the entries by single calls in order; this defines the result of fill_many."""
     results = []
     for tensor, name, arguments, source in entries:
-        keywords = {} if name in QUIET else {"generator": source}
+        keywords = {} if name in DRAW_NOTHING else {"generator": source}
         results.append(getattr(init, name)(tensor, **arguments, **keywords))
     return results
 
 
-def of_layout(layout: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """A tensor full of sevens of one of the forms that a caller may hold it in."""
+def tensor_of_layout(layout: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Return a tensor of sevens: a parameter, a strided view, a shard or a plain tensor."""
     full: Callable[..., Tensor] = lambda *s: torch.full(s, 7, dtype=dtype)  # noqa: E731
     if layout == 0:
         return nn.Parameter(full(*shape), requires_grad=dtype.is_floating_point or dtype.is_complex)
@@ -78,28 +80,24 @@ def of_layout(layout: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     return full(*shape)
 
 
-def random_entry(choose: random.Random) -> Any:
-    name = choose.choice(sorted(CALLS))
+def random_entry(rng: random.Random) -> Any:
+    name = rng.choice(sorted(CALLS))
     dtypes = [*DTYPES, torch.complex64]
     if name in ("trunc_normal_", "orthogonal_", "delta_orthogonal_", "lecun_normal_", "variance_scaling_"):
         dtypes = DTYPES
-    elif name in QUIET:
+    elif name in DRAW_NOTHING:
         dtypes = [*dtypes, torch.int32, torch.bool, torch.complex128]
-    shape = choose.choice(
-        [(9, 3, 5), (9, 4, 3)] if name in CONVOLUTIONS else [(6, 5), (33, 40), (1, 3), (8, 2)]
-    )
-    tensor = of_layout(choose.randrange(8), shape, choose.choice(dtypes))
-    source = choose.choice(
-        [None, None, None, Key(choose.randrange(2**64), 5), torch.Generator().manual_seed(3)]
-    )
-    return tensor, name, choose.choice(CALLS[name]), source
+    shape = rng.choice([(9, 3, 5), (9, 4, 3)] if name in CONVOLUTIONS else [(6, 5), (33, 40), (1, 3), (8, 2)])
+    tensor = tensor_of_layout(rng.randrange(8), shape, rng.choice(dtypes))
+    source = rng.choice([None, None, None, Key(rng.randrange(2**64), 5), torch.Generator().manual_seed(3)])
+    return tensor, name, rng.choice(CALLS[name]), source
 
 
 def local(tensor: Any) -> Tensor:
     return tensor.local if isinstance(tensor, paraminit_ext.Shard) else tensor
 
 
-def plainly_equal(a: Tensor, b: Tensor) -> bool:
+def bitwise_equal(a: Tensor, b: Tensor) -> bool:
     a, b = a.detach(), b.detach()
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
@@ -111,9 +109,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarn
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_values_and_draws_are_those_of_the_single_calls(cpu_capability: str, seed: int) -> None:
-    choose = random.Random(seed)
-    listed = [random_entry(choose) for _ in range(60)]
-    listed += [(*entry[:3], None) for entry in copy.deepcopy(listed[:20])]  # the same kinds again
+    rng = random.Random(seed)
+    listed = [random_entry(rng) for _ in range(60)]
+    listed += [(*entry[:3], None) for entry in copy.deepcopy(listed[:20])]  # repeat some kinds
     expected = copy.deepcopy(listed)
     before = [[local(entry[0])._version for entry in entries] for entries in (listed, expected)]
     torch.manual_seed(seed)
@@ -122,20 +120,20 @@ def test_the_values_and_draws_are_those_of_the_single_calls(cpu_capability: str,
     torch.manual_seed(seed)
     one_by_one(expected)
     assert torch.equal(state, torch.get_rng_state())
-    moved = [
+    increments = [
         [local(entry[0])._version - version for entry, version in zip(entries, versions, strict=True)]
         for entries, versions in zip((listed, expected), before, strict=True)
     ]
-    assert moved[0] == moved[1]
-    for mine, theirs, back in zip(listed, expected, returned, strict=True):
-        assert back is local(mine[0])
-        assert plainly_equal(local(mine[0]), local(theirs[0])), (mine[1:], local(mine[0]).stride())
-        if isinstance(mine[3], torch.Generator):
-            assert torch.equal(mine[3].get_state(), theirs[3].get_state())
+    assert increments[0] == increments[1]
+    for got, want, result in zip(listed, expected, returned, strict=True):
+        assert result is local(got[0])
+        assert bitwise_equal(local(got[0]), local(want[0])), (got[1:], local(got[0]).stride())
+        if isinstance(got[3], torch.Generator):
+            assert torch.equal(got[3].get_state(), want[3].get_state())
 
 
 def test_every_function_that_fills_has_a_place() -> None:
-    assert set(many.NAMES) == {name for name in init.__all__ if name.endswith("_")} == set(CALLS)
+    assert set(many.FUNCTION_NAMES) == {name for name in init.__all__ if name.endswith("_")} == set(CALLS)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -157,7 +155,7 @@ def test_tensors_of_all_sizes_do_not_depend_on_the_threads(threads: int) -> None
     assert all(same(a[0], b[0]) for a, b in zip(entries, expected, strict=True))
 
 
-def test_an_entry_may_leave_out_its_end() -> None:
+def test_an_entry_may_omit_its_last_fields() -> None:
     torch.manual_seed(1)
     a, b, c = fill_many(
         [(torch.empty(5), "normal_"), (torch.empty(5), "normal_", {"std": 0.5}), (torch.empty(2), "ones_")]
@@ -175,9 +173,9 @@ def test_an_entry_may_leave_out_its_end() -> None:
 SHARED: dict[str, Callable[[Tensor], list[Tensor]]] = {
     "the same tensor twice": lambda base: [base, base],
     "slices that overlap": lambda base: [base[:6], base[4:], base[2:9]],
-    "columns between each other": lambda base: [base[:, ::2], base[:, 1::2], base[:, :3], base.t()],
+    "interleaved columns": lambda base: [base[:, ::2], base[:, 1::2], base[:, :3], base.t()],
     "the transpose": lambda base: [base.t(), base],
-    "one element in two": lambda base: [base[3:4, 2:3], base, base[3:4, 2:3]],
+    "one element before and after the whole": lambda base: [base[3:4, 2:3], base, base[3:4, 2:3]],
 }
 
 
@@ -252,7 +250,7 @@ def test_an_error_names_its_entry_and_leaves_everything(bad: tuple[Any, ...], pl
     assert type(caught.value) is error
     assert str(caught.value).startswith(f"paraminit_ext.fill_many: entry {place}")
     assert "\n" not in str(caught.value)
-    assert torch.equal(torch.get_rng_state(), state), "a refused call has drawn"
+    assert torch.equal(torch.get_rng_state(), state), "a refused call drew numbers"
     assert not any(entry[0].any() for entry in entries if isinstance(entry[0], Tensor))
     assert all(entry[0]._version == 0 for i, entry in enumerate(entries) if i != place)
 
@@ -282,7 +280,7 @@ def test_inference_tensors_are_refused_outside_inference_mode_only() -> None:
 # --- warnings, versions, modes ---------------------------------------------------------------
 
 
-def warned(call: Callable[[], object]) -> list[tuple[type[Warning], str, str]]:
+def warnings_of(call: Callable[[], object]) -> list[tuple[type[Warning], str, str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
@@ -297,8 +295,8 @@ def test_warnings_are_those_of_the_single_calls_at_the_callers_line() -> None:
         (torch.empty(0, 4), "kaiming_normal_", {}, None),
     ]
     entries += [(torch.empty(4, 4, device="meta"), "trunc_normal_", tail, None)]
-    ours = warned(lambda: fill_many(entries))
-    assert ours == warned(lambda: one_by_one(entries))
+    ours = warnings_of(lambda: fill_many(entries))
+    assert ours == warnings_of(lambda: one_by_one(entries))
     assert len(ours) == 4
     assert {filename for _, _, filename in ours} == {__file__}
 
@@ -317,7 +315,7 @@ def test_the_sign_of_a_zero_is_an_argument() -> None:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many fills each call into the kernels is given."""
+    """Record the number of fills in each call of _C.fill_many."""
     sizes: list[int] = []
     real = _C.fill_many
 
@@ -334,7 +332,7 @@ def test_fills_side_by_side_are_one_call_into_the_kernels(batches: list[int]) ->
         (torch.empty(3, 3), name, {}, None) for name in ("normal_", "ones_", "xavier_normal_") * 3
     ]
     fill_many(entries)
-    with torch.device("meta"):  # a default device is a mode as well
+    with torch.device("meta"):  # a default device is also a function mode
         fill_many(entries)
     assert batches == [9, 9]
 
@@ -413,7 +411,7 @@ def test_conjugate_views_are_filled_as_they_read() -> None:
     fill_many([(a.conj(), "normal_", {}, KEY), (a.conj()[:2], "constant_", {"val": 1 + 2j}, None)])
     init.normal_(b.conj(), generator=KEY)
     init.constant_(b.conj()[:2], 1 + 2j)  # type: ignore[arg-type]
-    assert plainly_equal(a, b)
+    assert bitwise_equal(a, b)
 
 
 def test_a_compiled_function_fills_many() -> None:
@@ -442,13 +440,13 @@ def test_backward_through_a_tensor_that_was_filled_over_is_an_error() -> None:
             y.backward()
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no times of threads")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs /proc/self/schedstat")
 def test_small_tensors_share_the_threads() -> None:
     def times() -> dict[str, int]:
         tasks = Path("/proc/self/task").iterdir()
         return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
 
-    # Each is too small for more than one thread of its own.
+    # Each tensor is too small to be split over threads.
     entries: list[Any] = [(torch.empty(64, 64, dtype=torch.float64), "normal_", {}, KEY) for _ in range(3000)]
     threads = torch.get_num_threads()
     try:
@@ -456,7 +454,7 @@ def test_small_tensors_share_the_threads() -> None:
         busy = []
         for call in (fill_many, one_by_one):
             call(entries)
-            time.sleep(0.3)  # idle ones of some runtimes spin for a while
+            time.sleep(0.3)  # idle threads of some runtimes spin for a while
             before = times()
             call(entries)
             spent = sorted((time_ - before.get(name, 0) for name, time_ in times().items()), reverse=True)
@@ -472,17 +470,17 @@ def test_small_tensors_share_the_threads() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(6))
 def test_on_cuda_the_values_and_draws_are_those_of_the_single_calls(seed: int) -> None:
-    def moved(entry: Any) -> Any:
-        held, name, arguments, source = entry
-        there: Any = local(held).detach().to("cuda")
-        if isinstance(held, paraminit_ext.Shard):
-            there = shard(there, held.global_shape, held.shard_offset)
+    def to_cuda(entry: Any) -> Any:
+        target, name, arguments, source = entry
+        moved: Any = local(target).detach().to("cuda")
+        if isinstance(target, paraminit_ext.Shard):
+            moved = shard(moved, target.global_shape, target.shard_offset)
         if name in ("orthogonal_", "delta_orthogonal_"):
             name, arguments = ("normal_", {}) if name == "orthogonal_" else ("zeros_", {})
-        return there, name, arguments, source
+        return moved, name, arguments, source
 
-    choose = random.Random(seed)
-    listed = [moved(random_entry(choose)) for _ in range(100)]
+    rng = random.Random(seed)
+    listed = [to_cuda(random_entry(rng)) for _ in range(100)]
     shapes = [(1 << 20,), (70003,), (5,), (4096, 33)]
     listed += [
         (torch.empty(shape, dtype=dtype, device="cuda"), name, {}, None)
@@ -499,7 +497,7 @@ def test_on_cuda_the_values_and_draws_are_those_of_the_single_calls(seed: int) -
         (base[1:20001], "uniform_", {}, None),
         (base[3:], "constant_", {"val": 0.3}, None),
     ]
-    listed.append((torch.empty(100), "normal_", {}, None))  # the CPU's own
+    listed.append((torch.empty(100), "normal_", {}, None))  # one on the CPU
     expected = copy.deepcopy(listed)
     torch.cuda.manual_seed(seed)
     torch.manual_seed(seed)
@@ -510,13 +508,13 @@ def test_on_cuda_the_values_and_draws_are_those_of_the_single_calls(seed: int) -
     one_by_one(expected)
     assert torch.equal(states[0], torch.cuda.get_rng_state())
     assert torch.equal(states[1], torch.get_rng_state())
-    for mine, theirs in zip(listed, expected, strict=True):
-        assert plainly_equal(local(mine[0]), local(theirs[0])), (mine[1:], local(mine[0]).stride())
+    for got, want in zip(listed, expected, strict=True):
+        assert bitwise_equal(local(got[0]), local(want[0])), (got[1:], local(got[0]).stride())
 
 
 @pytest.mark.gpu
 @pytest.mark.gpu_alone
-def test_on_cuda_a_distribution_and_dtype_is_one_launch() -> None:
+def test_on_cuda_each_pair_of_distribution_and_dtype_is_one_launch() -> None:
     entries: list[Any] = [
         (torch.empty(3 + n, 17, dtype=dtype, device="cuda"), name, {}, None)
         for n in range(50)
@@ -564,7 +562,7 @@ def test_on_cuda_many_fills_do_not_wait_for_the_device() -> None:
     torch.cuda.synchronize()
     expected = copy.deepcopy(entries)
     torch.cuda.manual_seed(1)
-    for _ in range(3):  # the memory of one call's descriptions is taken by the next
+    for _ in range(3):  # a call reuses the memory of the previous call's descriptions
         fill_many(entries)
     torch.cuda.manual_seed(1)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""sparse_ and orthogonal_ against plain specifications, and what may not change their values."""
+"""sparse_ and orthogonal_ match plain specifications, whatever the strides, threads, shards and settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ every_dtype = pytest.mark.parametrize("dtype", FILLABLE, ids=lambda d: str(d)[6:
 
 @pytest.fixture(params=[1, 2, 3])
 def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Runs the test once with each number of threads."""
+    """Run the test once with each number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield int(request.param)
@@ -33,7 +33,7 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def surrounded(shape: tuple[int, ...], dtype: torch.dtype, transposed: bool = False) -> tuple[Tensor, Tensor]:
-    """A view with gaps in every dimension, and the tensor of canaries that it lies in."""
+    """Return a view with gaps in every dimension, and its base tensor, which is full of canaries."""
     sizes = [2 * n + 5 for n in (shape[::-1] if transposed else shape)]
     backing = torch.full(sizes, -7.0, dtype=dtype)
     view = backing.t() if transposed else backing
@@ -41,7 +41,7 @@ def surrounded(shape: tuple[int, ...], dtype: torch.dtype, transposed: bool = Fa
 
 
 def untouched(view: Tensor, backing: Tensor) -> bool:
-    """Whether all that is not in the view still holds its canary."""
+    """Return whether every element of the base outside the view still holds its canary."""
     view.fill_(-7.0)
     return bool((backing == -7.0).all())
 
@@ -52,7 +52,7 @@ def untouched(view: Tensor, backing: Tensor) -> bool:
 
 
 def words(key: Key, whole: tuple[int, int], begin: int = 0, columns: int | None = None) -> Tensor:
-    """The words that rank the elements of some columns of a whole matrix."""
+    """Return the words that rank the elements of some columns of a whole matrix."""
     folded = key.fold_in(1)
     seed, offset = (n - 2**64 if n >= 2**63 else n for n in (folded.seed, folded.offset))
     out = torch.empty(whole[0], whole[1] if columns is None else columns, dtype=torch.int64)
@@ -61,7 +61,7 @@ def words(key: Key, whole: tuple[int, int], begin: int = 0, columns: int | None 
 
 
 def chosen(ranked: Tensor, zeros: int) -> Tensor:
-    """In each column the smallest (word, row): a stable sort leaves equal words in the order of rows."""
+    """Mark the smallest (word, row) pairs of each column; the stable sort orders equal words by row."""
     order = ranked.sort(dim=0, stable=True).indices
     return torch.zeros(ranked.shape, dtype=torch.bool).scatter_(0, order[:zeros], True)
 
@@ -70,7 +70,7 @@ def chosen(ranked: Tensor, zeros: int) -> Tensor:
 def specified(
     shape: tuple[int, int], dtype: torch.dtype, sparsity: float, key: Key = KEY, std: float = 0.01
 ) -> Tensor:
-    """The normal fill with zeros by the definition; computed once for all instruction sets and layouts."""
+    """Return the normal fill with the specified zeros, computed once for all instruction sets and layouts."""
     values = init.normal_(torch.empty(shape, dtype=dtype), 0.0, std, generator=key)
     return values.masked_fill(chosen(words(key, shape), math.ceil(sparsity * shape[0])), 0.0)
 
@@ -99,13 +99,13 @@ def test_a_sparse_fill_of_any_small_shape_and_count_is_the_specified_one(cpu_cap
         values = init.normal_(torch.empty(rows, columns), 0.0, 0.01, generator=key)
         for zeros in {0, 1, rows // 2, draw.randrange(rows + 1), rows - 1, rows}:
             got = init.sparse_(torch.empty(rows, columns), zeros / rows, generator=key)
-            # zeros / rows * rows may round up past zeros: then the contract has one zero more.
+            # zeros / rows * rows may round up past zeros. Then the contract requires one more zero.
             expected = math.ceil(zeros / rows * rows)
             assert same(got, values.masked_fill(chosen(ranked, expected), 0.0)), (rows, columns, zeros)
 
 
 def test_the_count_of_zeros_is_stocks_for_every_row_count_and_fraction() -> None:
-    torch.manual_seed(0)  # stock's own values: none of these draws is zero
+    torch.manual_seed(0)  # with this seed stock draws no value that is zero
     fractions = [0.07, 0.1, 0.29, 0.3, 0.57, 0.7, 0.99, math.nextafter(1.0, 0.0), 5e-324, 1e-300]
     for rows in range(1, 130):
         for sparsity in (*fractions, 1 / rows, math.nextafter(1 / rows, 1.0), (rows - 1) / rows):
@@ -149,7 +149,7 @@ def test_a_sparse_fill_writes_its_view_and_nothing_around_it(
     view, backing = surrounded(shape, dtype, transposed)
     assert same(init.sparse_(view, 0.3, generator=KEY), specified(shape, dtype, 0.3))
     assert untouched(view, backing)
-    # Dense, at an odd place of its storage.
+    # Contiguous, at an odd storage offset.
     flat = torch.full((math.prod(shape) + 10,), -7.0, dtype=dtype)
     dense = flat[3 : 3 + math.prod(shape)].view(shape)
     assert same(init.sparse_(dense, 0.3, generator=KEY), specified(shape, dtype, 0.3))
@@ -172,11 +172,11 @@ def test_a_wide_sparse_fill_is_the_specified_one(sparsity: float) -> None:
     values = init.normal_(torch.empty(rows, columns), 0.0, 0.01, generator=KEY)
     zeros = math.ceil(sparsity * rows)
     for begin in range(0, columns, panel):
-        # (word, row) as one number, whose largest chosen one is the threshold.
+        # Encode (word, row) as one number. The largest chosen number is the threshold.
         rank = words(KEY, (rows, columns), begin, panel).t().mul(rows).add_(torch.arange(rows))
         threshold = rank.kthvalue(zeros, dim=1, keepdim=True).values
-        held = slice(begin, begin + panel)
-        values[:, held].masked_fill_((rank <= threshold).t(), 0.0)
+        columns_of_panel = slice(begin, begin + panel)
+        values[:, columns_of_panel].masked_fill_((rank <= threshold).t(), 0.0)
     assert same(got, values)
 
 
@@ -217,17 +217,17 @@ TALL = (1 << 17, 8)
 
 @cache
 def ties(key: Key) -> list[tuple[int, int, int, int]]:
-    """Where a column of a tall matrix holds a word twice: (column, zeros, lower row, upper row).
+    """Return the pairs of equal words in a column of a tall matrix, as (column, zeros, lower row, upper row).
 
-    ``zeros`` counts the words up to the first of the two: a fill with so many zeros has its threshold between
-    them. 2^17 words of 32 bits hold two pairs a column on average.
+    ``zeros`` counts the column's words up to the first of the pair, so a fill with that many zeros has its
+    threshold between the two. A column of 2^17 words of 32 bits has two such pairs on average.
     """
     ordered, rows = words(key, TALL).sort(dim=0, stable=True)
-    found = []
+    equal_pairs = []
     for place, column in (ordered[1:] == ordered[:-1]).nonzero().tolist():
         pair = rows[place : place + 2, column].tolist()
-        found.append((column, place + 1, pair[0], pair[1]))
-    return found
+        equal_pairs.append((column, place + 1, pair[0], pair[1]))
+    return equal_pairs
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -244,13 +244,13 @@ def test_of_two_equal_words_at_the_threshold_the_lower_row_is_zeroed(
         assert got[lower, column] == 0
         assert got[upper, column] != 0
         assert (got == 0).sum(0).tolist() == [zeros] * TALL[1]
-        # One zero more takes the other one too.
+        # One more zero also takes the upper row.
         both = init.sparse_(torch.empty(TALL), (zeros + 1) / TALL[0], generator=key)
         assert both[lower, column] == both[upper, column] == 0
 
 
 def test_two_words_at_the_threshold_that_differ_by_1_are_told_apart(cpu_capability: str) -> None:
-    # Of them the lower row has the greater word, so that words of fewer bits would choose the wrong one.
+    # The lower row has the greater word, so words of fewer bits would be equal and choose the wrong row.
     key = KEY.fold_in(2)
     ordered, rows = words(key, TALL).sort(dim=0, stable=True)
     close = (ordered[1:] - ordered[:-1] == 1) & (rows[1:] < rows[:-1])
@@ -288,8 +288,8 @@ both = pytest.mark.parametrize(("name", "arguments"), MATRICES.items(), ids=MATR
 
 
 def function(name: str) -> Callable[..., Tensor]:
-    found: Callable[..., Tensor] = getattr(init, name)
-    return found
+    fill: Callable[..., Tensor] = getattr(init, name)
+    return fill
 
 
 @both
@@ -368,7 +368,9 @@ def test_a_compiled_matrix_fill_draws_anew_at_each_call(name: str, arguments: tu
         return function(name)(w, *arguments) * 2.0
 
     torch.manual_seed(11)
-    compiled = [step(torch.empty(6, 5)) for _ in range(12)]  # past the eight recompilations that torch allows
+    compiled = [
+        step(torch.empty(6, 5)) for _ in range(12)
+    ]  # more than the eight recompilations that torch allows
     torch.manual_seed(11)
     eager = [function(name)(torch.empty(6, 5), *arguments) * 2.0 for _ in range(12)]
     assert all(same(c, e) for c, e in zip(compiled, eager, strict=True))
@@ -379,7 +381,7 @@ def test_a_compiled_matrix_fill_draws_anew_at_each_call(name: str, arguments: tu
 # orthogonal_: the plain specification
 # ----------------------------------------------------------------------------------------
 
-# Wider than double, so that the specification's own rounding is no part of what is measured.
+# The specification is computed in a type wider than double, so that its own rounding does not count.
 needs_extended = pytest.mark.skipif(
     np.finfo(np.longdouble).eps > 2.0**-60, reason="long double is no wider than double here"
 )
@@ -388,12 +390,12 @@ precise = pytest.mark.parametrize("dtype", REAL, ids=lambda d: str(d)[6:])
 
 
 def bound(shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """8 u sqrt(n), u the unit roundoff: what docs/stream.md allows."""
+    """Return 8 u sqrt(n), the error that docs/stream.md allows; u is the unit roundoff."""
     return 8 * torch.finfo(dtype).eps / 2 * math.sqrt(max(shape))
 
 
 def reflected(gaussian: Extended) -> Extended:
-    """H_0 H_1 ... times the signs: its first columns, by the definition in docs/stream.md."""
+    """Return the first columns of H_0 H_1 ... times the signs, as docs/stream.md defines them."""
     rows, columns = gaussian.shape
     q = np.zeros((rows, columns), np.longdouble)
     for k in reversed(range(columns)):
@@ -401,7 +403,7 @@ def reflected(gaussian: Extended) -> Extended:
         sign = np.longdouble(-1 if v[0] < 0 else 1)
         v[0] += sign * np.sqrt((v * v).sum())
         q[k, k] = -sign
-        # Column k and those right of it: the others are still zero from row k down.
+        # Start at column k: the columns before it are still zero from row k down.
         corner = q[k:, k:]
         corner -= np.outer(v, 2 * (v @ corner) / (v @ v))
     return q
@@ -409,7 +411,7 @@ def reflected(gaussian: Extended) -> Extended:
 
 @cache
 def specified_orthogonal(shape: tuple[int, int], wide: bool, key: Key = KEY) -> Extended:
-    """The whole matrix of gain 1 whose Gaussian entries are those of float64 (wide) or of float32."""
+    """Return the whole matrix of gain 1, from the Gaussian entries of float64 (wide) or of float32."""
     dtype = torch.float64 if wide else torch.float32
     gaussian = init.normal_(torch.empty(max(shape), min(shape), dtype=dtype), generator=key)
     q = reflected(gaussian.double().numpy().astype(np.longdouble))
@@ -421,7 +423,7 @@ def distance(got: Tensor, exact: Extended) -> float:
 
 
 def gram_error(q: Tensor, gain: float = 1.0) -> float:
-    """max |Q'Q - gain^2 I|, or of Q Q' for a wide matrix, in double."""
+    """Return max |Q'Q - gain^2 I| in double; for a wide matrix Q Q' replaces Q'Q."""
     q = q.detach().double()
     q = q if q.size(0) >= q.size(1) else q.t()
     return float((q.t() @ q - gain**2 * torch.eye(q.size(1), dtype=torch.float64)).abs().max())
@@ -431,7 +433,7 @@ SIZES = [*range(1, 41), 63, 64, 65, 127, 128, 129, 130, 255, 256, 257, 512]
 
 
 def shapes(n: int) -> list[tuple[int, int]]:
-    """Square, tall and wide matrices of greatest size n, some of them thin."""
+    """Return shapes of square, tall and wide matrices with longer side n; some are thin."""
     others = sorted(({1, max(1, n // 3), n - 1, min(n, 4)} if n < 200 else {n // 3}) - {0, n})
     return [(n, n), *((n, m) for m in others), *((m, n) for m in others)]
 
@@ -448,7 +450,7 @@ def test_a_matrix_that_is_a_little_off_is_seen() -> None:
     for dtype in REAL:
         for n in (3, 40, 257):
             q = init.orthogonal_(torch.empty(n, n, dtype=dtype), generator=KEY)
-            # One column longer by the bound, so that its square is too long by twice as much.
+            # Lengthen one column by the bound, so that its squared length is off by twice the bound.
             q[:, n // 2] *= 1 + bound((n, n), dtype)
             assert gram_error(q) > bound((n, n), dtype)
 
@@ -578,12 +580,12 @@ def test_an_orthogonal_fill_writes_its_view_and_nothing_around_it(
 ) -> None:
     exact = specified_orthogonal(shape, dtype == torch.float64)
     allowed = bound(shape, dtype if dtype in REAL else torch.float32)
-    if dtype not in REAL:  # and the one rounding, of a value that passes 1 by the bound at most
+    if dtype not in REAL:  # plus one rounding of a value that exceeds 1 by at most the bound
         allowed += torch.finfo(dtype).eps / 2 * (1 + allowed)
     view, backing = surrounded(shape, dtype, transposed)
     assert distance(init.orthogonal_(view, generator=KEY), exact) <= allowed
     assert untouched(view, backing)
-    # Dense, at an odd place of its storage.
+    # Contiguous, at an odd storage offset.
     flat = torch.full((math.prod(shape) + 10,), -7.0, dtype=dtype)
     dense = flat[3 : 3 + math.prod(shape)].view(shape)
     assert distance(init.orthogonal_(dense, generator=KEY), exact) <= allowed
@@ -601,7 +603,7 @@ def test_an_orthogonal_matrix_is_the_same_to_rounding_on_every_number_of_threads
             for count in (1, 2, 3, 1):
                 torch.set_num_threads(count)
                 values.append(init.orthogonal_(torch.empty(shape, dtype=dtype), generator=KEY))
-            # Each is within the bound of the exact matrix; products are summed as threads cut them.
+            # Each is within the bound of the exact matrix. The threads determine the order of summation.
             for other in values[1:]:
                 assert float((other - values[0]).abs().max()) <= 2 * bound(shape, dtype), shape
             assert same(values[0], values[-1])
@@ -637,7 +639,7 @@ def precision_settings() -> tuple[Any, ...]:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """Puts the settings of the process back."""
+    """Restore the precision settings of the process after the test."""
     precision, tf32, cudnn, _, default, deterministic = precision_settings()
     yield
     torch.set_float32_matmul_precision(precision)
@@ -674,9 +676,9 @@ def test_settings_of_precision_round_no_product_and_are_left_as_they_were(settin
     if setting not in ("high", "medium"):
         assert all(same(g, e) for g, e in zip(got, expected, strict=True))
     for g, e in zip(got, expected, strict=True):
-        # Where oneDNN may round, the matrix is made in double: each is within its bound of the exact one,
-        # and values of 16 bits are at most one step, 2^-8 below 1, apart. A product of factors rounded to
-        # bfloat16 would be off by some 2^-9 in float32.
+        # If oneDNN may round products, the fill computes in double. Then both matrices are within the bound
+        # of the exact one, and 16-bit values differ by at most one step, which is 2^-8 below 1. A product of
+        # factors rounded to bfloat16 would be off by about 2^-9 in float32.
         step = 2.0**-8 if e.dtype == torch.bfloat16 else 0.0
         wide = torch.float32 if e.dtype == torch.bfloat16 else e.dtype
         limit = 2 * bound((e.shape[0], e.shape[1]), wide) + step
@@ -691,7 +693,7 @@ def test_settings_of_precision_round_no_product_and_are_left_as_they_were(settin
 )
 def test_flushing_of_subnormals_changes_no_matrix(name: str, arguments: tuple[float, ...]) -> None:
     expected = function(name)(torch.empty(60, 50), *arguments, generator=KEY)
-    # At the small scale the mode would matter.
+    # Only the small scale gives subnormals, which the mode would flush.
     assert bool(((expected.abs() < 2.0**-126) & (expected != 0)).any()) == (arguments != (1.0,))
     try:
         torch.set_flush_denormal(True)
@@ -726,7 +728,7 @@ def test_a_parameter_under_grad_mode_is_filled_as_a_tensor_is(
     ],
 )
 def test_the_width_of_the_window_decides_no_zero(shape: tuple[int, int], zeros: int) -> None:
-    # 0 deviations miss every threshold, which are then searched for in whole columns; 1000 miss none.
+    # A window of 0 deviations misses every threshold, so whole columns are searched. One of 1000 misses none.
     patterns = []
     for spread in (0.0, 0.5, 4.0, 1000.0):
         matrix = torch.empty(shape)
@@ -737,18 +739,18 @@ def test_the_width_of_the_window_decides_no_zero(shape: tuple[int, int], zeros: 
 
 
 def peak_allocation(call: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator had handed out during the call, beside what it had before."""
+    """Return the peak of bytes that torch's CPU allocator hands out in the call, beyond those before it."""
     with torch.profiler.profile(profile_memory=True) as profile:
         call()
-    # Events of allocations and releases are not among those of the public list.
+    # The public list of events omits allocations and releases.
     results: Any = profile.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    level = most = 0
+    level = peak = 0
     for event in events:
         level += event.nbytes()
-        most = max(most, level)
-    return most
+        peak = max(peak, level)
+    return peak
 
 
 @precise
@@ -758,23 +760,23 @@ def test_an_orthogonal_fill_takes_at_most_three_panels_of_columns(
 ) -> None:
     tensor = torch.empty(shape, dtype=dtype)
     panel = max(shape) * 128 * dtype.itemsize  # panels of these sizes are 128 columns wide
-    most = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
-    assert panel < most <= 3 * panel
-    # A factorisation, which needs the whole matrix again, would be seen.
+    peak = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
+    assert panel < peak <= 3 * panel
+    # stock's factorisation copies the whole matrix, which this measurement shows.
     assert peak_allocation(lambda: torch.nn.init.orthogonal_(tensor)) > 3 * panel
 
 
 def test_a_half_precision_orthogonal_fill_takes_one_float32_matrix_more() -> None:
     tensor = torch.empty(1024, 1024, dtype=torch.bfloat16)
-    most = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
-    assert 4 * tensor.numel() < most <= 4 * tensor.numel() + 3 * 1024 * 128 * 4
+    peak = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
+    assert 4 * tensor.numel() < peak <= 4 * tensor.numel() + 3 * 1024 * 128 * 4
 
 
 @pytest.mark.parametrize("shape", [(1_000_000, 4), (2_000_000, 1), (2, 500_000)])
 def test_a_very_long_orthogonal_matrix_is_orthonormal(shape: tuple[int, int]) -> None:
     q = init.orthogonal_(torch.empty(shape), generator=KEY).double()
     q = q if shape[0] >= shape[1] else q.t()
-    # Sums of a million squares in one float32 accumulator are off by 2^-9 or so.
+    # A sum of a million squares in one float32 accumulator is off by about 2^-9.
     off = q.t() @ q - torch.eye(q.size(1), dtype=torch.float64)
     assert float(off.abs().max()) <= bound(shape, torch.float32)
     assert float(off.abs().max()) <= 3e-6
@@ -782,5 +784,5 @@ def test_a_very_long_orthogonal_matrix_is_orthonormal(shape: tuple[int, int]) ->
 
 def test_a_narrow_orthogonal_matrix_takes_panels_of_its_own_width() -> None:
     tensor = torch.empty(50_000, 3)
-    most = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
-    assert most <= 3 * tensor.nbytes
+    peak = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
+    assert peak <= 3 * tensor.nbytes

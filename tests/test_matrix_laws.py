@@ -1,9 +1,9 @@
-"""The laws of sparse_ and orthogonal_, each with the faults that its statistic must reject.
+"""sparse_ and orthogonal_ follow their laws, and each statistic rejects planted faults.
 
-A statistic is computed by one function, for the fill and for a planted fault of the same sample size, and
-compared with one critical value. Critical values come from the law that the statistic has under the claim:
-exact where one is named, else the limit at samples of thousands. Keys are fixed, so a test that passes once
-always passes.
+One function computes a statistic for the fill and for a planted fault of the same sample size. Both results
+are compared with the same critical value, which comes from the law of the statistic under the claim. It is
+the exact law if one is named, otherwise the limit law; samples have thousands of elements. Keys are fixed, so
+a test that passes once always passes.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from paraminit_ext import Key, init
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# The chance that a test raises an alarm though its claim holds. A test that makes m comparisons makes each at
-# ALARM / m (Bonferroni), whatever the dependence between them.
+# The probability that a test fails although its claim holds. A test with m comparisons makes each of them at
+# level ALARM / m (Bonferroni), which is valid for any dependence between them.
 ALARM = 1e-6
 KEY = Key(0x5EED_0F_1A35)
 
 
 # ----------------------------------------------------------------------------------------
-# sparse_: which rows
+# sparse_: which rows are zero
 # ----------------------------------------------------------------------------------------
 
 
 @cache
 def zero_pattern(rows: int, columns: int, zeros: int, replicate: int = 0) -> Mask:
-    """Where a fill is zero. No kept value is: the normal fill has none."""
+    """Return where a sparse fill is zero. Kept values are not zero, because the normal fill has no zeros."""
     tensor = torch.empty(rows, columns)
     init.sparse_(tensor, zeros / rows, generator=KEY.fold_in("rows").fold_in(replicate))
     pattern: Mask = (tensor == 0).numpy()
@@ -46,19 +46,19 @@ def zero_pattern(rows: int, columns: int, zeros: int, replicate: int = 0) -> Mas
 
 
 def smallest(scores: npt.NDArray[Any], zeros: int) -> Mask:
-    """In each column the given number of smallest scores, the lower row first among equals."""
+    """Mark the ``zeros`` smallest scores of each column; of equal scores the lower row comes first."""
     pattern = np.zeros(scores.shape, bool)
     np.put_along_axis(pattern, np.argsort(scores, axis=0, kind="stable")[:zeros], True, axis=0)
     return pattern
 
 
 def drawn(rows: int, columns: int, seed: int) -> Array:
-    """Fair scores from a generator that has nothing to do with the package's."""
+    """Return uniform scores from NumPy's generator, which is independent of the package."""
     return np.random.default_rng(seed).random((rows, columns))
 
 
 def subset_chi_square(pattern: Mask) -> float:
-    """Of the counts of the C(rows, zeros) possible columns, against equal ones."""
+    """Return the chi-square of the counts of the C(rows, zeros) possible columns against equal counts."""
     rows, zeros = len(pattern), int(pattern[:, 0].sum())
     names = [sum(1 << row for row in subset) for subset in itertools.combinations(range(rows), zeros)]
     counts = np.bincount((1 << np.arange(rows)) @ pattern, minlength=1 << rows)[names]
@@ -77,31 +77,31 @@ def test_every_three_of_eight_rows_are_equally_likely() -> None:
 def test_the_chi_square_of_subsets_rejects_an_unfair_choice(fault: str) -> None:
     rows, columns, zeros = SUBSETS
     scores = drawn(rows, columns, 1)
-    if fault == "words of 6 bits":  # and the lower row first where two are equal
+    if fault == "words of 6 bits":  # of equal words the lower row comes first
         pattern = smallest(np.floor(scores * 64), zeros)
-    elif fault == "naive shuffle":  # swaps each place with any place, of 8^8 equally likely ways
+    elif fault == "naive shuffle":  # swaps each place with a random place, in 8^8 equally likely ways
         order = np.tile(np.arange(rows)[:, None], columns)
         for row, other in enumerate((scores * rows).astype(np.int64)):
             every = np.arange(columns)
             order[row], order[other, every] = order[other, every], order[row].copy()
         pattern = np.zeros((rows, columns), bool)
         np.put_along_axis(pattern, order[:zeros], True, axis=0)
-    elif fault == "runs":  # each row equally often, in one column of twenty beside each other
+    elif fault == "runs":  # one column in twenty has consecutive zeros; rows stay equally likely
         pattern = smallest(scores, zeros)
         start = (scores[:1, ::20] * rows).astype(np.int64)
         pattern[:, ::20] = (np.arange(rows)[:, None] - start) % rows < zeros
-    else:  # the same of 5 bits, in every second column alone
+    else:  # words of 5 bits, in every second column only
         scores[:, ::2] = np.floor(scores[:, ::2] * 32)
         pattern = smallest(scores, zeros)
     assert subset_chi_square(pattern) > SUBSET_CRITICAL
 
 
 def row_chi_square(pattern: Mask) -> float:
-    """Of the number of zeros in each row.
+    """Return the chi-square of the number of zeros in each row.
 
-    With exactly k zeros among R rows the indicators of a column have variance p (1 - p), p = k/R, and
-    correlation -1/(R - 1): their covariance is p (1 - p) R/(R - 1) times the projection off the constants,
-    so this sum has the chi-square law of R - 1 degrees.
+    A column has exactly k zeros among R rows. Its indicators have variance p (1 - p), with p = k/R, and
+    correlation -1/(R - 1). Their covariance is p (1 - p) R/(R - 1) times the projection orthogonal to the
+    constants, so this sum has the chi-square law with R - 1 degrees of freedom.
     """
     rows, columns = pattern.shape
     p = float(pattern[:, 0].mean())
@@ -110,28 +110,28 @@ def row_chi_square(pattern: Mask) -> float:
 
 
 def pair_chi_square(pattern: Mask) -> float:
-    """Of the number of columns in which two rows are both zero, less what the rows' own counts explain.
+    """Return the chi-square of the columns in which two rows are both zero, without the rows' own effect.
 
-    The indicators of the pairs have the covariance P2 I + P3 A1 + P4 A2 - P2^2 J, where Pm is the chance that
-    m given rows are zero and A1, A2 join pairs with one row and with none in common. A1 has the eigenvalue -2
-    and A2 = J - I - A1 the eigenvalue 1 on the space of dimension R (R - 3)/2 that is left when the sum over
-    the partners of each row is taken out (the Johnson scheme's last). The counts projected there therefore
-    have variance P2 - 2 P3 + P4 a column in each direction.
+    The indicators of the pairs have the covariance P2 I + P3 A1 + P4 A2 - P2^2 J. Pm is the probability that
+    m given rows are zero. A1 joins pairs with one row in common, A2 joins pairs with none. Subtracting the
+    sum over the partners of each row leaves a space of dimension R (R - 3)/2, the last of the Johnson scheme.
+    On it A1 has the eigenvalue -2 and A2 = J - I - A1 has the eigenvalue 1, so the counts projected to this
+    space have variance P2 - 2 P3 + P4 per column in each direction.
     """
     rows, columns = pattern.shape
     zeros = int(pattern[:, 0].sum())
     p2, p3, p4 = (math.perm(zeros, m) / math.perm(rows, m) for m in (2, 3, 4))
     # float32 products are exact: counts are below 2^24.
-    together = (pattern.astype(np.float32) @ pattern.T.astype(np.float32)).astype(np.float64)
-    np.fill_diagonal(together, 0.0)
-    together[~np.eye(rows, dtype=bool)] -= columns * p2
-    # Symmetric with a zero diagonal: subtract e_i + e_j off the diagonal so that every row sums to zero.
-    sums = together.sum(1)
+    both_zero = (pattern.astype(np.float32) @ pattern.T.astype(np.float32)).astype(np.float64)
+    np.fill_diagonal(both_zero, 0.0)
+    both_zero[~np.eye(rows, dtype=bool)] -= columns * p2
+    # Subtract e_i + e_j off the diagonal so that every row of the symmetric matrix sums to zero.
+    sums = both_zero.sum(1)
     effect = (sums - sums.sum() / (2 * (rows - 1))) / (rows - 2)
-    together -= effect[:, None] + effect
-    np.fill_diagonal(together, 0.0)
-    assert np.abs(together.sum(1)).max() < 1e-6 * columns  # rounding alone
-    return float((together**2).sum() / 2 / (columns * (p2 - 2 * p3 + p4)))
+    both_zero -= effect[:, None] + effect
+    np.fill_diagonal(both_zero, 0.0)
+    assert np.abs(both_zero.sum(1)).max() < 1e-6 * columns  # rounding errors only
+    return float((both_zero**2).sum() / 2 / (columns * (p2 - 2 * p3 + p4)))
 
 
 PAIRS = (64, 50_000, 16)
@@ -160,7 +160,7 @@ def test_the_chi_square_of_pairs_rejects_partners_that_the_rows_alone_do_not_sho
     rows, columns, zeros = PAIRS
     pattern = smallest(drawn(rows, columns, 3), zeros)
     assert pair_chi_square(pattern) < PAIR_CRITICAL
-    # In one column of fifty rows 2i and 2i + 1 go together: each row still has its fair share.
+    # In one column in fifty rows 2i and 2i + 1 are zero together. Each row is still zero equally often.
     pattern[:, ::50] = np.repeat(smallest(drawn(rows // 2, -(-columns // 50), 4), zeros // 2), 2, axis=0)
     assert row_chi_square(pattern) < ROW_CRITICAL
     assert pair_chi_square(pattern) > PAIR_CRITICAL
@@ -172,9 +172,9 @@ NEIGHBOUR_CRITICAL = stats.chi2.isf(ALARM / len(LAGS), (math.comb(6, 3) - 1) ** 
 
 
 def lag_chi_square(pattern: Mask, lag: int) -> float:
-    """Of the table of the 20 patterns of a column against those of the column ``lag`` further on.
+    """Return the chi-square of the table of a column's 20 patterns against those of the column ``lag`` later.
 
-    No column is in two of the pairs, so pairs are independent. Fair margins are taken from the table itself.
+    No column is in two pairs, so the pairs are independent. The margins are those of the table itself.
     """
     rows, columns = pattern.shape
     names = np.unique((1 << np.arange(rows)) @ pattern, return_inverse=True)[1]
@@ -197,24 +197,24 @@ def test_the_contingency_rejects_columns_that_share_their_pattern(lag: int) -> N
     rows, columns, zeros = NEIGHBOURS
     pattern = smallest(drawn(rows, columns, 5), zeros)
     assert lag_chi_square(pattern, lag) < NEIGHBOUR_CRITICAL
-    # One column in fifty is the copy of the one ``lag`` before it.
+    # One or two columns in fifty are copies of the column ``lag`` before.
     copies = np.arange(lag, columns, 50)
     copies = copies[copies // lag % 2 == 1]
     for place in range(4):
-        some = copies + place
-        some = some[(some < columns) & (some // lag % 2 == 1)]
-        pattern[:, some] = pattern[:, some - lag]
+        targets = copies + place
+        targets = targets[(targets < columns) & (targets // lag % 2 == 1)]
+        pattern[:, targets] = pattern[:, targets - lag]
     assert lag_chi_square(pattern, lag) > NEIGHBOUR_CRITICAL
 
 
 def test_fills_at_sibling_keys_have_independent_patterns() -> None:
-    # Columns of one fill and of the next stand side by side, so that the lag is from fill to fill.
+    # Interleave the columns of two fills, so that lag 1 leads from one fill to the other.
     side = np.stack([zero_pattern(6, 100_000, 3, replicate) for replicate in (1, 2)], axis=2)
     assert lag_chi_square(side.reshape(6, -1), 1) < NEIGHBOUR_CRITICAL
 
 
 # ----------------------------------------------------------------------------------------
-# sparse_: which values
+# sparse_: independence of the values
 # ----------------------------------------------------------------------------------------
 
 VALUES = (128, 8192, 48)
@@ -223,7 +223,7 @@ STD = 0.37
 
 @cache
 def values_and_pattern() -> tuple[Array, Mask]:
-    """The normal fill at a key as multiples of its std, and where sparse_ at that key put zeros."""
+    """Return a normal fill in units of its std, and where sparse_ with the same key writes zeros."""
     rows, columns, zeros = VALUES
     key = KEY.fold_in("values")
     whole = init.normal_(torch.empty(rows, columns), 0.0, STD, generator=key)
@@ -234,7 +234,7 @@ def values_and_pattern() -> tuple[Array, Mask]:
 
 
 def dependence(z: Array, pattern: Mask) -> dict[str, float]:
-    """p-values, that of an independent pattern being uniform: exact laws, given the pattern."""
+    """Return p-values that are uniform, by exact laws, if the pattern is independent of the values."""
     zeroed, kept = z[pattern], z[~pattern]
 
     def two_sided(below: float, above: float) -> float:
@@ -243,11 +243,11 @@ def dependence(z: Array, pattern: Mask) -> dict[str, float]:
     energy = stats.f(zeroed.size, kept.size)
     ratio = np.square(zeroed).mean() / np.square(kept).mean()
     gap = (zeroed.mean() - kept.mean()) / math.sqrt(1 / zeroed.size + 1 / kept.size)
-    # Signs of the pairs of a group, which one radius and one angle make.
+    # One radius and one angle make a pair of values. Test the radii of pairs with only the first zeroed.
     even, odd = z[:, ::2], z[:, 1::2]
-    one = pattern[:, ::2] & ~pattern[:, 1::2]
-    radius = stats.chi2(2 * int(one.sum()))
-    squares = float((np.square(even) + np.square(odd))[one].sum())
+    first_zeroed = pattern[:, ::2] & ~pattern[:, 1::2]
+    radius = stats.chi2(2 * int(first_zeroed.sum()))
+    squares = float((np.square(even) + np.square(odd))[first_zeroed].sum())
     return {
         "law of the kept": float(stats.kstest(kept, stats.norm.cdf).pvalue),
         "law of the zeroed": float(stats.kstest(zeroed, stats.norm.cdf).pvalue),
@@ -268,7 +268,7 @@ def test_the_tests_of_independence_reject_a_pattern_made_of_the_values(fault: st
     z = values_and_pattern()[0]
     rows, columns, zeros = VALUES
     key = KEY.fold_in("values")
-    if fault == "the values' own words":  # the key used as it is, not folded
+    if fault == "the values' own words":  # the key is not folded, so the values' own words rank them
         words = torch.empty(rows, columns, dtype=torch.int64)
         torch.ops.paraminit_ext.words_.default(words, *as_signed(key), (), ())
         planted = smallest(words.numpy(), zeros)
@@ -281,7 +281,7 @@ def test_the_tests_of_independence_reject_a_pattern_made_of_the_values(fault: st
 
 
 def as_signed(key: Key) -> tuple[int, int]:
-    """A key as an op takes it: two int64 of the same bits."""
+    """Return seed and offset as an op takes them: two int64 of the same bits."""
     seed, offset = np.array([key.seed, key.offset], np.uint64).view(np.int64).tolist()
     return int(seed), int(offset)
 
@@ -290,12 +290,12 @@ def as_signed(key: Key) -> tuple[int, int]:
 # orthogonal_: samples, and samples with faults
 # ----------------------------------------------------------------------------------------
 
-# Matrices in a sample: independent, since each has its own key.
+# The number of matrices in a sample. They are independent, because each has its own key.
 COUNT = 4000
 SQUARES = [(2, 2), (3, 3), (9, 9)]
 SHAPES = [*SQUARES, (12, 5), (5, 12)]
 shaped = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-# In the plane one rotation, or one reflection and a sign, is all that there is, and those faults are none.
+# For 2 x 2 matrices "short walk" and "one reflector" are no faults: they give Haar matrices.
 faulted = pytest.mark.parametrize(
     ("shape", "fault"),
     [
@@ -310,10 +310,10 @@ faulted = pytest.mark.parametrize(
 
 @cache
 def sample(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Array:
-    """COUNT matrices, one a key."""
+    """Return COUNT matrices, each from its own key."""
     tensors = torch.empty(COUNT, rows, columns, dtype=dtype)
     threads = torch.get_num_threads()
-    # One thread: on a busy machine two would mostly wait for each other over matrices as small as these.
+    # Use one thread: with such small matrices, two threads on a busy machine mostly wait for each other.
     torch.set_num_threads(1)
     try:
         for tensor, key in zip(tensors, KEY.fold_in(f"{rows}x{columns}").split(COUNT), strict=True):
@@ -325,7 +325,7 @@ def sample(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Array
 
 
 def qr_sample(gaussian: Array, fix: bool = True) -> Array:
-    """Orthonormal columns by LAPACK's QR; Haar only with the signs of R's diagonal taken to Q."""
+    """Return orthonormal columns from LAPACK's QR. They are Haar only if Q takes R's signs."""
     q, r = np.linalg.qr(gaussian)
     if fix:
         q *= np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
@@ -333,21 +333,21 @@ def qr_sample(gaussian: Array, fix: bool = True) -> Array:
 
 
 def faulty(fault: str, rows: int, columns: int) -> Array:
-    """COUNT orthogonal matrices that are not Haar, as some plausible mistake would make them."""
+    """Return COUNT orthogonal matrices that are not Haar, as a plausible mistake would make them."""
     tall, wide = max(rows, columns), min(rows, columns)
     rng = np.random.default_rng(7)
     g = rng.standard_normal((COUNT, tall, wide))
     if fault == "no sign fix":
         q = qr_sample(g, fix=False)
-    elif fault == "heavy tails":  # entries of a law that is not Gaussian
+    elif fault == "heavy tails":  # QR of entries that are not Gaussian
         q = qr_sample(g**5)
-    elif fault == "no last sign":  # the reflector of length 1 of a square matrix left out
+    elif fault == "no last sign":  # omits the reflector of length 1 of a square matrix
         q = qr_sample(g)
         q[:, :, -1] *= np.sign(np.linalg.det(q))[:, None]
-    elif fault == "one sign":  # one sign for all columns in place of one each
+    elif fault == "one sign":  # one sign for all columns instead of one per column
         q = qr_sample(g)
         q *= np.sign(q[:, :1, :]) * np.sign(q[:, :1, :1])
-    elif fault == "short walk":  # plane rotations, too few of them
+    elif fault == "short walk":  # too few plane rotations
         q = np.tile(np.eye(tall), (COUNT, 1, 1))
         for _ in range(2 * tall):
             i, j = rng.choice(tall, 2, replace=False)
@@ -356,7 +356,7 @@ def faulty(fault: str, rows: int, columns: int) -> Array:
             q[:, i] = np.cos(angle) * a - np.sin(angle) * b
             q[:, j] = np.sin(angle) * a + np.cos(angle) * b
         q = q[:, :, :wide] * rng.choice([-1.0, 1.0], (COUNT, 1, wide))
-    elif fault == "one reflector":  # the first of them alone, signs right
+    elif fault == "one reflector":  # only the first reflector, with correct signs
         v = g[:, :, :1]
         q = np.eye(tall)[:, :wide] - 2 * v * v[:, :wide].transpose(0, 2, 1) / (v**2).sum(1, keepdims=True)
         q = q * rng.choice([-1.0, 1.0], (COUNT, 1, wide))
@@ -374,15 +374,15 @@ def faulty(fault: str, rows: int, columns: int) -> Array:
 
 
 def entry_cdf(x: Array, n: int) -> Array:
-    """Of one coordinate of a uniform point of the unit sphere in n dimensions: x^2 is Beta(1/2, (n-1)/2)."""
-    # Past 1 by a rounding of the fill, or of a product with a rotation.
+    """Return the CDF of a coordinate of a uniform unit vector in n dimensions; x^2 is Beta(1/2, (n-1)/2)."""
+    # Rounding, in the fill or in a product with a rotation, may push a square past 1.
     squares = np.minimum(np.square(x), 1.0)
     cdf: Array = (1 + np.sign(x) * special.betainc(0.5, (n - 1) / 2, squares)) / 2
     return cdf
 
 
 def ks(uniforms: Array) -> float:
-    """The greatest Kolmogorov-Smirnov distance from the uniform law, over the samples along axis 0."""
+    """Return the greatest Kolmogorov-Smirnov distance from the uniform law of the samples along axis 0."""
     count = len(uniforms)
     steps = np.arange(count + 1).reshape(-1, *(1,) * (uniforms.ndim - 1)) / count
     ascending = np.sort(uniforms, axis=0)
@@ -391,7 +391,7 @@ def ks(uniforms: Array) -> float:
 
 @cache
 def ks_critical(count: int, comparisons: int = 1) -> float:
-    """What ks passes with probability ALARM at most; the law of one sample's distance is exact."""
+    """Return the value that ks exceeds with probability at most ALARM, by the exact law of one distance."""
     return float(stats.kstwo.isf(ALARM / comparisons, count))
 
 
@@ -421,7 +421,7 @@ def test_the_test_of_entries_rejects_a_planted_fault(shape: tuple[int, int], fau
 
 
 def mean_chi_square(q: Array) -> float:
-    """Of the means of all entries, which are uncorrelated with variance 1/n exactly."""
+    """Return the chi-square of the means of all entries, which are uncorrelated with exact variance 1/n."""
     return float(np.square(q.sum(0)).sum() * max(q.shape[1:]) / len(q))
 
 
@@ -442,9 +442,9 @@ def test_the_test_of_means_rejects_missing_signs(shape: tuple[int, int]) -> None
 
 
 def joint_uniforms(q: Array) -> Array:
-    """Sums of squares of two and of three entries of a line, through their law.
+    """Return the CDF at sums of squares of two and of three entries of a row or column.
 
-    k coordinates of a uniform unit vector in n dimensions have Beta(k/2, (n-k)/2) for their sum of squares.
+    The sum of squares of k coordinates of a uniform unit vector in n dimensions is Beta(k/2, (n-k)/2).
     """
     n = max(q.shape[1:])
     sums = []
@@ -478,14 +478,14 @@ def test_the_test_of_joint_sizes_rejects_a_planted_fault(shape: tuple[int, int],
 
 
 def positives(q: Array) -> int:
-    """How many determinants are positive; each is 1 or -1 up to rounding."""
+    """Return the number of positive determinants; each is 1 or -1 up to rounding."""
     determinants = np.linalg.det(q)
     assert np.abs(np.abs(determinants) - 1).max() < 1e-4
     return int((determinants > 0).sum())
 
 
 def is_fair(successes: int, trials: int = COUNT) -> bool:
-    """Whether a binomial count of chance 1/2 is within its exact two-sided limits."""
+    """Return whether a binomial count of probability 1/2 is within its exact two-sided limits."""
     low, high = (int(f(ALARM / 2, trials, 0.5)) for f in (stats.binom.ppf, stats.binom.isf))
     return low <= successes <= high
 
@@ -498,17 +498,17 @@ def test_the_determinant_is_positive_half_of_the_time(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
 @pytest.mark.parametrize("fault", ["no sign fix", "no last sign"])
 def test_the_test_of_determinants_rejects_a_fixed_sign(n: int, fault: str) -> None:
-    # n - 1 reflectors have the determinant (-1)^(n - 1) at any rate.
+    # A product of n - 1 reflectors always has the determinant (-1)^(n - 1).
     assert not is_fair(positives(faulty(fault, n, n)))
 
 
 def sign_chi_square(q: Array) -> float:
-    """Of the signs of the first row, the first column and, for n = 3, the determinant, together.
+    """Return the chi-square of the signs of the first row, the first column and, for n = 3, the determinant.
 
-    Changing signs of rows and columns leaves Haar as it is, and takes any signs of the first row and column
-    to any others: all 2^(2n - 1) are equally likely. The matrices of O(n) that fix the first row and the
-    first column map each such class to itself; for n >= 3 some of them have determinant -1, so that the
-    determinant is one fair sign more. For n = 2 it follows from the others.
+    Changing signs of rows and columns preserves the Haar law and takes any signs of the first row and column
+    to any others, so all 2^(2n - 1) are equally likely. The matrices of O(n) that fix the first row and the
+    first column map each such class to itself. For n >= 3 some of them have determinant -1, so the
+    determinant is one more fair sign. For n = 2 it follows from the other signs.
     """
     n = q.shape[2]
     signs = [*(q[:, 0, j] > 0 for j in range(n)), *(q[:, i, 0] > 0 for i in range(1, q.shape[1]))]
@@ -535,13 +535,13 @@ def test_the_test_of_signs_rejects_a_planted_fault(n: int, signs: int, fault: st
 
 
 def trace_scores(q: Array) -> dict[str, float]:
-    """p-values of the first two moments of tr Q, tr Q^2 and tr Q^3 and of their products.
+    """Return p-values of the first two moments of tr Q, tr Q^2 and tr Q^3 and of their products.
 
-    Diaconis and Shahshahani (1994): T_j = tr Q^j - [j even] has, over O(n), the joint moments of independent
-    normals of variance j, exactly so up to a total degree (in Q's entries) of 2n: then the pairings that span
-    the invariants of the orthogonal group are linearly independent. At n = 9 that is 18 >= 6 * 3, so T_j has
-    the first six moments of its normal, and a sum of T_j^2 the mean, the variance and the third moment of j
-    times a chi-square. The products have mean 0 and variance j k.
+    Diaconis and Shahshahani (1994): over O(n), T_j = tr Q^j - [j even] has the joint moments of independent
+    normals of variance j. This is exact up to a total degree in Q's entries of 2n, because the pairings that
+    span the invariants of the orthogonal group are then linearly independent. At n = 9 the degree is
+    18 >= 6 * 3. So T_j has the first six moments of its normal, and a sum of T_j^2 has the mean, the variance
+    and the third moment of j times a chi-square. The products have mean 0 and variance j k.
     """
     count, n = len(q), q.shape[1]
     assert n >= 9
@@ -578,9 +578,9 @@ def test_the_test_of_traces_rejects_a_planted_fault(fault: str, seen_by: tuple[s
 
 
 def angles(q: Array) -> Array:
-    """The four angles in (0, pi) of the eigenvalues of each 9 x 9 matrix, ascending.
+    """Return the four eigenvalue angles in (0, pi) of each 9 x 9 matrix, in ascending order.
 
-    Its ninth eigenvalue is the determinant, 1 or -1.
+    The ninth eigenvalue is the determinant, 1 or -1.
     """
     turns = np.sort(np.abs(np.angle(np.linalg.eigvals(q))), axis=1)
     last = np.where(np.linalg.det(q) > 0, 0, 8)
@@ -589,10 +589,11 @@ def angles(q: Array) -> Array:
 
 
 def angle_statistics(q: Array) -> dict[str, Array]:
-    """One number a matrix, so that a sample of matrices is a sample of independent numbers."""
+    """Return statistics with one number per matrix, so that the numbers of a sample are independent."""
     turns, det = angles(q), np.linalg.det(q) > 0
     gaps = np.diff(turns, axis=1)
-    # Measured from the real eigenvalue, which repels: -Q has the angles pi - theta and the other determinant.
+    # Measure from the real eigenvalue, which repels the others. -Q has the angles pi - theta and the opposite
+    # determinant.
     from_real = np.where(det, turns[:, 0], math.pi - turns[:, -1])
     from_other = np.where(det, math.pi - turns[:, -1], turns[:, 0])
     return {
@@ -615,7 +616,7 @@ def angle_distances(q: Array) -> dict[str, float]:
     return {name: float(stats.ks_2samp(ours[name], theirs[name]).statistic) for name in ours}
 
 
-# Two samples of N and M differ like one of N M / (N + M) from its law.
+# Two samples of sizes N and M differ like one sample of size N M / (N + M) from its law.
 ANGLE_CRITICAL = stats.kstwobign.isf(ALARM / 6) / math.sqrt(COUNT * 20_000 / (COUNT + 20_000))
 
 
@@ -631,13 +632,13 @@ def test_the_test_of_eigenvalues_rejects_a_planted_fault(fault: str) -> None:
 
 
 def rotation_cdf(angle: Array) -> Array:
-    """Of the angle of a Haar rotation of space, whose density is (1 - cos) / pi on [0, pi]."""
+    """Return the CDF of the angle of a Haar rotation of space; its density is (1 - cos) / pi on [0, pi]."""
     cdf: Array = (angle - np.sin(angle)) / math.pi
     return cdf
 
 
 def rotation_angle(q: Array) -> Array:
-    """Of det(Q) Q, a rotation whose trace is 1 + 2 cos."""
+    """Return the angle of det(Q) Q, a rotation with trace 1 + 2 cos(angle)."""
     trace = np.trace(q, axis1=1, axis2=2) * np.sign(np.linalg.det(q))
     angle: Array = np.arccos(np.clip((trace - 1) / 2, -1, 1))
     return angle
@@ -653,9 +654,9 @@ def test_the_test_of_rotation_angles_rejects_a_planted_fault(fault: str) -> None
 
 
 def plane_excess(q: Array) -> float:
-    """How far the first column's angle is from uniform, of rotations and reflections: the worse one.
+    """Return the worse distance of the first column's angle from uniform, for rotations and for reflections.
 
-    The distances are divided by their critical values, since the two halves differ in size.
+    Each distance is divided by its critical value, because the two halves differ in size.
     """
     angle = np.arctan2(q[:, 1, 0], q[:, 0, 0]) / (2 * math.pi) + 0.5
     turned = np.linalg.det(q) > 0
@@ -677,7 +678,7 @@ def test_the_test_of_the_plane_rejects_a_planted_fault(fault: str) -> None:
 
 
 def fixed_rotations(n: int) -> list[Array]:
-    """Two of determinant 1: one that mixes all coordinates alike, and one that mixes them at random."""
+    """Return two rotations: one mixes all coordinates equally, the other mixes them at random."""
     level = np.eye(n) - 2.0 / n
     level[:, 0] *= -1
     mixed = stats.special_ortho_group.rvs(n, random_state=np.random.default_rng(9))
@@ -685,7 +686,7 @@ def fixed_rotations(n: int) -> list[Array]:
 
 
 def rotated_ks(q: Array) -> float:
-    """The greatest distance of an entry of A Q or Q A, over the fixed rotations A."""
+    """Return the greatest KS distance of an entry of A Q or Q A over the fixed rotations A."""
     rows, columns = q.shape[1:]
     left, right = fixed_rotations(rows), fixed_rotations(columns)
     return max(entries_ks(turned) for a, b in zip(left, right, strict=True) for turned in (a @ q, q @ b))
@@ -709,16 +710,16 @@ def test_the_test_of_invariance_rejects_a_planted_fault(shape: tuple[int, int], 
 
 @shaped
 def test_the_test_of_invariance_rejects_what_no_single_entry_shows(shape: tuple[int, int]) -> None:
-    # One sign for the first row: each entry by itself has the right law.
+    # All entries of the first row share one sign. Each entry by itself has the right law.
     q = faulty("one sign", *shape)
     assert entries_ks(q) < entries_critical(q)
     assert rotated_ks(q) > rotated_critical(q)
 
 
 def consecutive_chi_square(q: Array) -> float:
-    """Of tr(P' Q) over consecutive matrices P, Q: for independent Haar ones its law is that of tr Q.
+    """Return the sum of squares of tr(P' Q) over consecutive matrices P, Q.
 
-    P' Q is Haar itself, so the sum of squares is nearly chi-square (see trace_scores).
+    If P and Q are independent and Haar, P' Q is Haar too, so the sum is nearly chi-square (see trace_scores).
     """
     t = np.einsum("kij,kij->k", q[::2], q[1::2])
     return float(np.square(t).sum())

@@ -1,4 +1,4 @@
-"""Which elements of the whole a rank holds: fake process groups of any size, of which this process is one."""
+"""A rank fills the elements of the global tensor that it holds, on fake process groups of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fresh
+import subprocesses
 from fills import same
 from paraminit_ext import Key, fill_many, init, patch
 from paraminit_ext.geometry import copy_part
@@ -48,7 +48,7 @@ def become(rank: int, world: int) -> None:
 
 
 def held_by_torch(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Any]) -> Tensor:
-    """What torch's own placements give this rank of a tensor, applied from left to right."""
+    """Return this rank's part of a tensor, by torch's own placements applied from left to right."""
     for dim, placement in enumerate(placements):
         if not placement.is_replicate():
             parts, _ = placement._split_tensor(whole, mesh.size(dim), with_padding=False, contiguous=True)
@@ -56,7 +56,7 @@ def held_by_torch(whole: Tensor, mesh: DeviceMesh, placements: Sequence[Any]) ->
     return whole
 
 
-def of_local(
+def dtensor_of(
     local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], whole: tuple[int, ...]
 ) -> DTensor:
     strides = torch.empty(whole, device="meta").stride()
@@ -65,8 +65,8 @@ def of_local(
     )
 
 
-def as_after_a_view(tensor: DTensor) -> DTensor:
-    """Have the strides mean what they do after a view: each of so many pieces is sharded."""
+def with_strides_of_a_view(tensor: DTensor) -> DTensor:
+    """Give _StridedShard the meaning that it has after a view: each of the split_factor pieces is sharded."""
     tensor._spec.use_strided_shard_as_shard_order = False
     return tensor
 
@@ -74,7 +74,7 @@ def as_after_a_view(tensor: DTensor) -> DTensor:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_rank_holds_what_torch_gives_it(seed: int) -> None:
     chosen = random.Random(seed)
-    several = 0
+    several_boxes = 0
     for _ in range(60):
         shape = tuple(chosen.randint(1, 13) for _ in range(chosen.randint(1, 3)))
         rank = chosen.randrange(8)
@@ -92,18 +92,18 @@ def test_a_rank_holds_what_torch_gives_it(seed: int) -> None:
         ]
         whole = torch.arange(math.prod(shape)).view(shape)
         expected = held_by_torch(whole, mesh, placements)
-        tensor = as_after_a_view(of_local(torch.full_like(expected, -1), mesh, placements, shape))
+        tensor = with_strides_of_a_view(dtensor_of(torch.full_like(expected, -1), mesh, placements, shape))
         part = meshes.locate("normal_", tensor)
-        several += len(part.boxes) > 1
+        several_boxes += len(part.boxes) > 1
         copy_part(whole, part)
         assert torch.equal(tensor.to_local(), expected), (shape, mesh, placements, rank)
-    assert several >= 5
+    assert several_boxes >= 5
 
 
 @pytest.mark.parametrize("rows", [8, 9, 5, 3, 41])
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4)])
 def test_fsdp_after_tensor_parallelism_shards_the_shard(rows: int, sizes: tuple[int, int]) -> None:
-    # What both of them do, in their order; torch's own arithmetic is another of 9 rows on (4, 2).
+    # Apply tensor parallelism, then FSDP. For 9 rows on (4, 2) torch's own arithmetic gives another result.
     whole = init.normal_(torch.empty(rows, 3), generator=KEY)
     for rank in range(8):
         become(rank, 8)
@@ -114,7 +114,7 @@ def test_fsdp_after_tensor_parallelism_shards_the_shard(rows: int, sizes: tuple[
             at = mesh.get_local_rank(dim)
             local = pieces[at] if at < len(pieces) else local[:0]
         placements = [_StridedShard(0, split_factor=sizes[1]), Placed(0)]
-        tensor = of_local(torch.full_like(local, -1), mesh, placements, (rows, 3))
+        tensor = dtensor_of(torch.full_like(local, -1), mesh, placements, (rows, 3))
         init.normal_(tensor, generator=KEY)
         assert same(tensor.to_local(), local)
 
@@ -131,7 +131,7 @@ def test_every_function_fills_all_runs_of_a_strided_shard(
         placements = [_StridedShard(0, split_factor=3), _StridedShard(1, split_factor=2)]
         expected = held_by_torch(whole, mesh, placements)
         local = torch.full_like(expected, float("nan"))
-        tensor = as_after_a_view(of_local(local, mesh, placements, shape))
+        tensor = with_strides_of_a_view(dtensor_of(local, mesh, placements, shape))
         assert len(meshes.locate("fill", tensor).boxes) == 6
         assert fill(tensor) is tensor
         assert same(tensor.to_local(), expected)
@@ -144,7 +144,7 @@ def test_delta_orthogonal_fills_all_runs_of_a_strided_shard() -> None:
     mesh = init_device_mesh("cpu", (2,))
     placements = [_StridedShard(0, split_factor=3)]
     expected = held_by_torch(whole, mesh, placements)
-    tensor = of_local(torch.full_like(expected, float("nan")), mesh, placements, (12, 6, 3))
+    tensor = dtensor_of(torch.full_like(expected, float("nan")), mesh, placements, (12, 6, 3))
     init.delta_orthogonal_(tensor, generator=KEY)
     assert same(tensor.to_local(), expected)
 
@@ -152,14 +152,14 @@ def test_delta_orthogonal_fills_all_runs_of_a_strided_shard() -> None:
 def test_a_dimension_may_be_sharded_by_mesh_dimensions_in_any_order() -> None:
     spec = pytest.importorskip("torch.distributed.tensor._dtensor_spec")
     if not hasattr(spec, "ShardOrderEntry"):
-        pytest.skip("this torch shards from left to right alone")
+        pytest.skip("needs a torch that can shard by mesh dimensions in any order")
     whole = init.normal_(torch.empty(13, 3), generator=KEY)
     for rank in range(6):
         become(rank, 6)
         mesh = init_device_mesh("cpu", (2, 3))
         thirds = whole.chunk(3)[mesh.get_local_rank(1)]
         local = thirds.chunk(2)[mesh.get_local_rank(0)]
-        made = of_local(torch.full_like(local, -1), mesh, [Placed(0), Placed(0)], (13, 3))
+        made = dtensor_of(torch.full_like(local, -1), mesh, [Placed(0), Placed(0)], (13, 3))
         ordered = spec.DTensorSpec(
             mesh,
             made._spec.placements,
@@ -174,7 +174,7 @@ def test_a_dimension_may_be_sharded_by_mesh_dimensions_in_any_order() -> None:
 def test_a_local_tensor_that_is_no_part_is_refused() -> None:
     become(0, 4)
     mesh = init_device_mesh("cpu", (4,))
-    tensor = of_local(torch.zeros(5, 3), mesh, [Placed(0)], (16, 3))
+    tensor = dtensor_of(torch.zeros(5, 3), mesh, [Placed(0)], (16, 3))
     with pytest.raises(NotImplementedError, match=r"of shape \(4, 3\), got \(5, 3\)"):
         init.normal_(tensor, generator=KEY)
     assert not tensor.to_local().any()
@@ -182,13 +182,13 @@ def test_a_local_tensor_that_is_no_part_is_refused() -> None:
 
 def test_a_rank_outside_the_mesh_is_told_so() -> None:
     become(3, 4)
-    tensor = of_local(torch.empty(0), DeviceMesh("cpu", [0, 1]), [Placed(0)], (8,))
+    tensor = dtensor_of(torch.empty(0), DeviceMesh("cpu", [0, 1]), [Placed(0)], (8,))
     for call in (init.normal_, init.zeros_):
         with pytest.raises(RuntimeError, match=r"^paraminit_ext\.\w+: expected a rank of the DTensor's mesh"):
             call(tensor)
 
 
-# Sizes of a layer of Llama 405B, but for the width; the shards of one rank, by FSDP2 and tensor parallelism.
+# Check one rank's shards, by FSDP2 and tensor parallelism, of a layer of Llama 405B with a smaller width.
 LAYER = """
 import logging, sys
 import torch
@@ -251,9 +251,9 @@ def test_the_shards_of_a_rank_of_thousands_are_the_parts_of_the_whole(
 ) -> None:
     world = data * tensor
     rank = {"first": 0, "middle": world // 2 + 3, "last": world - 1}[where]
-    (held,) = fresh.lines(LAYER.replace("DATA", f"({rank}, {data}, {tensor})"))
+    (held,) = subprocesses.lines(LAYER.replace("DATA", f"({rank}, {data}, {tensor})"))
     whole = 2 * 53248 * 1024 + 1024 * 1024 + 128256 * 1024
-    # The first ranks have what is rounded up of uneven dimensions, for which the last ones have nothing.
+    # Uneven dimensions are rounded up: the first ranks hold more than their share, the last may hold nothing.
     assert int(held) <= 1.3 * whole / world
     assert int(held) >= whole / world or where != "first"
 
@@ -265,7 +265,7 @@ def test_a_fake_tensor_is_filled_by_torchs_generator(placement: Placement) -> No
     become(0, 2)
     mesh = init_device_mesh("cpu", (2,))
     with FakeTensorMode():
-        tensor = of_local(torch.empty(4 if placement.is_shard() else 8, 3), mesh, [placement], (8, 3))
+        tensor = dtensor_of(torch.empty(4 if placement.is_shard() else 8, 3), mesh, [placement], (8, 3))
         assert init.normal_(tensor) is tensor
         with patch():
             torch.nn.init.normal_(tensor[1:2])
@@ -274,7 +274,7 @@ def test_a_fake_tensor_is_filled_by_torchs_generator(placement: Placement) -> No
 def test_a_compiled_function_takes_views_of_a_dtensor_under_patch() -> None:
     become(0, 2)
     mesh = init_device_mesh("cpu", (2,))
-    tensor = of_local(torch.ones(4, 3), mesh, [Replicate()], (4, 3))
+    tensor = dtensor_of(torch.ones(4, 3), mesh, [Replicate()], (4, 3))
 
     def function(x: Tensor) -> Tensor:
         return x[1:3].t() * 2
@@ -287,7 +287,7 @@ def test_a_compiled_function_takes_views_of_a_dtensor_under_patch() -> None:
 
 def test_views_are_saved_and_copied_as_without_patch(tmp_path: Path) -> None:
     become(0, 2)
-    tensor = of_local(torch.ones(4, 3), init_device_mesh("cpu", (2,)), [Placed(1)], (4, 6))
+    tensor = dtensor_of(torch.ones(4, 3), init_device_mesh("cpu", (2,)), [Placed(1)], (4, 6))
     with patch():
         view: Any = tensor.t()
     torch.save(view, tmp_path / "view")
@@ -296,7 +296,7 @@ def test_views_are_saved_and_copied_as_without_patch(tmp_path: Path) -> None:
 
 
 def test_a_shard_on_the_host_of_a_mesh_of_gpus_is_filled_there() -> None:
-    # As FSDP2's CPUOffloadPolicy has it. No GPU is asked for anything.
+    # FSDP2's CPUOffloadPolicy gives such tensors. The test needs no GPU.
     spec = pytest.importorskip("torch.distributed.tensor._dtensor_spec")
     become(1, 4)
     mesh = init_device_mesh("cuda", (4,))

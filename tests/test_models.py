@@ -1,8 +1,9 @@
-"""Real models: stock's laws under ``patch()``; the same bits directly, deferred, by names and from a file.
+"""Real models have stock's laws under ``patch()``, and the same bits direct, deferred, keyed and from a file.
 
-Two samples of a tensor, one of stock's building and one of ours, are compared by Kolmogorov's test; where
-values repeat (a row of zeros) it is on the safe side. An alarm is a p-value below 1e-6; each is counted, and
-the last test bounds the chance that right code fails here. Seeds are fixed, so what passes once always does.
+Kolmogorov's test compares each tensor as stock fills it with the same tensor as we fill it. If values repeat
+(a row of zeros), the test is conservative. An alarm is a p-value below 1e-6. All p-values are counted, and
+the last test bounds the probability that correct code fails here. Seeds are fixed, so a test that passes once
+always passes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from module_equality import differences, patched, seeded, tensors
 from paraminit_ext import InitPlan, Key, deferred_init, keyed, materialize_module
-from whole import differences, patched, seeded, tensors
 from zoo import TIMM, TORCH, TRANSFORMERS, Build
 
 KEY = Key(2026)
 ALARM = 1e-6
-# Of p-values of all models.
+# The upper limit for the number of p-values.
 COUNT = 2000
 counted = 0
 
@@ -40,22 +41,22 @@ every_model = pytest.mark.parametrize(
         *(pytest.param(build, id=name, marks=needs("timm")) for name, build in TIMM.items()),
     ],
 )
-# Of the models' own code.
+# The models' own code warns.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def p_values(one: nn.Module, other: nn.Module) -> dict[str, float]:
-    """Of each tensor of two modules: that they are samples of one law. Constants are to be equal."""
-    found: dict[str, float] = {}
-    left, right = tensors(one), tensors(other)
+def p_values(stock: nn.Module, ours: nn.Module) -> dict[str, float]:
+    """Return each tensor's p-value of having one law in both modules; tensors with equal values have none."""
+    scores: dict[str, float] = {}
+    left, right = tensors(stock), tensors(ours)
     assert left.keys() == right.keys()
     for name in left:
         a, b = (tensor.detach().double().flatten() for tensor in (left[name], right[name]))
         assert a.shape == b.shape, name
         if torch.equal(a, b):
             continue
-        found[name] = float(stats.ks_2samp(a.numpy(), b.numpy(), method="asymp").pvalue)
-    return found
+        scores[name] = float(stats.ks_2samp(a.numpy(), b.numpy(), method="asymp").pvalue)
+    return scores
 
 
 @every_model
@@ -83,20 +84,20 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_stays_patched(build: Buil
     assert not differences(patched(build, 7), patched(build, 7))
     assert before == {name: getattr(nn.init, name) for name in before}
     assert codes == {name: before[name].__code__ for name in codes}
-    # Stock's numbers are stock's again.
+    # Stock draws its own numbers again.
     again = seeded(build, 7)
     assert not differences(again, seeded(build, 7))
 
 
 @every_model
-def test_deferred_is_direct(build: Build) -> None:
+def test_deferred_init_gives_the_bits_of_direct_building(build: Build) -> None:
     direct, deferred = patched(build), seeded(lambda: deferred_init(build))
     assert all(tensor.is_meta for tensor in tensors(deferred).values())
     assert not differences(direct, materialize_module(deferred))
 
 
 @every_model
-def test_a_plan_from_a_file_is_deferred(build: Build, tmp_path: Path) -> None:
+def test_a_plan_from_a_file_gives_the_bits_of_deferred_init(build: Build, tmp_path: Path) -> None:
     module = deferred_init(build, key=KEY)
     plan = InitPlan.of(module)
     assert not [entry.name for entry in plan if not entry.steps and not entry.tie]
@@ -105,14 +106,14 @@ def test_a_plan_from_a_file_is_deferred(build: Build, tmp_path: Path) -> None:
     loaded = InitPlan.load(tmp_path / "plan")
     assert loaded == plan
     assert not differences(loaded.apply(seeded(build, 3)), module)
-    # And the whole of it in half the bytes, but for what is computed from names and places alone.
+    # In bfloat16 every parameter is the rounded float32 value. Buffers are not compared.
     half = materialize_module(deferred_init(build, key=KEY), dtype=torch.bfloat16)
     for name, tensor in half.named_parameters():
         assert torch.equal(tensor, module.get_parameter(name).bfloat16()), name
 
 
 def initialise_again(model: Any) -> None:
-    """The model's own initialisation, once more."""
+    """Run the model's own initialisation again."""
     if hasattr(model, "init_weights"):
         for part in (*model.modules(), *model.parameters(), *model.buffers()):
             part.__dict__.pop("_is_hf_initialized", None)
@@ -145,16 +146,17 @@ def initialise_again(model: Any) -> None:
         )
     ],
 )
-def test_keyed_is_deferred(build: Build, names: str) -> None:
+def test_keyed_gives_the_bits_of_deferred_init(build: Build, names: str) -> None:
     deferred, model = materialize_module(deferred_init(build, key=KEY)), seeded(build)
     with keyed(model, KEY):
         initialise_again(model)
-    every = list(tensors(model).values())
+    all_tensors = list(tensors(model).values())
     compared = [
         name
         for name, parameter in model.named_parameters()
-        # A tied one is filled twice when the model is built already, by two laws.
-        if any(word in name for word in names.split()) and sum(one is parameter for one in every) == 1
+        # An already built model fills a tied parameter twice, with two laws.
+        if any(word in name for word in names.split())
+        and sum(tensor is parameter for tensor in all_tensors) == 1
     ]
     assert compared
     for name in compared:
@@ -271,8 +273,8 @@ def test_timms_truncated_normals_are_ours(name: str, keywords: dict[str, float])
     from paraminit_ext import init, patch
 
     with patch(key=KEY):
-        given: Tensor = torch.empty(40, 30)
-        getattr(timm.layers, name)(given, **keywords)
+        filled: Tensor = torch.empty(40, 30)
+        getattr(timm.layers, name)(filled, **keywords)
     own = KEY.fold_in(0)
     std = 30**-0.5 / 0.87962566103423978
     expected = {
@@ -280,7 +282,7 @@ def test_timms_truncated_normals_are_ours(name: str, keywords: dict[str, float])
         "trunc_normal_tf_": lambda t: init.trunc_normal_(t, 0.5, 2.0, -3.5, 4.5, generator=own),
         "lecun_normal_": lambda t: init.trunc_normal_(t, 0.0, std, -2 * std, 2 * std, generator=own),
     }[name](torch.empty(40, 30))
-    assert torch.equal(given, expected)
+    assert torch.equal(filled, expected)
 
 
 def test_the_chance_of_a_false_alarm_is_small() -> None:

@@ -1,4 +1,4 @@
-"""How near the numbers are to what they stand for, over words spread through all 2^32 (2^64)."""
+"""The values are within their error bounds of the exact ones, for words spread over all 2^32 (2^64)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from paraminit_ext import _C, Key, init
 
 Array = npt.NDArray[np.float64]
 
-# A stride that is prime to 2^32, so that low and high bits of the words vary; then both ends, the
-# middle, and what lies around them, where the transforms have their edges.
+# The stride is coprime to 2^32, so that low and high bits of the words vary. EDGES adds the words near both
+# ends, the quarters and the middle, where the transforms have their edges.
 STRIDE = 1021
 EDGES = np.concatenate(
     [np.arange(middle - 3000, middle + 3000) for middle in (3000, 2**30, 2**31, 3 * 2**30, 2**32 - 3000)]
@@ -24,7 +24,7 @@ WORDS = np.concatenate([np.arange(0, 2**32, STRIDE), EDGES]).astype(np.uint32)
 
 
 def apply(name: str, parameters: list[float], words: npt.NDArray[np.uint32], dtype: torch.dtype) -> Array:
-    """The values that the distribution makes of these words, four a group, as doubles."""
+    """Return the distribution's values for these words, four per group, as doubles."""
     padded = np.zeros(-(-words.size // 4) * 4, np.uint32)
     padded[: words.size] = words
     tensor = torch.from_numpy(padded.view(np.int32)).reshape(-1, 4)
@@ -33,25 +33,25 @@ def apply(name: str, parameters: list[float], words: npt.NDArray[np.uint32], dty
 
 
 def pairs(radius: npt.ArrayLike, angle: npt.ArrayLike) -> npt.NDArray[np.uint32]:
-    """Words in which each pair is one radius word and one angle word."""
+    """Return words in pairs: a radius word, then an angle word."""
     return np.stack(np.broadcast_arrays(radius, angle), axis=-1).astype(np.uint32).ravel()
 
 
 def ulp32(exact: Array) -> Array:
-    """The unit in the last place of a float32 in the binade of the exact value."""
+    """Return the float32 ulp in the binade of the exact value."""
     ulp: Array = np.exp2(np.floor(np.log2(np.abs(exact))) - 23)
     return ulp
 
 
 def unit_radius_word() -> int:
-    """A word whose radius is 1 to the last bit: exp(-1/2) is its uniform."""
+    """Return a word with a radius of exactly 1; its uniform is close to exp(-1/2)."""
     near = np.arange(-2000, 2000) + int(math.exp(-0.5) * 2**32)
     z = apply("normal_", [0.0, 1.0], pairs(near, 0), torch.float32)[::2]
     return int(near[np.flatnonzero(z == 1.0)[0]])
 
 
 def test_the_radius_is_within_2_ulp(cpu_capability: str) -> None:
-    # The cosine of angle word 0 is 1 to the last bit, so the even value is the radius itself.
+    # The cosine of angle word 0 is exactly 1, so the even values are the radii.
     got = apply("normal_", [0.0, 1.0], pairs(WORDS, 0), torch.float32)[::2][: WORDS.size]
     w = WORDS.astype(np.float64)
     logarithm = np.where(w < 2**31, np.log((w + 0.5) * 2.0**-32), np.log1p(-(2.0**32 - 0.5 - w) * 2.0**-32))
@@ -62,7 +62,7 @@ def test_the_radius_is_within_2_ulp(cpu_capability: str) -> None:
 
 def test_sine_and_cosine_are_within_2_to_the_minus_23_and_never_zero(cpu_capability: str) -> None:
     got = apply("normal_", [0.0, 1.0], pairs(unit_radius_word(), WORDS), torch.float32)[: 2 * WORDS.size]
-    # 2 pi (w + 1/2) 2^-32 reduced exactly to [-pi/4, pi/4) before numpy sees it.
+    # Reduce 2 pi (w + 1/2) 2^-32 exactly to [-pi/4, pi/4), so that NumPy computes small angles.
     eighth = (2 * WORDS.astype(np.int64) + 1 + 2**30) % 2**31 - 2**30
     quarter = (2 * WORDS.astype(np.int64) + 1 + 2**30) // 2**31 % 4
     s, c = np.sin(eighth * (math.pi * 2.0**-32)), np.cos(eighth * (math.pi * 2.0**-32))
@@ -81,7 +81,7 @@ def test_an_error_of_a_few_units_would_be_seen() -> None:
 
 
 INF = math.inf
-# Both bounds near 0, on both sides of it, on one side, far out; and mirrors of these.
+# Bounds (a, b): NEAR has intervals around or near 0, TAILS has intervals in one tail.
 NEAR = [(-2.0, 2.0), (-2.125, 2.125), (-2.12, -0.2), (0.1, 0.5), (1.49, 2.12), (1.0, 1.01), (-3.0, 3.0),
         (-6.7, 6.7), (-INF, 0.0), (0.0, INF), (-0.5, 3.0), (1.49, INF), (-INF, -1.49), (-8, 2.2)]  # fmt: skip
 TAILS = [(1.5, INF), (1.5, 2.2), (2.0, 2.5), (3.0, 4.0), (3.0, 3.001), (-INF, -5.0), (-9.0, -5.0),
@@ -89,11 +89,11 @@ TAILS = [(1.5, INF), (1.5, 2.2), (2.0, 2.5), (3.0, 4.0), (3.0, 3.001), (-INF, -5
 
 
 def quantile(p: Array, q: Array, a: float, b: float) -> Array:
-    """z of a standard normal on [a, b], p of its mass below and q = 1 - p above, from the smaller tail."""
+    """Return the p-quantile, q = 1 - p, of a standard normal truncated to [a, b], from the smaller tail."""
     if a > 0:
         z: Array = -quantile(q, p, -b, -a)
         return z
-    # log of Phi(a) + p (Phi(b) - Phi(a)), relative to the bound that is nearer to 0 where both are below it.
+    # log(Phi(a) + p (Phi(b) - Phi(a))), computed relative to Phi(b) so that it does not underflow.
     low, high = special.log_ndtr(a), special.log_ndtr(b)
     z = special.ndtri_exp(high + np.log(np.exp(low - high) * q + p))
     if b > 0:
@@ -144,7 +144,7 @@ def test_a_float64_normal_is_within_a_few_ulp(cpu_capability: str) -> None:
     radius = np.sqrt(-2.0 * np.where(m0 < 2**52, np.log(below * 2.0**-53), np.log1p(-above)))
     turn = (m1.astype(np.float64) + 0.5) * 2.0**-52
     exact = np.stack([radius * np.cos(math.pi * turn), radius * np.sin(math.pi * turn)], -1).ravel()
-    # The oracle rounds pi * turn: up to 2^-51 of an angle of 2 pi, times a radius of at most 8.7.
+    # NumPy rounds pi * turn: by up to 2^-51 for an angle of 2 pi, times a radius of at most 8.7.
     assert np.abs(values - exact).max() <= 8.7 * 2.0**-50
 
 
@@ -156,8 +156,8 @@ def init_words(key: Key, count: int) -> npt.NDArray[np.uint64]:
 
 @pytest.mark.parametrize("x", [0.0, 0.1, 1.0, 2.0, 2.49, 2.5, 2.51, 5.0, 8.0, 20.0, 37.0])
 def test_the_tail_of_the_normal_law_is_precise_far_out(x: float) -> None:
-    # Below 2.5 it is 1/2 less the central mass, each rounded to 2^-54. Beyond, scipy's erfc is good to a
-    # few ulp, and both sides lose up to x^2/2 ulp in the exponential.
+    # Below 2.5 the tail is 1/2 minus the central mass, each rounded to 2^-54. Above, SciPy's erfc is accurate
+    # to a few ulp, and both sides lose up to x^2/2 ulp in the exponential.
     if x < 2.5:
         assert abs(_C.upper_tail(x) - special.ndtr(-x)) <= 2.0**-52
     else:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import fresh
 import paraminit_ext
+import subprocesses
 from paraminit_ext import Key, init, reference
 
 ops = torch.ops.paraminit_ext
@@ -75,7 +75,7 @@ def test_opcheck_accepts_every_kind_of_tensor(name: str, parameters: tuple[float
 def test_opcheck_accepts_a_shard(name: str, parameters: tuple[float, ...]) -> None:
     key, whole, start = Key(SEED, OFFSET).to_tensor(), (50, 2**33), (6, 2**32)
     if name in ("sparse_", "orthogonal_"):
-        whole, start = (50, 20), (6, 7)  # these look at the whole
+        whole, start = (50, 20), (6, 7)  # these ops work on the whole matrix
     op = getattr(ops, name).key
     result = torch.library.opcheck(op, (empty(name, 5, 7), *parameters, key, whole, start))
     assert set(result.values()) == {"SUCCESS"}
@@ -175,7 +175,9 @@ def test_a_compiled_function_that_fills_draws_anew_at_each_call(name: str) -> No
         return fill(w) * 2.0
 
     torch.manual_seed(11)
-    compiled = [step(torch.empty(6, 5)) for _ in range(12)]  # past the eight recompilations that torch allows
+    compiled = [
+        step(torch.empty(6, 5)) for _ in range(12)
+    ]  # more than the eight recompilations that torch allows
     torch.manual_seed(11)
     eager = [fill(torch.empty(6, 5)) * 2.0 for _ in range(12)]
     assert all(torch.equal(c, e) for c, e in zip(compiled, eager, strict=True))
@@ -281,7 +283,7 @@ def test_words_are_those_of_philox(cpu_capability: str) -> None:
 
 @pytest.mark.parametrize("wrap", [2**32, 2**64])
 def test_the_counter_may_wrap_anywhere_in_a_block(wrap: int, cpu_capability: str) -> None:
-    # Two blocks of the widest lane, and a group more.
+    # Two blocks of the widest vectors, plus one group.
     before, after = 97, 200
     expected = [w for n in range(-before, after) for w in reference.words(Key(SEED, (wrap + n) % 2**64), 0)]
     for back in range(before + 1):
@@ -307,14 +309,14 @@ def test_a_fill_releases_the_interpreter_lock() -> None:
     while not done.is_set():
         state["turns"] += state["filling"]
     thread.join()
-    # With the lock held this thread could run only between two bytecodes of the other.
+    # If the fill held the lock, this thread could run only between two bytecodes of the other thread.
     assert state["turns"] > 100
 
 
 def test_a_draw_that_waits_for_its_generator_releases_the_interpreter_lock() -> None:
     generator = torch.Generator()
     tensor = torch.empty(1 << 26)
-    tensor.fill_(1.0)  # pages are there
+    tensor.fill_(1.0)  # fault in the pages
     waited = []
 
     def wait() -> None:
@@ -322,7 +324,7 @@ def test_a_draw_that_waits_for_its_generator_releases_the_interpreter_lock() -> 
         init.normal_(torch.empty(4), generator=generator)
         waited.append(time.perf_counter() - begin)
 
-    # torch's own keeps the generator for the whole fill.
+    # torch's own fill holds the generator's lock until it ends.
     holder = threading.Thread(target=lambda: tensor.normal_(generator=generator))
     waiter = threading.Thread(target=wait)
     holder.start()
@@ -333,33 +335,33 @@ def test_a_draw_that_waits_for_its_generator_releases_the_interpreter_lock() -> 
         now = time.perf_counter()
         longest, last = max(longest, now - last), now
     holder.join()
-    # With the lock held this thread would stand still for all of that time.
+    # If the draw held the interpreter lock, this thread would stand still for the whole wait.
     assert longest < waited[0] / 2
 
 
 def thread_times() -> dict[str, int]:
-    """Nanoseconds on a processor of each thread of this process."""
+    """Return the CPU time of each thread of this process in nanoseconds."""
     return {
         task.name: int((task / "schedstat").read_text().split()[0])
         for task in Path("/proc/self/task").iterdir()
     }
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no times of threads")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs /proc/self/schedstat")
 def test_a_fill_runs_on_torchs_own_threads() -> None:
     threads = torch.get_num_threads()
     try:
         tensor = torch.empty(1 << 27, dtype=torch.bfloat16)
         for count in (2, 1):
             torch.set_num_threads(count)
-            init.normal_(tensor.fill_(1.0))  # threads are there
-            time.sleep(0.3)  # idle ones of some runtimes spin for a while
+            init.normal_(tensor.fill_(1.0))  # start the threads
+            time.sleep(0.3)  # idle threads of some runtimes spin for a while
             before = thread_times()
             init.normal_(tensor)
             after = thread_times()
             assert set(after) <= set(before), "the fill started threads of its own"
             spent = sorted((after[name] - before[name] for name in after), reverse=True)
-            # Each of two threads has half of the work; nobody else does more than a hundredth of it.
+            # With two threads each does half of the work. No other thread does more than a hundredth of it.
             busy = sum(time > spent[0] / 4 for time in spent)
             assert busy == count
     finally:
@@ -377,7 +379,7 @@ def peak():
 
 tensors = [torch.ones(64 << 20, dtype=torch.bfloat16), torch.ones(4096, 4096).t()]
 for t in tensors:
-    init.normal_(t[:64])  # threads, stacks and code are there
+    init.normal_(t[:64])  # create threads and stacks, load code
     init.trunc_normal_(t[:64])
 before = peak()
 for t in tensors:
@@ -387,6 +389,6 @@ print(peak() - before)
 
 
 def test_a_fill_takes_no_memory() -> None:
-    (taken,) = fresh.lines(PEAK)
-    # Pages of code and stack that the larger fills touch first; a copy of a tensor would be 64 MiB and more.
+    (taken,) = subprocesses.lines(PEAK)
+    # The larger fills touch new pages of code and stack. A copy of a tensor would take 64 MiB or more.
     assert int(taken) <= 1 << 20

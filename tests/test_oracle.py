@@ -1,4 +1,4 @@
-"""Against an implementation that nobody here wrote: torch.func._random (experimental, torch 2.15)."""
+"""The values match an independent implementation: torch.func._random (experimental, torch 2.15)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from fills import same
 from paraminit_ext import Key, init
 
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15):
-    pytest.skip("needs torch >= 2.15: torch.func._random has no CPU kernels before", allow_module_level=True)
+    pytest.skip(
+        "needs torch >= 2.15: earlier versions have no CPU kernels for torch.func._random",
+        allow_module_level=True,
+    )
 oracle: Any = importlib.import_module("torch.func._random")
 
 KEYS = [Key(0), Key(0x1234567890ABCDEF, 5), Key(2**64 - 1, 2**63)]
@@ -39,7 +42,7 @@ def test_uniforms_are_the_same_bits(key: Key, a: float, b: float, dtype: torch.d
 def test_normals_differ_by_roundings_alone(key: Key, dtype: torch.dtype) -> None:
     expected = theirs("normal", key, (129, 257), dtype=dtype)
     got = init.normal_(torch.empty(129, 257, dtype=dtype), generator=key)
-    # Its float32 uniform is coarse near 1, where the radius is steep; its float64 one is not.
+    # torch's float32 uniform is coarse near 1, and the radius is steep there. Its float64 uniform is fine.
     assert (got - expected).abs().max() <= (5e-4 if dtype == torch.float32 else 1e-12)
     assert not torch.equal(got, expected)
 

@@ -1,4 +1,4 @@
-"""``patch``: existing code filled by this package, under whatever name, in this thread alone, and undone."""
+"""``patch`` makes existing code use this package's fills, in this thread only, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from torch.nn.init import trunc_normal_ as captured_trunc_normal_
 from torch.overrides import TorchFunctionMode
 
 import paraminit_ext
+from module_equality import differences, patched, seeded
 from paraminit_ext import Key, init, install, patch, uninstall
-from paraminit_ext.models import stock
-from whole import differences, patched, seeded
+from paraminit_ext.models import init_hooks
 
-# One of the names is a word of Python's.
+# `from` is a Python keyword, so these arguments are passed as a dict.
 FROM_TO: Any = {"from": -1, "to": 2}
-# Each way in which code fills a tensor, and the call of this package that it is under patch().
+# Each way in which code fills a tensor, and the call of this package that patch() turns it into.
 FILLS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
     "init.uniform_": (lambda t: nn.init.uniform_(t, -1, 3), lambda t: init.uniform_(t, -1, 3)),
     "init.normal_": (lambda t: nn.init.normal_(t, 1.0, 0.5), lambda t: init.normal_(t, 1.0, 0.5)),
@@ -92,8 +92,8 @@ FILLS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
-    """Whatever a test did, afterwards torch is as it was."""
+def torch_is_restored() -> Iterator[None]:
+    """Check after each test that torch is as it was before."""
     names = [name for name in dir(nn.init) if name.endswith("_")]
     before = {
         name: (getattr(nn.init, name), getattr(nn.init, name).__code__)
@@ -111,23 +111,23 @@ def nothing_stays() -> Iterator[None]:
 def test_a_fill_is_ours(name: str, dtype: torch.dtype) -> None:
     theirs, ours = FILLS[name]
     with torch.no_grad():
-        one, other = torch.zeros(8, 6, dtype=dtype), torch.zeros(8, 6, dtype=dtype)
-        patched(lambda: theirs(one))
-        seeded(lambda: ours(other))
-    assert torch.equal(one, other)
+        got, expected = torch.zeros(8, 6, dtype=dtype), torch.zeros(8, 6, dtype=dtype)
+        patched(lambda: theirs(got))
+        seeded(lambda: ours(expected))
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("name", FILLS)
 def test_a_fill_is_ours_after_install(name: str) -> None:
     theirs, ours = FILLS[name]
-    one, other = torch.zeros(8, 6), torch.zeros(8, 6)
+    got, expected = torch.zeros(8, 6), torch.zeros(8, 6)
     install()
     try:
-        seeded(lambda: theirs(one))
+        seeded(lambda: theirs(got))
     finally:
         uninstall()
-    seeded(lambda: ours(other))
-    assert torch.equal(one, other)
+    seeded(lambda: ours(expected))
+    assert torch.equal(got, expected)
 
 
 def test_dirac_is_ours_too() -> None:
@@ -136,7 +136,7 @@ def test_dirac_is_ours_too() -> None:
 
 
 class Made(nn.Module):
-    """Parameters made by factories."""
+    """A module with a parameter made by a factory, and with a forward that draws."""
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Recurrent(nn.Module):
 
 def test_a_state_that_a_forward_begins_with_is_stocks() -> None:
     assert torch.equal(patched(Recurrent()), seeded(Recurrent()))
-    # Asked for outside of a forward, it is what a method of that name gives a module.
+    # Outside a forward, a method with such a name counts as initialisation.
     assert torch.equal(patched(Recurrent().init_hidden), seeded(lambda: init.normal_(torch.empty(4))))
 
 
@@ -216,7 +216,7 @@ def test_values_that_are_no_parameters_are_stocks(draw: Callable[[], Tensor]) ->
 
 
 class Unknown(Tensor):
-    """A subclass that this package knows nothing of."""
+    """A tensor subclass that this package does not know."""
 
 
 def test_a_subclass_that_is_not_known_is_stocks() -> None:
@@ -235,7 +235,7 @@ def test_a_leaf_that_requires_grad_is_refused_by_the_method_as_stock_refuses_it(
     assert not leaf.any()
 
 
-def test_a_dtype_that_a_fill_of_ours_has_not_is_left_to_stock() -> None:
+def test_a_dtype_that_our_fill_does_not_support_is_left_to_stock() -> None:
     refusals = []
     for context in (patch(), contextlib.nullcontext()):
         with context, pytest.raises(RuntimeError) as refused:
@@ -244,7 +244,7 @@ def test_a_dtype_that_a_fill_of_ours_has_not_is_left_to_stock() -> None:
     assert refusals[0] == refusals[1]
 
 
-# --- numbers ---------------------------------------------------------------------------------
+# --- numbers of draws, keys and generators ----------------------------------------------------
 
 
 def test_the_nth_fill_that_draws_uses_the_nth_number_of_the_key() -> None:
@@ -279,7 +279,7 @@ def test_each_call_of_a_decorated_function_begins_anew() -> None:
     assert not differences(build(), build())
 
 
-def test_what_runs_later_than_its_call_is_not_decorated() -> None:
+def test_generators_and_coroutines_are_not_decorated() -> None:
     def several() -> Iterator[Tensor]:
         yield torch.empty(3).normal_()
 
@@ -306,7 +306,7 @@ def test_what_is_no_key_is_refused(function: Callable[..., Any]) -> None:
         function(key=3)
 
 
-# --- who else sees it ------------------------------------------------------------------------
+# --- threads, modes and tools -----------------------------------------------------------------
 
 
 def in_a_thread(function: Callable[[], Any]) -> Any:
@@ -460,7 +460,7 @@ def test_a_lazy_module_is_filled_when_it_sees_its_input() -> None:
     assert torch.equal(patched(build), expected)
 
 
-def test_what_is_imported_first_inside_is_reached_and_left_as_it_was(tmp_path: Any) -> None:
+def test_a_module_that_is_first_imported_inside_is_patched_and_restored(tmp_path: Any) -> None:
     (tmp_path / "timm" / "layers").mkdir(parents=True)
     for folder in ("timm", "timm/layers"):
         (tmp_path / folder / "__init__.py").write_text("")
@@ -504,7 +504,7 @@ try:
     trunc_normal_(torch.empty(9))
 except AssertionError:
     print("as it was")
-with P.patch(key=key):  # known now
+with P.patch(key=key):  # the module is imported already
     again = init.trunc_normal_(torch.empty(9), generator=key.fold_in(0))
     assert torch.equal(trunc_normal_(torch.empty(9)), again)
 """
@@ -520,7 +520,7 @@ with P.patch(key=key):  # known now
 
 
 def test_a_call_that_is_no_fill_costs_little_more() -> None:
-    """Under 1 us on a quiet machine; here ten times that, which a walk of the stack for each call exceeds."""
+    """The cost is below 1 us on a quiet machine. The limit is 10 us, which a stack walk per call exceeds."""
     x = torch.ones(1)
     outside = min(timeit.repeat(lambda: x.add(x), number=2000, repeat=5)) / 2000
     with patch():
@@ -544,4 +544,4 @@ def test_install_twice_begins_anew_and_uninstall_twice_does_nothing() -> None:
         uninstall()
     assert torch.equal(again, init.normal_(torch.empty(3), generator=Key(1).fold_in(0)))
     assert torch.equal(inner, init.normal_(torch.empty(3), generator=Key(2).fold_in(0)))
-    assert stock._holders == 0
+    assert init_hooks._holders == 0

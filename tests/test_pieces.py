@@ -1,4 +1,4 @@
-"""Steps done piece by piece: any piece of a tensor is that piece of the whole."""
+"""Steps run on a piece of a tensor give the values of that piece of the whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from paraminit_ext import InitPlan, Key, deferred_init
-from paraminit_ext.models.pieces import Pieces, is_in_pieces
+from paraminit_ext.models.pieces import Pieces, can_run_in_pieces
 from paraminit_ext.models.plan import Entry
 from paraminit_ext.models.write import make
 
@@ -19,7 +19,7 @@ KEY = Key(2024)
 
 
 def recorded(shape: tuple[int, ...], fill: Callable[[Tensor], object]) -> tuple[InitPlan, Entry]:
-    """The plan of a parameter of this shape that is filled so."""
+    """Return the plan and the entry of a parameter of this shape that ``fill`` fills."""
 
     def build() -> nn.Module:
         module = nn.Module()
@@ -33,7 +33,7 @@ def recorded(shape: tuple[int, ...], fill: Callable[[Tensor], object]) -> tuple[
 
 
 def views(tensor: Tensor, data: st.DataObject) -> Tensor:
-    """A view of the tensor by slices, indices, transpositions and sizes of one."""
+    """Draw a view of the tensor by slices, indices, transpositions and dimensions of size one."""
     for _ in range(data.draw(st.integers(0, 3))):
         if tensor.dim() == 0:
             break
@@ -74,7 +74,7 @@ def test_any_piece_of_any_views_filled_is_that_piece_of_the_whole(data: st.DataO
                 nn.init.kaiming_uniform_(view)
 
     plan, entry = recorded(shape, fill)
-    assert is_in_pieces(entry)
+    assert can_run_in_pieces(entry)
     whole = make(plan, entry, "cpu", None)
     start = [data.draw(st.integers(0, size)) for size in shape]
     sizes = [data.draw(st.integers(0, size - at)) for size, at in zip(shape, start, strict=True)]
@@ -90,7 +90,7 @@ def test_a_range_that_ends_within_a_row_is_overwritten_in_pieces() -> None:
         w.view(-1)[5:19].zero_()
 
     plan, entry = recorded((4, 7), fill)
-    assert is_in_pieces(entry)
+    assert can_run_in_pieces(entry)
     whole = make(plan, entry, "cpu", None)
     assert whole.count_nonzero() == 28 - 14
     for start, sizes in (((0, 0), (4, 7)), ((0, 4), (3, 2)), ((2, 0), (1, 6)), ((3, 0), (1, 7))):
@@ -110,6 +110,8 @@ def test_a_range_that_ends_within_a_row_is_overwritten_in_pieces() -> None:
     ],
     ids=["a matrix", "arithmetic", "a range across rows", "a copy", "every second row"],
 )
-def test_what_hangs_on_more_than_a_piece_is_not_done_so(fill: Callable[[Tensor], object]) -> None:
+def test_steps_that_depend_on_more_than_a_piece_are_not_run_in_pieces(
+    fill: Callable[[Tensor], object],
+) -> None:
     _, entry = recorded((4, 7), fill)
-    assert not is_in_pieces(entry)
+    assert not can_run_in_pieces(entry)

@@ -1,4 +1,4 @@
-"""A plan as data and as a file: the same bits in another process, and one line for a file that is wrong."""
+"""A plan and its file give the same bits in another process, and a wrong file gives a one-line error."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from module_equality import differences, tensors
 from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module
 from paraminit_ext.models.plan import Entry
 from test_deferred import MODELS
-from whole import differences, tensors
 
 KEY = Key(0xFEDC_BA98_7654_3210, 2**64 - 1)
 
 
 class Model(nn.Module):
-    """Some of everything that a plan can hold; built by name in another process too."""
+    """A module with all kinds of entries of a plan. Another process imports it by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def test_a_plan_comes_back_from_its_file(name: str, key: Key | None, tmp_path: P
     assert loaded == plan
     materialize_module(module)
     assert not differences(loaded.apply(MODELS[name]()), module)
-    # The same plan is the same file.
+    # The same plan gives the same file.
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "plan").read_bytes()
 
@@ -73,14 +73,15 @@ def test_another_process_gets_the_same_bits(threads: int, tmp_path: Path) -> Non
     program = (
         f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         f"torch.set_num_threads({threads})\n"
-        "from test_plan import Model\nfrom whole import tensors\nfrom paraminit_ext import InitPlan\n"
+        "from test_plan import Model\nfrom module_equality import tensors\n"
+        "from paraminit_ext import InitPlan\n"
         f"torch.save(tensors(InitPlan.load({str(path)!r}).apply(Model())), {str(path) + '.pt'!r})"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
     here = tensors(materialize_module(deferred_init(Model, key=KEY)))
     for name, there in torch.load(f"{path}.pt").items():
         if name == "square.weight" and threads != torch.get_num_threads():
-            # A matrix product sums in the order of the threads: 8 u sqrt(n), as the contract has it.
+            # Threads change the order of summation in matrix products. The contract allows 8 u sqrt(n).
             assert (there - here[name]).abs().max() <= 8 * 2.0**-24 * math.sqrt(8)
         else:
             assert torch.equal(there, here[name]), name
@@ -110,7 +111,7 @@ def test_a_plan_does_not_change() -> None:
 
 
 class Wide(nn.Module):
-    """The shapes of a Llama of 70 billion parameters, without its code."""
+    """A module with the shapes of a Llama of 70 billion parameters, without its code."""
 
     def __init__(self, layers: int = 80, width: int = 8192, inner: int = 28672, words: int = 128256) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ def test_the_plan_of_seventy_billion_parameters_is_small(key: Key | None, tmp_pa
 
 
 def parts(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """The plan in a file, the rest of its header, and what follows."""
+    """Return the plan in a file, the rest of the header, and the bytes after the header."""
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
@@ -237,7 +238,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a draw too many": (
         lambda p: at(p, "tensors", "far").update(draws=[{}, {}]),
-        "another number of draws for far",
+        "a different number of draws than of fills for far",
     ),
     "a fill without a draw": (
         lambda p: program_of(p, "far")["steps"][0].pop("draw"),
@@ -250,22 +251,25 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda p: with_step(p, "values", arguments={"value": "other"}),
         "the name of a value that is not in the file",
     ),
-    "a tie to nothing": (lambda p: at(p, "tensors", "head.weight").update(tie="x"), "tied to something"),
+    "a tie to nothing": (
+        lambda p: at(p, "tensors", "head.weight").update(tie="x"),
+        "tied to a tensor that is not listed",
+    ),
     "a tie to itself": (
         lambda p: at(p, "tensors", "head.weight").update(tie="head.weight"),
-        "tied to something",
+        "tied to a tensor that is not listed",
     ),
     "a program that is not there": (
         lambda p: at(p, "tensors", "far").update(program=99),
         "without a program",
     ),
-    "steps that are no list": (lambda p: program_of(p, "far").update(steps=3), "steps that are no list"),
-    "a list as a plan": (lambda p: [p], "a plan that is no object"),
+    "steps that are no list": (lambda p: program_of(p, "far").update(steps=3), "steps that are not a list"),
+    "a list as a plan": (lambda p: [p], "a plan that is not a JSON object"),
     "a version that is no number": (lambda p: p.update(version=True), "one of version True"),
     "a key with an underscore": (lambda p: p.update(key="1_0:0"), "the key '1_0:0'"),
     "a storage that is a list": (
         lambda p: at(p, "tensors", "far").update(storage=[]),
-        "in the storage of something",
+        "in the storage of a tensor that is not listed",
     ),
     "half a surrogate pair": (
         lambda p: at(p, "tensors", "far").update(draws=[{"name": "\ud800"}]),
@@ -277,7 +281,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "results that lie in too many ways": (
         lambda p: with_step(p, "far", lies=[None, None]),
-        "a step whose results lie in other ways than there are",
+        "a step with a different number of layouts than of results",
     ),
     "arguments nested deep": (
         lambda p: with_step(
@@ -289,7 +293,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_plan_is_one_line(name: str, tmp_path: Path) -> None:
+def test_a_wrong_plan_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = saved(tmp_path)
     plan, header, rest = parts(path)
     change, message = WRONG[name]
@@ -303,21 +307,21 @@ def test_a_wrong_plan_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_written_again_by_hand_is_read(tmp_path: Path) -> None:
-    # So that the faults above are those that are planted.
+    # This shows that only the planted faults cause the errors above.
     path = saved(tmp_path)
     put(path, *parts(path))
     assert InitPlan.load(path) == InitPlan.of(deferred_init(Model, key=KEY))
 
 
-def test_what_is_no_plan_at_all_is_one_line(tmp_path: Path) -> None:
+def test_a_file_without_a_plan_is_refused_in_one_line(tmp_path: Path) -> None:
     import safetensors.torch
 
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(2)}, path)
     for content, message in (
         (None, "a safetensors file without a plan"),
-        (b"", "no safetensors file or is cut short"),
-        (b"\xff" * 64, "no safetensors file or is cut short"),
+        (b"", "not a safetensors file or is truncated"),
+        (b"\xff" * 64, "not a safetensors file or is truncated"),
     ):
         if content is not None:
             path.write_bytes(content)
@@ -386,7 +390,7 @@ def test_importing_the_package_imports_none_of_its_extras() -> None:
     "name", ["normal_", "kaiming_normal_", "xavier_normal_", "uniform_", "xavier_uniform_"]
 )
 def test_a_module_of_16_bits_gets_the_values_of_32_rounded(name: str, dtype: torch.dtype) -> None:
-    # Large enough for a uniform value that rounds to its bound, which a fill in 16 bits keeps below.
+    # Large enough that a uniform value rounds to the upper bound, below which a 16-bit fill stays.
     def build() -> nn.Module:
         layer = nn.Linear(2048, 1024)
         getattr(nn.init, name)(layer.weight)

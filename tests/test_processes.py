@@ -1,4 +1,4 @@
-"""What a process does beside its fills, or meets in them: threads, forks, signals, modes, no memory left."""
+"""Fills in a process with other threads, forks, signals, floating-point modes, or too little memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import fresh
 import paraminit_ext
+import subprocesses
 from fills import same
 from paraminit_ext import Key, init
 
 KEY = Key(0x1234567890ABCDEF, 2**64 - 1000)
-# Large enough for several threads, and each by its own way through the code.
+# Each fill is large enough for several threads and takes its own path through the code.
 FILLS: dict[str, Callable[[Key | torch.Generator], Tensor]] = {
     "uniform_": lambda g: init.uniform_(torch.empty(700, 300), -0.3, 0.55, generator=g),
     "normal_": lambda g: init.normal_(torch.empty(300, 700).t(), 0.1, 0.7, generator=g),
@@ -43,7 +43,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_fills_at_the_same_time_are_those_one_after_the_other(pool: ThreadPoolExecutor) -> None:
-    # orthogonal_ sums in an order that depends on the number of threads, which is each thread's own.
+    # Without orthogonal_: it sums in an order that depends on the number of threads, a per-thread setting.
     jobs = [
         (fill, KEY.fold_in(i)) for i in range(12) for name, fill in FILLS.items() if name != "orthogonal_"
     ]
@@ -57,12 +57,12 @@ def test_each_of_many_threads_takes_a_whole_draw_from_one_generator(pool: Thread
         return init.normal_(torch.empty(64), generator=generator).numpy().tobytes()
 
     count = 4000
-    shared, lonely = (torch.Generator().manual_seed(7) for _ in range(2))
+    shared, serial = (torch.Generator().manual_seed(7) for _ in range(2))
     got = list(pool.map(lambda _: fill(shared), range(count)))
-    expected = [fill(lonely) for _ in range(count)]
-    # Who takes which draw is open. A draw of two halves from two fills, or one taken twice, is none of these.
+    expected = [fill(serial) for _ in range(count)]
+    # Any thread may take any draw. A draw mixed from two draws, or a draw taken twice, is not expected.
     assert sorted(got) == sorted(expected)
-    assert torch.equal(shared.get_state(), lonely.get_state())
+    assert torch.equal(shared.get_state(), serial.get_state())
 
 
 def test_a_change_of_the_instruction_set_during_a_fill_changes_no_value(pool: ThreadPoolExecutor) -> None:
@@ -103,16 +103,16 @@ def test_a_cap_on_threads_changes_no_value(capsys: pytest.CaptureFixture[str]) -
     finally:
         torch.set_num_threads(before)
     here = capsys.readouterr().out.splitlines()
-    # The runtime gives fewer threads than torch asks for, down to one.
-    assert fresh.lines(HASH, OMP_THREAD_LIMIT="2") == here
-    assert fresh.lines(HASH, OMP_THREAD_LIMIT="1") == here
+    # The OpenMP runtime gives fewer threads than torch requests, down to one.
+    assert subprocesses.lines(HASH, OMP_THREAD_LIMIT="2") == here
+    assert subprocesses.lines(HASH, OMP_THREAD_LIMIT="1") == here
 
 
 # ----------------------------------------------------------------------------------------
 # Forks
 # ----------------------------------------------------------------------------------------
 
-# The child compares through NumPy: torch's own functions hang there, which is what fills must not do.
+# The child compares with NumPy, because torch's own functions hang there. Fills must not hang.
 FORK = """
 import os, signal, sys, time, torch
 from paraminit_ext import Key, init
@@ -139,15 +139,15 @@ def child(depth):
         assert str(error).startswith("paraminit_ext.uniform_: expected"), error
     else:
         raise AssertionError("not refused")
-    left = len(os.listdir("/proc/self/task"))
-    assert left <= 8, left  # those of the last fill may still be going
+    tasks = len(os.listdir("/proc/self/task"))
+    assert tasks <= 8, tasks  # threads of the last fill may still be ending
     if depth:
         parent(depth - 1)
 
 def parent(depth):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)  # a child that hangs is ended by this
+        signal.alarm(60)  # ends a child that hangs
         try:
             child(depth)
         except BaseException as error:
@@ -159,7 +159,7 @@ def parent(depth):
 
 parent(1)
 
-# torch's own function, in the same place, waits for threads that are gone.
+# In the same place torch's own function waits for threads that no longer exist.
 torch.ones(1 << 20).add_(1)
 pid = os.fork()
 if pid == 0:
@@ -173,8 +173,8 @@ print("sound")
 
 
 def test_fills_after_a_fork_do_not_hang_and_are_the_parents() -> None:
-    # The first line shows that this can fail: a plain parallel region does hang, until the alarm.
-    assert fresh.lines(FORK) == [str(-signal.SIGALRM), "sound"]
+    # The first line shows that this test can fail: a plain parallel region hangs until the alarm.
+    assert subprocesses.lines(FORK) == [str(-signal.SIGALRM), "sound"]
 
 
 LOADER = """
@@ -198,7 +198,7 @@ if __name__ == "__main__":
 
 
 def test_the_workers_of_a_data_loader_fill() -> None:
-    assert fresh.lines(LOADER)[-1] == "sound"
+    assert subprocesses.lines(LOADER)[-1] == "sound"
 
 
 # ----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ INTERRUPT = """
 import os, signal, threading, time, torch
 from paraminit_ext import Key, init
 
-# A shell has its background jobs ignore the signal, and their children inherit that.
+# A shell makes its background jobs ignore SIGINT, and their children inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 expected = init.trunc_normal_(torch.empty(1 << 24, dtype=torch.bfloat16), generator=Key(1))
 tensor = torch.zeros_like(expected)
@@ -232,8 +232,8 @@ assert torch.equal(init.trunc_normal_(tensor.zero_(), generator=Key(1)), expecte
 
 
 def test_an_interrupt_during_a_fill_is_raised_after_it_and_the_tensor_is_whole() -> None:
-    # The scalar path takes tens of nanoseconds an element here: the fill is far from done after 20 ms.
-    (line,) = fresh.lines(INTERRUPT, PARAMINIT_CPU_CAPABILITY="baseline")
+    # The scalar path takes tens of nanoseconds per element, so the fill is far from done after 20 ms.
+    (line,) = subprocesses.lines(INTERRUPT, PARAMINIT_CPU_CAPABILITY="baseline")
     started, waited = line.split()
     assert started == "True"
     assert float(waited) > 0.02, "the interrupt came when the fill was over"
@@ -243,12 +243,12 @@ def test_an_interrupt_during_a_fill_is_raised_after_it_and_the_tensor_is_whole()
 # The floating-point unit's modes
 # ----------------------------------------------------------------------------------------
 
-# Of <fenv.h>, on x86-64 and on aarch64.
+# The rounding modes of <fenv.h>, on x86-64 and on aarch64.
 ROUNDINGS = {"x86_64": (0x400, 0x800, 0xC00), "aarch64": (0x400000, 0x800000, 0xC00000)}
 
 
 def in_a_new_thread(call: Callable[[], None]) -> None:
-    """A thread whose own OpenMP threads are yet to come, and inherit its modes."""
+    """Run the call in a new thread. Its OpenMP threads start later and inherit its floating-point modes."""
     failures: list[BaseException] = []
 
     def guarded() -> None:
@@ -264,7 +264,7 @@ def in_a_new_thread(call: Callable[[], None]) -> None:
         raise failures[0]
 
 
-@pytest.mark.skipif(os.uname().machine not in ROUNDINGS, reason="modes are known for x86-64 and aarch64")
+@pytest.mark.skipif(os.uname().machine not in ROUNDINGS, reason="needs x86-64 or aarch64")
 @pytest.mark.parametrize("direction", range(3))
 def test_another_rounding_mode_changes_no_value_on_any_thread(direction: int, cpu_capability: str) -> None:
     libm: Any = ctypes.CDLL("libm.so.6")
@@ -275,13 +275,13 @@ def test_another_rounding_mode_changes_no_value_on_any_thread(direction: int, cp
 
     def fill_all() -> None:
         assert libm.fesetround(mode) == 0
-        products = values * 0.1  # the first region of this thread: the mode is handed on here
+        products = values * 0.1  # the first parallel region of this thread: its threads inherit the mode
         got = {name: FILLS[name](KEY) for name in expected}
         assert libm.fegetround() == mode
         assert libm.fesetround(0) == 0
         assert all(same(got[name], expected[name]) for name in expected)
         parts = zip(products.chunk(4), nearest.chunk(4), strict=True)
-        assert all(not torch.equal(a, b) for a, b in parts), "the mode was not there"
+        assert all(not torch.equal(a, b) for a, b in parts), "the mode was not set"
 
     in_a_new_thread(fill_all)
 
@@ -298,7 +298,7 @@ def test_flushing_of_subnormals_on_every_thread_changes_no_value(cpu_capability:
         got = tiny()
         assert torch.set_flush_denormal(False)
         assert same(got, expected)
-        assert not flushed.any(), "the mode was not there"
+        assert not flushed.any(), "the mode was not set"
 
     in_a_new_thread(fill)
 
@@ -307,12 +307,12 @@ def test_flushing_of_subnormals_on_every_thread_changes_no_value(cpu_capability:
 # Memory
 # ----------------------------------------------------------------------------------------
 
-# Leaves a megabyte more of address space at each turn, until the fill succeeds.
+# Allow one more megabyte of address space in each turn, until the fill succeeds.
 STARVE = """
 import resource, torch
 from paraminit_ext import Key, init
 
-# Takes what the import of torch left free in the heap, so that larger blocks are asked of the system.
+# Use up the free heap that the import of torch left, so that larger blocks come from the system.
 ballast = [torch.empty(15000) for _ in range(2000)]
 
 def starve(name, dtype, shape, *arguments):
@@ -325,7 +325,7 @@ def starve(name, dtype, shape, *arguments):
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    fill(torch.empty(300, 300, dtype=dtype))  # threads and their stacks are there
+    fill(torch.empty(300, 300, dtype=dtype))  # create threads and their stacks
     tensor, refused, extra = torch.full(shape, -7.0, dtype=dtype), 0, 0
     while True:
         try:
@@ -335,7 +335,7 @@ def starve(name, dtype, shape, *arguments):
             print(name, type(error).__name__, repr(str(error)))
             refused, extra = refused + 1, extra + (1 << 20)
     again = fill(torch.empty(shape, dtype=dtype))
-    # Products may be summed in another order where memory lies elsewhere.
+    # Products may be summed in another order if memory lies at another address.
     assert (tensor.double() - again.double()).abs().max() <= (1e-2 if name == "orthogonal_" else 0.0)
     assert 0 < refused < 100, (name, refused)
 
@@ -349,16 +349,16 @@ def test_a_fill_that_finds_no_memory_says_so_in_one_line_and_the_process_goes_on
     says = {
         "sparse_": (
             "OutOfMemoryError",
-            "paraminit_ext.sparse_: expected memory for lists beside the tensor, got none.",
+            "paraminit_ext.sparse_: expected memory for temporary lists, got none.",
         ),
         "orthogonal_": (
             "OutOfMemoryError",
-            "paraminit_ext: expected memory for a tensor of shape",
+            "paraminit_ext: expected memory for a temporary tensor of shape",
         ),
     }
-    # A fixed threshold gives each large block back when it is freed, so that none serves again; a second
-    # arena would serve from the 64 MiB that it has set aside, which count as taken.
-    for line in fresh.lines(STARVE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1"):
+    # With a fixed threshold malloc returns each large block when it is freed, so no block is reused. A second
+    # arena would serve from the 64 MiB that it reserves, which count as taken.
+    for line in subprocesses.lines(STARVE, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1"):
         name, error, message = line.split(" ", 2)
         assert error == says[name][0]
         assert says[name][1] in message

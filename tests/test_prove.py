@@ -1,4 +1,4 @@
-"""`make prove` in small: one word in each 2^10 under the same bounds, and planted faults."""
+"""A small `make prove`: one word in each 2^10 under the same bounds, and planted faults."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from typer.testing import CliRunner  # noqa: E402
 
 import paraminit_ext  # noqa: E402
 from prove import __main__ as command  # noqa: E402
-from prove import law, numbers, pages, sweeps  # noqa: E402
-from prove.claims import Claim, ProofError  # noqa: E402
-from prove.judge import BLOCK, Floats, Found, Judge, Tally, run  # noqa: E402
+from prove import markdown_tables, numbers, sweeps, word_moments  # noqa: E402
+from prove.accuracy import BLOCK, Comparator, Floats, Found, Tally, run  # noqa: E402
+from prove.check_result import CheckResult, ProofError  # noqa: E402
 from prove.sweeps import COSINE, SINE, STRIDE_SHIFT, SWEEPS, Sweep  # noqa: E402
 
 COMMITTED = sweeps.read_checksums()
@@ -34,33 +34,35 @@ swept = pytest.mark.parametrize("sweep", SWEEPS, ids=lambda s: s.name)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge.build()
+def comparator() -> Comparator:
+    return Comparator.build()
 
 
 def failing(found: Found) -> set[str]:
-    """The claims that fail, without the name of the stream."""
-    claims = numbers.claims_of(found, COMMITTED["stride"][found.stream.name])
-    return {claim.name.removeprefix(f"{found.stream.name}: ") for claim in claims if not claim.holds}
+    """Return the names of the failing claims, without the name of the stream."""
+    check_results = numbers.check_results_of(found, COMMITTED["stride"][found.stream.name])
+    return {claim.name.removeprefix(f"{found.stream.name}: ") for claim in check_results if not claim.holds}
 
 
 @swept
-def test_a_stride_of_words_holds_every_bound_on_every_instruction_set(sweep: Sweep, judge: Judge) -> None:
-    for found in run(judge, sweep, STRIDE_SHIFT):
+def test_a_stride_of_words_holds_every_bound_on_every_instruction_set(
+    sweep: Sweep, comparator: Comparator
+) -> None:
+    for found in run(comparator, sweep, STRIDE_SHIFT):
         assert failing(found) == set(), numbers.HOW_TO_CHANGE
 
 
 def test_the_committed_checksums_are_of_these_sweeps_and_this_version() -> None:
     assert COMMITTED["stream_version"] == paraminit_ext.STREAM_VERSION
     assert list(COMMITTED["stride"]) == NAMES
-    assert set(COMMITTED["all"]) <= set(NAMES)  # `make prove` and the GPU's test need each of them
+    assert set(COMMITTED["all"]) <= set(NAMES)  # `make prove` and the GPU test need all of them
 
 
 # --- planted faults -----------------------------------------------------------------------------
 
 BITS = "the committed bits"
 SETS = f"the same bits on {', '.join(paraminit_ext.available_cpu_capabilities())}"
-ERROR, AGAIN = "greatest error", f"the worst case in mpmath, {law.DIGITS} digits"
+ERROR, AGAIN = "greatest error", f"the worst case in mpmath, {word_moments.DIGITS} digits"
 BEST = paraminit_ext.available_cpu_capabilities()[0]
 
 
@@ -80,7 +82,7 @@ def no_number(values: Floats) -> None:
     values[12_345] = math.nan
 
 
-# The fault, and the claims that it has to fail beside the checksums.
+# Each fault, and the claims that must fail because of it in addition to the checksums.
 FAULTS: dict[str, tuple[Callable[[Floats], None], set[str]]] = {
     "last bit": (last_bit, set()),
     "exchanged words": (exchanged_words, {ERROR}),
@@ -91,7 +93,7 @@ FAULTS: dict[str, tuple[Callable[[Floats], None], set[str]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["radius", "truncated normal on [-2, 2]", "truncated normal on [1.5, inf]"])
-def test_one_faulty_block_is_found(name: str, fault: str, judge: Judge) -> None:
+def test_one_faulty_block_is_found(name: str, fault: str, comparator: Comparator) -> None:
     change, expected = FAULTS[fault]
 
     def plant(_: Sweep, capability: str, first: int, values: Floats) -> None:
@@ -99,67 +101,71 @@ def test_one_faulty_block_is_found(name: str, fault: str, judge: Judge) -> None:
             change(values.reshape(BLOCK, -1)[:, 0] if name != "radius" else values[::2])
 
     sweep = next(sweep for sweep in SWEEPS if sweep.name == name)
-    (found,) = run(judge, sweep, STRIDE_SHIFT, plant)
+    (found,) = run(comparator, sweep, STRIDE_SHIFT, plant)
     several = {SETS} if len(paraminit_ext.available_cpu_capabilities()) > 1 else set()
     assert failing(found) == {BITS} | several | expected
 
 
-def test_a_judge_that_errs_is_found_by_mpmath(judge: Judge) -> None:
-    (found,) = run(judge, SWEEPS[1], STRIDE_SHIFT)
+def test_a_judge_that_errs_is_found_by_mpmath(comparator: Comparator) -> None:
+    (found,) = run(comparator, SWEEPS[1], STRIDE_SHIFT)
     for tally in found.tallies:
         tally.worst_ulp *= 1.001
     assert failing(found) == {AGAIN}
 
 
-# --- what reads off a law -----------------------------------------------------------------------
+# --- measurements of a law ------------------------------------------------------------------------
 
 
-def uniform_law(judge: Judge, change: Callable[[Floats], None] = lambda _: None) -> Tally:
-    """What the judge finds of 2^22 equally spaced values of [0, 1)."""
+def uniform_law(comparator: Comparator, change: Callable[[Floats], None] = lambda _: None) -> Tally:
+    """Return the comparator's tally of 2^22 equally spaced values in [0, 1)."""
     values = (np.arange(BLOCK) / BLOCK).astype(np.float32)
     change(values)
     tally = Tally()
-    judge.library.judge(sweeps.UNIFORM, 0.0, 1.0, values.ctypes.data, 1, 0, BLOCK, 0, 0, 0, 0, BLOCK, tally)
+    comparator.library.compare(
+        sweeps.UNIFORM, 0.0, 1.0, values.ctypes.data, 1, 0, BLOCK, 0, 0, 0, 0, BLOCK, tally
+    )
     return tally
 
 
-def test_the_law_of_equally_spaced_values_is_known_exactly(judge: Judge) -> None:
-    tally = uniform_law(judge)
+def test_the_law_of_equally_spaced_values_is_known_exactly(comparator: Comparator) -> None:
+    tally = uniform_law(comparator)
     assert tally.distance == 1 / BLOCK
     n = BLOCK
     assert tally.moments[0] == n * (n - 1) / 2 / n
     assert tally.moments[1] == pytest.approx((n - 1) * n * (2 * n - 1) / 6 / n**2, rel=1e-13)
 
 
-def test_the_order_of_a_law_s_values_does_not_matter(judge: Judge) -> None:
-    assert uniform_law(judge, np.random.default_rng(0).shuffle).distance == 1 / BLOCK
+def test_the_order_of_a_law_s_values_does_not_matter(comparator: Comparator) -> None:
+    assert uniform_law(comparator, np.random.default_rng(0).shuffle).distance == 1 / BLOCK
 
 
-def test_a_heap_and_a_gap_show_as_distance(judge: Judge) -> None:
+def test_a_heap_and_a_gap_show_as_distance(comparator: Comparator) -> None:
     def heap(values: Floats) -> None:
         values[values > 0.75] = 0.75
 
     def gap(values: Floats) -> None:
         values[(values > 0.25) & (values < 0.5)] = 0.5
 
-    assert uniform_law(judge, heap).distance == pytest.approx(0.25, abs=2 / BLOCK)
-    assert uniform_law(judge, gap).distance == pytest.approx(0.25, abs=2 / BLOCK)
+    assert uniform_law(comparator, heap).distance == pytest.approx(0.25, abs=2 / BLOCK)
+    assert uniform_law(comparator, gap).distance == pytest.approx(0.25, abs=2 / BLOCK)
 
 
 @pytest.mark.parametrize("kind", [COSINE, SINE])
-def test_pairs_beyond_a_threshold_are_counted_as_by_hand(kind: int, judge: Judge) -> None:
+def test_pairs_beyond_a_threshold_are_counted_as_by_hand(kind: int, comparator: Comparator) -> None:
     rng = np.random.default_rng(kind)
     radii = np.sort(np.sqrt(-2 * np.log(rng.random(500)))).astype(np.float32)[::-1].copy()
     angles = np.sort(rng.random(3000).astype(np.float32) * np.float32(0.99) + np.float32(0.01))
     angles[-5:] = 1.0
-    normal = law.NormalLaw({kind: np.zeros(law.ONE_BITS - law.LEAST_BITS + 1, np.uint32)})
+    normal = word_moments.NormalLaw(
+        {kind: np.zeros(word_moments.ONE_BITS - word_moments.LEAST_BITS + 1, np.uint32)}
+    )
     counts = normal.at_least[kind]
-    judge.library.count_values(angles.ctypes.data, 1, angles.size, counts.ctypes.data)
+    comparator.library.count_values(angles.ctypes.data, 1, angles.size, counts.ctypes.data)
     normal.sum_angles()
-    tiny = law.TINY[kind]
+    tiny = word_moments.TINY[kind]
     for t in (0.125, 0.5, 1.0, 2.0, 3.0):
         start = radii.ctypes.data
-        got = judge.library.count_beyond(start, 1, radii.size, counts.ctypes.data, t, tiny)
+        got = comparator.library.count_beyond(start, 1, radii.size, counts.ctypes.data, t, tiny)
         products = radii.astype(np.float64)[:, None] * angles  # exact
         above = ((products + tiny).astype(np.float32) > t).sum() + (
             (-products + tiny).astype(np.float32) < -t
@@ -182,11 +188,13 @@ def test_ideal_moments_are_those_of_the_laws() -> None:
             if stream.name in laws:
                 for k in range(1, 9):
                     expected = laws[stream.name].moment(k)
-                    assert float(law.ideal_moment(stream, k)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+                    assert float(word_moments.ideal_moment(stream, k)) == pytest.approx(
+                        expected, rel=1e-6, abs=1e-9
+                    )
 
 
 @swept
-def test_the_exact_value_agrees_with_what_is_made_of_the_word(sweep: Sweep) -> None:
+def test_the_exact_value_agrees_with_the_kernels_value(sweep: Sweep) -> None:
     place = 3_141_592_653
     got = sweeps.values(sweep, place - 1, 4)[1]
     for value, stream in zip(got.tolist(), sweep.streams, strict=False):
@@ -194,11 +202,11 @@ def test_the_exact_value_agrees_with_what_is_made_of_the_word(sweep: Sweep) -> N
 
 
 @swept
-def test_the_two_checksums_are_the_same_and_know_order(sweep: Sweep, judge: Judge) -> None:
+def test_the_two_checksums_are_the_same_and_know_order(sweep: Sweep, comparator: Comparator) -> None:
     block = sweeps.values(sweep, 1000, 4096, STRIDE_SHIFT)
     (total, *_) = sweeps.checksum(block, 1000)
     start, step = block.data_ptr(), block.shape[1]
-    assert judge.library.checksum(start, step, len(block), 1000) == total
+    assert comparator.library.checksum(start, step, len(block), 1000) == total
     first, second = sweeps.checksum(block[:96], 1000)[0], sweeps.checksum(block[96:], 1096)[0]
     assert (first + second) % (1 << 64) == total
     different = int((block[:, 0] != block[0, 0]).nonzero()[0, 0])
@@ -231,19 +239,19 @@ PAGE = "# A page\n\n<!-- prove: begin one -->\n\n| a |\n\n<!-- prove: end -->\n\
 def test_a_page_that_shows_another_figure_fails_until_it_is_updated(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    assert pages.hold(page, {"one": "| a |"}, False).holds
-    claim = pages.hold(page, {"one": "| b |"}, False)
+    assert markdown_tables.hold(page, {"one": "| a |"}, False).holds
+    claim = markdown_tables.hold(page, {"one": "| b |"}, False)
     assert not claim.holds
     assert "| b |" in claim.found
     assert page.read_text() == PAGE
-    assert pages.hold(page, {"one": "| b |"}, True).holds
+    assert markdown_tables.hold(page, {"one": "| b |"}, True).holds
     assert page.read_text() == PAGE.replace("| a |", "| b |")
     with pytest.raises(ProofError, match="expected blocks two in page.md, got one"):
-        pages.hold(page, {"two": ""}, False)
+        markdown_tables.hold(page, {"two": ""}, False)
 
 
 def test_the_page_of_numbers_has_a_table_for_each_name() -> None:
-    names = [name for _, name, *_ in pages.BLOCK.findall(numbers.PAGE.read_text())]
+    names = [name for _, name, *_ in markdown_tables.BLOCK.findall(numbers.PAGE.read_text())]
     assert names == ["errors", "law", "tails"]
 
 
@@ -254,11 +262,11 @@ def invoke(monkeypatch: pytest.MonkeyPatch, steps: dict[str, Any], *arguments: s
     return CliRunner().invoke(app, list(arguments))
 
 
-def step(*holds: bool) -> Callable[[Console, bool], list[Claim]]:
-    return lambda *_: [Claim(f"claim {n}", "1", "2", held) for n, held in enumerate(holds)]
+def step(*holds: bool) -> Callable[[Console, bool], list[CheckResult]]:
+    return lambda *_: [CheckResult(f"claim {n}", "1", "2", held) for n, held in enumerate(holds)]
 
 
-def unable(console: Console, update: bool) -> list[Claim]:
+def unable(console: Console, update: bool) -> list[CheckResult]:
     raise ProofError("expected a compiler, got none")
 
 

@@ -1,4 +1,4 @@
-"""Several processes over gloo: models on meshes get the whole's values, and ranks that differ are told so."""
+"""Models on meshes of gloo processes get the values of one process, and ranks that differ get an error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import fresh
 import ranks
+import subprocesses
 from fills import same
 from paraminit_ext import (
     InitPlan,
@@ -36,7 +36,7 @@ from paraminit_ext import (
     patch,
     save_initialized,
 )
-from paraminit_ext.models import spread, write
+from paraminit_ext.models import distributed_orthogonal, write
 from test_shards import FILLS
 from zoo import TRANSFORMERS
 
@@ -49,7 +49,7 @@ def llama() -> Any:
 
 
 def shard_model(model: Any, mesh: DeviceMesh, data: DeviceMesh) -> Any:
-    """Tensor parallelism, where the mesh has a dimension for it, then FSDP2: as torchtitan does both."""
+    """Apply tensor parallelism, if the mesh has a dimension for it, then FSDP2, as torchtitan does."""
     if "tensor" in (mesh.mesh_dim_names or ()):
         styles: dict[str, Any] = {
             "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
@@ -100,7 +100,7 @@ def local_of(tensor: Tensor) -> Tensor:
 
 
 def assert_same(module: nn.Module, whole: nn.Module) -> None:
-    """Names and values of all parameters and buffers, gathered, are those of the one process's module."""
+    """Assert that the gathered parameters and buffers have the names and values of the unsharded module."""
     for kind in ("named_parameters", "named_buffers"):
         here, there = dict(getattr(module, kind)()), dict(getattr(whole, kind)())
         assert here.keys() == there.keys()
@@ -137,9 +137,9 @@ def meshes_and_placements() -> Iterator[tuple[DeviceMesh, list[Placement]]]:
         yield line, [placement]
     if dist.get_world_size() == 4:
         square = init_device_mesh("cpu", (2, 2))
-        for one in (Shard(0), Shard(1), Replicate()):
-            for other in (Shard(0), Shard(1), Replicate()):
-                yield square, [one, other]
+        for first in (Shard(0), Shard(1), Replicate()):
+            for second in (Shard(0), Shard(1), Replicate()):
+                yield square, [first, second]
 
 
 def every_function_fills_its_shard(rank: int) -> None:
@@ -195,7 +195,7 @@ def a_models_own_code_fills_shards(rank: int) -> None:
         with torch.device("meta"):
             model = llama()
         layout(model).to_empty(device="cpu")
-        # The padding token's row of zeros, of which DTensor's indexing makes a copy, is among them.
+        # This zeroes the padding token's row too, although DTensor's indexing copies the row.
         with patch(), keyed(model, KEY):
             model.init_weights()
         assert not whole_of(model.model.embed_tokens.weight)[3].any()
@@ -203,7 +203,7 @@ def a_models_own_code_fills_shards(rank: int) -> None:
 
 
 class Experts(nn.Module):
-    """Matrices of experts side by side, each filled by itself; columns of some are zero."""
+    """Stacked matrices of experts, each filled separately. Two rows of each ``down`` matrix are zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def experts_are_filled_where_they_are(rank: int) -> None:
 
 
 class Orthogonal(nn.Module):
-    """Matrices, and one tensor of another kind."""
+    """Orthogonal matrices, and one bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,8 +264,8 @@ def matrices_are_made_by_one_rank_each(rank: int) -> None:
         (square, [Shard(1), Shard(0)]),
     ]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(spread, "_SIZE", 20)
-        patched.setattr(spread, "_PANEL", 300)
+        patched.setattr(distributed_orthogonal, "_SIZE", 20)
+        patched.setattr(distributed_orthogonal, "_PANEL", 300)
         patched.setattr(write, "make", counted)
         for mesh, placements in layouts:
             for dtype in (torch.float32, torch.bfloat16):
@@ -281,7 +281,7 @@ def matrices_are_made_by_one_rank_each(rank: int) -> None:
 
 
 class OfViews(nn.Module):
-    """Parts of tensors filled by themselves, as models' own code does it."""
+    """Tensors with parts that are filled separately, as models' own code does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -324,7 +324,7 @@ def views_of_shards_are_filled_where_they_are(rank: int) -> None:
         with patch(), keyed(model, KEY):
             model.reset_parameters()
         assert_same(model, whole)
-        # In the other order too, and for what is a copy in stock alone under keyed() alone.
+        # The contexts may also nest in the other order, and keyed() works without patch().
         with keyed(model, KEY), patch():
             model.reset_parameters()
         assert_same(model, whole)
@@ -369,7 +369,7 @@ def a_module_under_ddp_is_filled_by_name(rank: int) -> None:
 
 
 def cut(model: Any, stage: int) -> Any:
-    """What of a Llama of two layers is on one of three stages, under the whole's names."""
+    """Return one of three pipeline stages of a two-layer Llama, under the names of the whole model."""
     inner = model.model
     if stage != 0:
         inner.embed_tokens = None
@@ -440,7 +440,7 @@ def ranks_that_draw_alike_are_compared_once(rank: int) -> None:
 def ranks_that_draw_apart_are_named(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     seeds = {"rank 3 differs from rank 0": (0, 0, 0, 1), "ranks 1, 3 differ from rank 0": (0, 1, 0, 1)}
-    for told, seeded in seeds.items():
+    for expected, seeded in seeds.items():
         generator = torch.Generator().manual_seed(seeded[rank])
         state = generator.get_state()
         tensor = distribute_tensor(torch.zeros(8, 8), mesh, [Shard(0), Replicate()])
@@ -450,7 +450,7 @@ def ranks_that_draw_apart_are_named(rank: int) -> None:
             lambda: fill_many([(tensor, "normal_", {}, generator)]),  # noqa: B023
         ):
             message = raised(call)
-            assert told in message
+            assert expected in message
             assert "torch.manual_seed" in message
             assert "\n" not in message
         # Nothing is drawn or written, and a key needs no agreement.
@@ -460,7 +460,7 @@ def ranks_that_draw_apart_are_named(rank: int) -> None:
 
 
 def ranks_are_named_by_their_numbers(rank: int) -> None:
-    # The groups of a mesh sort their ranks, which a mesh need not.
+    # The groups of a mesh sort their ranks; a mesh may have them in any order.
     mesh = DeviceMesh("cpu", [[3, 1], [0, 2]])
     for other in range(1, 4):
         tensor = distribute_tensor(torch.zeros(8, 8), mesh, [Shard(0), Replicate()])
@@ -474,7 +474,7 @@ def a_part_of_the_world_is_compared_by_itself(rank: int) -> None:
         mesh = DeviceMesh("cpu", members)
         tensor = distribute_tensor(torch.zeros(8), mesh, [Shard(0)])
         if rank in members:
-            # Halves that are each alike, and differ from each other.
+            # Ranks agree within each half, and the halves differ from each other.
             init.normal_(tensor, generator=torch.Generator().manual_seed(members[0]))
             other = torch.Generator().manual_seed(rank)
             message = raised(lambda: init.normal_(tensor, generator=other))  # noqa: B023
@@ -512,7 +512,7 @@ def a_checkpoint_of_one_mesh_is_loaded_into_another(rank: int) -> None:
         with torch.device("meta"):
             model = llama()
         layout(model).to_empty(device="cpu")
-        # Buffers are in no checkpoint: the plan has them.
+        # The checkpoint has no buffers, so the plan fills them.
         InitPlan.of(deferred_init(llama, key=KEY)).apply(model, Key(1))
         state = model.state_dict()
         loader.load(state, checkpoint_id=folder)
@@ -521,24 +521,24 @@ def a_checkpoint_of_one_mesh_is_loaded_into_another(rank: int) -> None:
 
 
 def a_mesh_writes_each_byte_of_a_checkpoint_once(rank: int) -> None:
-    together, alone = ranks.SHARED / "together", ranks.SHARED / "alone"
+    of_mesh, of_one = ranks.SHARED / "together", ranks.SHARED / "alone"
     model = on_fsdp_and_tp(deferred_init(llama, key=KEY))
-    files = save_initialized(model, together, "40KB")
+    files = save_initialized(model, of_mesh, "40KB")
     if rank == 0:
-        save_initialized(deferred_init(llama, key=KEY), alone, "40KB")
+        save_initialized(deferred_init(llama, key=KEY), of_one, "40KB")
         assert len(files) > 8
-        assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in files)
+        assert sorted(path.name for path in of_mesh.iterdir()) == sorted(path.name for path in files)
         for path in files:
-            assert path.read_bytes() == (alone / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (of_one / path.name).read_bytes(), path.name
         written = {path: path.stat().st_ino for path in files}
         files[3].unlink()
     dist.barrier()
-    # What is missing is written again, and nothing else.
-    save_initialized(model, together, "40KB")
+    # Only the missing file is written again.
+    save_initialized(model, of_mesh, "40KB")
     if rank == 0:
         same_files = [path for path in files if path.stat().st_ino == written[path]]
         assert set(files) - set(same_files) <= {files[3]}
-        assert files[3].read_bytes() == (alone / files[3].name).read_bytes()
+        assert files[3].read_bytes() == (of_one / files[3].name).read_bytes()
 
 
 def an_error_of_one_writer_is_raised_on_all(rank: int) -> None:
@@ -550,9 +550,9 @@ def an_error_of_one_writer_is_raised_on_all(rank: int) -> None:
     dist.barrier()
     message = raised(lambda: save_initialized(model, folder))
     assert ("which is of another model" in message) == (rank == 0)
-    assert ("an error on the one at place 0" in message) == (rank != 0)
+    assert ("an error on the rank at place 0" in message) == (rank != 0)
     message = raised(lambda: save_initialized(model, folder, "1TB" if rank == 2 else "a size"))
-    assert ("an error on the one at place 3" in message) == (rank == 2)
+    assert ("an error on the rank at place 3" in message) == (rank == 2)
     own = ranks.SHARED / f"own of rank {rank}"
     own.mkdir()
     message = raised(lambda: save_initialized(model, own, "40KB"))
@@ -575,7 +575,7 @@ def what_is_refused_is_refused_on_every_rank_in_one_line(rank: int) -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     ranks.distribute(module, mesh, [Shard(0), Replicate()])
-    for call, told in (
+    for call, expected in (
         (lambda: init.normal_(whole), "expected a floating-point tensor, got torch.int64"),
         (lambda: init.orthogonal_(whole, generator=KEY), "expected a real floating-point tensor"),
         (lambda: init.normal_(module.weight, std=-1.0), "expected a finite std >= 0"),
@@ -585,7 +585,7 @@ def what_is_refused_is_refused_on_every_rank_in_one_line(rank: int) -> None:
         ),
     ):
         message = raised(call)
-        assert told in message, message
+        assert expected in message, message
         assert "\n" not in message
     assert not any(whole_of(tensor).any() for tensor in (whole, *module.parameters()))
 
@@ -626,7 +626,7 @@ if __name__ == "__main__":
 def test_a_rank_that_dies_leaves_the_others_with_torchs_own_error(tmp_path: Path) -> None:
     script = tmp_path / "death.py"
     script.write_text(DEATH)
-    done = fresh.run(str(script))
+    done = subprocesses.run(str(script))
     assert done.stdout.splitlines() == ["[0, 3] True"], done.stderr[-2000:]
 
 
@@ -648,7 +648,7 @@ def a_rank_holds_no_more_than_its_shards(rank: int) -> None:
         materialize_module(model)
         held = sum(local_of(p).nbytes for p in model.parameters())
         assert held == 2 * (64 << 20) * dtype.itemsize // 4 // 4
-        # Beside them the buffers of a fill: parts of 2^18 elements, and what a thread's stack takes.
+        # A fill also needs buffers of 2^18 elements and thread stacks.
         assert peak() - before <= held + (6 << 20), (peak() - before, held)
 
 
@@ -670,7 +670,7 @@ def peak() -> int:
 
 # ----------------------------------------------------------------------------------------
 
-# Memory comes first: a process's peak never falls.
+# The memory check runs first, because the peak of a process never falls.
 FOUR = (
     a_rank_holds_no_more_than_its_shards,
     every_function_fills_its_shard,
@@ -702,7 +702,7 @@ TWO = (every_function_fills_its_shard,)
 CHECKS: dict[int, dict[str, ranks.Check]] = {
     count: {check.__name__: check for check in checks} for count, checks in ((4, FOUR), (3, THREE), (2, TWO))
 }
-# Those of a Llama of transformers.
+# Checks that need the Llama of transformers.
 OF_LLAMA = frozenset(
     check.__name__
     for check in (
@@ -720,7 +720,7 @@ OF_LLAMA = frozenset(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int, str], None]]:
-    logging.disable(logging.WARNING)  # torch's, of gathering strided shards by two collectives
+    logging.disable(logging.WARNING)  # torch warns that it gathers strided shards by two collectives
     started: dict[int, Callable[[str], None]] = {}
 
     def passed(count: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The kernels against paraminit_ext.reference: the same values, bit for bit, in every regime."""
+"""The kernels give the values of paraminit_ext.reference, bit for bit, in every regime."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from fills import DTYPES, same, typed
 from paraminit_ext import _C, Key, init, reference, shard
 
 INF = math.inf
-# The counter of this key wraps after five groups: inside every run below that starts near 0.
+# The counter of this key wraps after five groups, inside every run below that starts near 0.
 KEY = Key(0x1234567890ABCDEF, 2**64 - 5)
-# Where a run begins in a flat whole: aligned, inside a group; where the counter's low half carries into the
-# high one, in float64 and in the other dtypes; near the last index of all.
+# Indices at which runs begin in a flat whole: aligned (0), inside a group (1, 6), before the counter's low
+# half carries into the high half (in float64, then in the other dtypes), and near the last index.
 PLACES = [0, 1, 6, 2**33 + 3, 2**34 + 11, 2**63 - 300]
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
 
 UNIFORMS = [(-0.3, 0.55), (0.0, 1.0), (1.0, 1.0 + 2**-22), (-1e-3, 2e-3), (0.25, 0.25), (1.001, 1.003),
             (0.0, 1e-44), (1e-36, 3e-36), (-2.0, -1.0), (-6e-8, 6e-8), (6e4, 65504.0),
             (0.999, 1.001), (1.0, 1.0 + 2**-23), (1.0, 1.0 + 2**-52), (-32752.0, 32752.0),
-            # A range that is a power of two, from where 16 bits do and do not round to below the bound.
+            # Ranges of a power of two, with largest values that do or do not round to the bound in 16 bits.
             (-1.0, 1.0), (0.1, 0.6), (-0.1, 0.4), (1e-40, 2.0**-99), (-(2.0**14), 2.0**14),
-            # Either side of where u * range would lose bits below the least normal, and far below it.
+            # Both sides of the range at which u * range would lose bits as a subnormal, and far below it.
             (0.0, 2.0**-100), (0.0, 2.0**-100 * (1 - 2**-24)),
             (0.0, 2.0**-960), (0.0, 2.0**-960 * (1 - 2**-53)), (0.0, 1e-310),
             (-1e-310, 3e-310), (0.0, 5e-324),
-            # Bounds that 16 bits round to zero: what lies between keeps its sign.
+            # Bounds that round to zero in 16 bits: values between them keep their sign.
             (-2e-8, 2e-8), (-2e-8, 1e-3), (-1e-3, 2e-8), (-2e-31, 2e-31),
             (-4e-41, 4e-41), (-0.0, 1e-7)]  # fmt: skip
 NORMALS = [(0.0, 1.0), (0.0, 0.02), (3.0, 2.0), (1.0, 0.0), (0.0, 1e-40), (0.0, 20000.0), (-1e-3, 1e-7),
            (-0.0, 0.0), (-0.0, 1e-45), (-0.0, 1e-50), (6e4, 3e4), (3e38, 3e38), (0.0, 5e-324)]  # fmt: skip
-TINY = 2.0**-149  # the least float32
-# (mean, std, a, b), by inversion.
+TINY = 2.0**-149  # the smallest positive float32
+# (mean, std, a, b) of fills by inversion of the CDF.
 INVERTED = [
     (0.0, 1.0, -2.0, 2.0), (0.0, 0.02, -0.04, 0.04), (1.0, 2.0, -3.0, 5.0), (0.0, 1.0, -2.125, 2.125),
     (0.0, 1.0, 0.1, 0.5), (0.0, 1.0, 1.49, 2.1), (0.0, 1.0, 1.0, 1.0 + 2**-8),
@@ -56,19 +56,19 @@ INVERTED = [
     (0.0, 1e-8, -1.0, 2e-8), (0.0, 1e-8, -2e-8, 1.0), (0.0, 1e-8, -2e-8, 2e-8), (0.0, 1e-8, -1.0, 0.0),
     (0.0, 1e-8, 0.0, 1.0),  # zeros in 16 bits
 ]  # fmt: skip
-# Bounds that z does not reach (in float32 at least); a rounded value may.
+# Bounds that z does not reach (at least in float32), although a rounded value may.
 CLAMPED = [(0.0, 0.02, -2.0, 2.0), (0.0, 1.0, -INF, INF), (0.0, 1.0, -6.7700005, 6.7700005),
            (0.0, 1.0, -8.66000001, 8.66000001), (0.0, 2e4, -1.4e5, 1.4e5),
            (-0.0, 1e-40, -1.0, 1.0), (0.0, 0.51 * TINY, -4 * TINY, 4 * TINY),
-           # In float32 std is 4 TINY, and what lies next to the bound of zero rounds to it.
+           # In float32 std is 4 TINY, and values next to the bound of zero round to it.
            (-27 * TINY, 3.6 * TINY, -1.0, 0.0), (27 * TINY, 3.6 * TINY, 0.0, 1.0)]  # fmt: skip
-# Bounds that leave one value (in 16 bits at least).
+# Bounds that leave one value (at least in 16 bits).
 CONSTANT = [(0.0, 1.0, 0.3, 0.3), (0.0, 1.0, -0.0, 0.0), (0.0, 1.0, 1.001, 1.003)]
 TRUNCATED = INVERTED + CLAMPED + CONSTANT
 
 
 def from_kernel(fill: Callable[[Tensor], Tensor], place: int, count: int, dtype: torch.dtype) -> Tensor:
-    """The fill's elements from ``place`` on, of a flat whole that has them."""
+    """Return ``count`` elements of the fill, from index ``place`` of a flat whole of 2^63 - 1 elements."""
     local = torch.full((count,), -7.0, dtype=dtype)
     fill(shard(local, (2**63 - 1,), (place,)))  # type: ignore[arg-type]
     return local
@@ -81,12 +81,12 @@ def _computed(name: str, dtype: torch.dtype, parameters: tuple[str, ...], indice
 
 
 def expected(name: str, dtype: torch.dtype, parameters: tuple[float, ...], indices: range) -> Tensor:
-    """The reference's values, computed once for all instruction sets."""
-    # As text, because 0.0 and -0.0 are one key of a cache.
+    """Return the reference's values, computed once for all instruction sets."""
+    # As text, because 0.0 and -0.0 are the same key of a cache.
     return _computed(name, dtype, tuple(float(p).hex() for p in parameters), indices)
 
 
-def agree(name: str, parameters: tuple[float, ...], count: int, dtype: torch.dtype) -> None:
+def assert_agree(name: str, parameters: tuple[float, ...], count: int, dtype: torch.dtype) -> None:
     fill = getattr(init, name + "_")
     for place in PLACES:
         got = from_kernel(lambda t: fill(t, *parameters, generator=KEY), place, count, dtype)
@@ -98,7 +98,7 @@ def agree(name: str, parameters: tuple[float, ...], count: int, dtype: torch.dty
 def test_uniforms_are_the_references(
     parameters: tuple[float, float], dtype: torch.dtype, cpu_capability: str
 ) -> None:
-    agree("uniform", parameters, 137, dtype)
+    assert_agree("uniform", parameters, 137, dtype)
 
 
 @typed
@@ -106,7 +106,7 @@ def test_uniforms_are_the_references(
 def test_normals_are_the_references(
     parameters: tuple[float, float], dtype: torch.dtype, cpu_capability: str
 ) -> None:
-    agree("normal", parameters, 67, dtype)
+    assert_agree("normal", parameters, 67, dtype)
 
 
 @typed
@@ -114,7 +114,7 @@ def test_normals_are_the_references(
 def test_truncated_normals_are_the_references(
     parameters: tuple[float, float, float, float], dtype: torch.dtype, cpu_capability: str
 ) -> None:
-    agree("trunc_normal", parameters, 47, dtype)
+    assert_agree("trunc_normal", parameters, 47, dtype)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_complex_fill_is_the_references_real_one_at_twice_the_index(
 
 
 def test_runs_cross_where_the_counter_wraps_and_where_it_carries() -> None:
-    # What the tests above rely on, for the shortest of their runs.
+    # The tests above rely on this; here for the shortest of their runs.
     for per_group, carrying in ((2, 2**33 + 3), (4, 2**34 + 11)):
         for place, bits in ((0, 64), (1, 64), (6, 64), (carrying, 32)):
             first, last = (KEY.offset + i // per_group for i in (place, place + 46))
@@ -147,16 +147,16 @@ def test_runs_cross_where_the_counter_wraps_and_where_it_carries() -> None:
 
 
 def rare_words() -> list[tuple[int, int, int, int]]:
-    """Groups of words that a short stream does not contain, for 32-bit and for 64-bit elements."""
-    # The ends and the middle, where signs, tails and exponents change; every octave from either end.
+    """Return groups of words that a short stream does not contain, for 32-bit and for 64-bit elements."""
+    # The ends and the middle, near which signs, tails and exponents change; every octave from both ends.
     near = [m + d for m in (0, 2**31, 2**32) for d in (-3, -2, -1, 0, 1, 2) if 0 <= m + d < 2**32]
     octaves = [(8 + e) << k >> 3 for k in range(31) for e in (0, 1, 3, 6)]
     edges = near + octaves + [2**32 - 1 - w for w in octaves] + [2**31 - 1 - w for w in octaves]
-    # Ties of float16 and bfloat16 among the uniforms.
+    # Uniforms that are ties of float16 and bfloat16.
     edges += [(2 * n + 1) << k for n in (64, 65, 127) for k in range(17)]
     n = len(edges)
     groups = [(w, edges[(7 * i + 3) % n], edges[(11 * i + 5) % n], w) for i, w in enumerate(edges)]
-    # The same for 64-bit words, whose 11 lowest bits only uniforms read.
+    # The same for 64-bit words. Only uniforms read their 11 lowest bits.
     wide = [m + (d << 11) for m in (0, 2**63, 2**64) for d in (-2, -1, 0, 1) if 0 <= m + (d << 11) < 2**64]
     wide += [x for k in range(0, 64, 3) for x in (3 << k >> 1, 2**64 - (3 << k >> 1), 2**63 - (3 << k >> 2))]
     wide = [x % 2**64 for x in wide]
@@ -167,7 +167,7 @@ def rare_words() -> list[tuple[int, int, int, int]]:
 
 @cache
 def of_rare_words(name: str, dtype: torch.dtype, parameters: tuple[float, ...]) -> Tensor:
-    """The reference's values where the stream's words are the rare ones."""
+    """Return the reference's values for a stream of the rare words."""
     groups = rare_words()
     count = len(groups) * (2 if dtype == torch.float64 else 4)
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +203,7 @@ def test_rare_words_give_the_references_values(
 
 def test_a_bound_whose_distance_from_the_mean_overflows_binds(cpu_capability: str) -> None:
     parameters = (1e307, 2.1e307, -1.7e308, INF)
-    agree("trunc_normal", parameters, 47, torch.float64)
+    assert_agree("trunc_normal", parameters, 47, torch.float64)
     words = torch.tensor(rare_words(), dtype=torch.int64).to(torch.int32)
     got = _C.apply_distribution("trunc_normal_", list(parameters), words, torch.float64)
     assert same(got, of_rare_words("trunc_normal", torch.float64, parameters))
@@ -250,15 +250,15 @@ def test_the_references_philox_gives_random123s_known_answers(counter: str, key:
 
 
 def test_a_fused_multiply_add_in_float32_is_rounded_once() -> None:
-    # Exactly 1 + 2^-24 + 2^-60: above a tie, but binary64 has no room for the last bit and sees the tie.
+    # The exact sum 1 + 2^-24 + 2^-60 is above a tie. binary64 cannot hold the last bit and would see the tie.
     assert reference.SINGLE.fma(1.0 + 2.0**-36, 2.0**-24, 1.0) == 1.0 + 2.0**-23
     assert reference.SINGLE.fma(1.0, 2.0**-24, 1.0) == 1.0
-    assert reference.f32(math.fsum([2.0**-24, 2.0**-60, 1.0])) == 1.0, "two roundings would go down"
+    assert reference.f32(math.fsum([2.0**-24, 2.0**-60, 1.0])) == 1.0, "two roundings would round down"
 
 
 @pytest.mark.parametrize("arithmetic", [reference.SINGLE, reference.DOUBLE], ids=["float32", "float64"])
 def test_a_fused_multiply_add_of_zero_has_ieees_sign(arithmetic: reference.Arithmetic) -> None:
-    # IEEE-754, section 6.3: -0 where both addends are -0, +0 where they differ or cancel.
+    # IEEE-754, section 6.3: -0 if both addends are -0, +0 if they differ or cancel.
     for a, b, c, sign in (
         (-0.0, 1.0, -0.0, -1),
         (0.0, 1.0, -0.0, 1),
@@ -274,7 +274,7 @@ def test_a_fused_multiply_add_of_zero_has_ieees_sign(arithmetic: reference.Arith
 def test_a_float64_interval_that_holds_nothing_but_zeros_is_the_references(
     mean: float, cpu_capability: str
 ) -> None:
-    # Phi cannot tell these bounds apart, so that z is a zero of either sign.
+    # Phi is the same at both bounds, so z is a zero of either sign.
     got = from_kernel(
         lambda t: init.trunc_normal_(t, mean, 1.0, -1e-228, 1e-159, generator=KEY), 0, 64, torch.float64
     )
@@ -284,7 +284,7 @@ def test_a_float64_interval_that_holds_nothing_but_zeros_is_the_references(
 
 
 def nearest_even(exact: Fraction, got: float, dtype: torch.dtype) -> bool:
-    """Whether ``got`` is the value of ``dtype`` nearest to ``exact``, by its neighbours' distances alone."""
+    """Return whether ``got`` is the value of ``dtype`` nearest to ``exact``, compared with its neighbours."""
     form, error = reference.FORMATS[dtype], abs(Fraction(got) - exact)
     others = [abs(Fraction(form.neighbour(got, up)) - exact) for up in (False, True)]
     return error < min(others) or (error == min(others) and form.encode(got) % 2 == 0)
@@ -293,8 +293,8 @@ def nearest_even(exact: Fraction, got: float, dtype: torch.dtype) -> bool:
 def test_every_rounding_of_the_reference_is_to_the_nearest() -> None:
     draw = random.Random(0)
 
-    def some() -> float:
-        # Few bits make ties, small exponents subnormal results.
+    def random_value() -> float:
+        # Short mantissas make ties, small exponents make subnormal results.
         mantissa = draw.getrandbits(draw.choice([3, 13, 24])) | 1
         return reference.f32(
             math.ldexp(draw.choice([-1, 1]) * mantissa, draw.choice([-24, -20, -12, -80, -140]))
@@ -302,7 +302,7 @@ def test_every_rounding_of_the_reference_is_to_the_nearest() -> None:
 
     f32, fma = reference.f32, reference.SINGLE.fma
     for _ in range(3000):
-        a, b, c = some(), some(), some()
+        a, b, c = random_value(), random_value(), random_value()
         x, y, z = Fraction(a), Fraction(b), Fraction(c)
         assert nearest_even(x + y, f32(a + b), torch.float32)
         assert nearest_even(x * y, f32(a * b), torch.float32)
@@ -310,7 +310,7 @@ def test_every_rounding_of_the_reference_is_to_the_nearest() -> None:
         assert nearest_even(x * y + z, reference.DOUBLE.fma(a, b, c), torch.float64)
         for dtype in (torch.float16, torch.bfloat16):
             assert nearest_even(x, reference.FORMATS[dtype].nearest(a), dtype)
-        # The root's neighbours on either side of it, halfway: their squares hold the radicand between them.
+        # The squares of the midpoints between the root and its neighbours must enclose the radicand.
         root = f32(math.sqrt(abs(a)))
         below, above = (
             (Fraction(root) + Fraction(reference.FORMATS[torch.float32].neighbour(root, up))) / 2

@@ -1,4 +1,4 @@
-"""The guard that counts the machine code of CUDA fills: what it counts, what it refuses."""
+"""The check that counts the machine instructions of CUDA fills: what it counts and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not installed
 from benchmarks.instructions import sass  # noqa: E402
 
 ARGUMENTS = "EEvNS_9ConstantsINT_4RealEEENS_11KeyScheduleEPKmNS0_8DenseRunEPT0_"
-# Ten instructions a round for two stores of float32, of which the hot path skips two; then a loop that stores
-# less, and a function that is none of these kernels.
+# A loop of ten instructions with two float32 stores; its hot path skips two of the ten. Then a loop with
+# fewer stores, and a function that is not one of these kernels.
 LISTING = """
 	code for sm_90
 		Function : _ZN9paraminit4cuda12dense_kernelINS0_8UniformFILb0EEEfLb0ARGUMENTS
@@ -46,7 +46,7 @@ def counted(listing: str) -> sass.Count:
 
 
 def with_line(listing: str, address: str, text: str) -> str:
-    """The listing with another instruction at an address."""
+    """Return the listing with another instruction at the address."""
     (line,) = [line for line in listing.splitlines() if f"/*{address}*/" in line and "BRA 0xe0" not in line][
         :1
     ]
@@ -72,15 +72,15 @@ def test_instructions_that_no_branch_skips_are_counted() -> None:
     ],
 )
 def test_a_kernel_is_known_by_its_mangled_name(mangled: str, name: str, elements: int) -> None:
-    one = counted(LISTING.replace("dense_kernelINS0_8UniformFILb0EEEfLb0E", mangled))
-    assert (one.name, one.elements) == (name, elements)
+    kernel = counted(LISTING.replace("dense_kernelINS0_8UniformFILb0EEEfLb0E", mangled))
+    assert (kernel.name, kernel.elements) == (name, elements)
 
 
 def test_stores_to_an_address_of_any_space_are_counted() -> None:
     assert counted(LISTING.replace("STG.E.128", "ST.E.128")) == counted(LISTING)
 
 
-def test_a_name_that_cannot_be_read_is_one_line() -> None:
+def test_a_name_that_cannot_be_read_is_refused_in_one_line() -> None:
     with pytest.raises(sass.SassError, match="^sass: expected the name of a kernel of dense fills, got _ZN9"):
         sass.kernels(LISTING.replace("EEEfLb0", "EEEtLb0"))
 
@@ -101,7 +101,7 @@ def test_a_kernel_without_wide_stores_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["STL [R1], R4", "LDL R4, [R1]", "BAR.SYNC.DEFER_BLOCKING 0x0", "MUFU.SIN R4, R4"]
 )
-def test_what_a_main_loop_must_not_have_is_found_off_the_hot_path_too(text: str) -> None:
+def test_instructions_that_a_main_loop_must_not_have_are_found_off_the_hot_path_too(text: str) -> None:
     assert counted(with_line(LISTING, "0050", text)).forbidden == [text.split()[0]]
     assert counted(with_line(LISTING, "0050", "MUFU.RSQ R4, R4")).forbidden == []
 
@@ -124,7 +124,7 @@ def test_a_key_on_the_device_may_cost_its_schedule_a_round_and_no_more() -> None
     assert len(sass.wrong([*known, sass.Count("NormalF bf16" + sass.KEY_ON_DEVICE, limit + 1, 16, [])])) == 1
 
 
-def test_an_extension_without_such_code_is_said_and_none_at_all_refused(
+def test_an_extension_without_sm_90_code_is_reported_and_a_missing_path_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sass, "listing", lambda _: "")

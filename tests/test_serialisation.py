@@ -1,4 +1,4 @@
-"""What is saved and loaded: keys in checkpoints, pickles and copies; numbers that stand for ints."""
+"""Keys survive checkpoints, pickles and copies, and take integer-like values as ints."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ INTEGERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("make", INTEGERS.values(), ids=INTEGERS.keys())
-def test_what_stands_for_an_int_is_taken_for_one(make: Any) -> None:
+def test_integer_like_values_are_taken_as_ints(make: Any) -> None:
     assert Key(make(7), make(9)) == Key(7, 9)
     assert Key(7).fold_in(make(3)) == Key(7).fold_in(3)
     assert Key(7).split(make(2)) == Key(7).split(2)
@@ -70,7 +70,7 @@ def test_what_stands_for_an_int_is_taken_for_one(make: Any) -> None:
 @pytest.mark.parametrize(
     "value", [True, np.bool_(True), torch.tensor(True), 1.0, np.float32(1), torch.tensor([1, 2]), "1", None]
 )
-def test_what_does_not_is_refused_in_one_line(value: Any) -> None:
+def test_other_values_are_refused_in_one_line(value: Any) -> None:
     for call in (lambda: Key(value), lambda: Key(1, value), lambda: Key(1).split(value)):
         with pytest.raises(TypeError, match="^paraminit_ext.Key: expected an int for [^\n]*, got [^\n]*$"):
             call()

@@ -1,4 +1,4 @@
-"""Parts of a whole: filled under one key, side by side, they are the whole."""
+"""Shards that are filled with one key make up the whole tensor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILLS: dict[str, tuple[tuple[int, ...], Fill]] = {
 
 
 def parts(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes that cover a whole of this shape, each as (begin, size): uneven, one thin, one empty."""
+    """Yield uneven boxes that cover a whole of this shape, as (begin, size); some are thin or empty."""
     rows, columns = shape[:2]
     rest = shape[2:]
     for r0, r1 in ((0, 5), (5, 5), (5, 6), (6, rows)):
@@ -87,7 +87,7 @@ def test_an_element_past_2_to_the_33_is_that_of_its_own_index() -> None:
     part = init.uniform_(shard(torch.empty(3, 9), shape, begin), generator=KEY)
     for row in range(3):
         index = (begin[0] + row) * shape[1] + begin[1]
-        # The row alone, as a part of the flat whole; and from a key that stands at its first counter.
+        # The row alone, as a shard of the flat whole, and from a key that starts at the row's first counter.
         flat = init.uniform_(shard(torch.empty(9), (shape[0] * shape[1],), (index,)), generator=KEY)
         assert same(part[row], flat)
         moved = Key(KEY.seed, (KEY.offset + index // 4) % 2**64)
@@ -105,7 +105,7 @@ def test_wrong_offsets_give_other_values() -> None:
 
 @pytest.fixture
 def fake_world() -> Iterator[Callable[[int], Any]]:
-    """Makes this process the given rank of four that talk to nobody."""
+    """Return a function that makes this process the given rank of a fake group of four."""
     distributed = pytest.importorskip("torch.distributed", reason="torch was built without distributed")
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
 

@@ -1,4 +1,4 @@
-"""Tensors on devices without kernels: filled by the CPU piece by piece, with the same values."""
+"""The CPU fills tensors on devices without kernels piece by piece, with the same values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fresh
+import subprocesses
 from fills import DTYPES, KEY, LAYOUTS, same
 from paraminit_ext import _C, Key
 
@@ -20,7 +20,7 @@ OPS: dict[str, list[float]] = {
     "sparse_": [0.02, 31],
     "words_": [],
 }
-WHOLE, START = (150, 90), (7, 11)  # of which a tensor of 130 x 67 is a part
+WHOLE, START = (150, 90), (7, 11)  # a tensor of 130 x 67 is a shard of this whole
 every_op = pytest.mark.parametrize(("name", "parameters"), OPS.items(), ids=OPS.keys())
 
 
@@ -41,7 +41,7 @@ def test_pieces_make_the_same_tensor(
     name: str, parameters: list[float], layout: str, size: int, part: bool
 ) -> None:
     if name == "sparse_":
-        size = max(size, 3000)  # each piece counts a column's words anew
+        size = max(size, 3000)  # each piece counts a column's words again
     whole, start = (WHOLE, START) if part else ((), ())
     for dtype in [torch.int64] if name == "words_" else DTYPES:
         make: Callable[[torch.dtype], Tensor] = LAYOUTS.get(layout, lambda d: torch.empty(130, 67, dtype=d))
@@ -69,7 +69,7 @@ def test_a_piece_at_another_place_would_be_seen() -> None:
     assert not torch.equal(tensor, expected)
 
 
-# A device that holds its elements in tensors of the CPU, and knows how to be copied and nothing else.
+# A device that stores its elements in CPU tensors and implements only a few operators, such as copies.
 DEVICE = """
 import sys, warnings
 import torch
@@ -83,7 +83,7 @@ held = {}
 
 def made(size, storage):
     tensor = torch._C._acc.create_empty_tensor(tuple(size), storage.dtype)
-    held[tensor.untyped_storage()._cdata] = (tensor, storage)  # what copies of the object share
+    held[tensor.untyped_storage()._cdata] = (tensor, storage)  # copies of the object share this address
     return tensor
 
 def storage(tensor):
@@ -152,17 +152,17 @@ print("filled")
 
 @pytest.mark.skipif(
     not hasattr(torch._C, "_acc") or not hasattr(torch._C._acc, "create_empty_tensor"),
-    reason="this torch has no devices written in Python",
+    reason="needs a torch that supports devices written in Python",
 )
 def test_a_device_without_kernels_is_filled_with_one_warning() -> None:
-    assert fresh.lines(DEVICE) == ["filled"]
+    assert subprocesses.lines(DEVICE) == ["filled"]
 
 
 def test_a_cuda_generator_without_kernels_gives_the_draw_of_one_with_them() -> None:
     from paraminit_ext.draws import draw, draw_several
 
     class State:
-        """What is asked of a CUDA generator, which only a torch with CUDA makes."""
+        """The methods of a CUDA generator that a draw uses. Only a torch with CUDA makes the real one."""
 
         offset = 40
         device = torch.device("cuda")
@@ -180,7 +180,7 @@ def test_a_cuda_generator_without_kernels_gives_the_draw_of_one_with_them() -> N
     seed, offset = draw(state)
     assert Key(seed % 2**64, offset % 2**64) == Key(77, 10).fold_in(0)
     assert state.offset == 44
-    # As many draws at once are those one after the other.
+    # Several draws at once equal the same draws one by one.
     several = [[n % 2**64 for n in row] for row in draw_several(state, 3).tolist()]
     assert [Key(*row) for row in several] == [Key(77, place).fold_in(0) for place in (11, 12, 13)]
     assert state.offset == 56

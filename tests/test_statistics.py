@@ -1,15 +1,15 @@
-"""Every fill that draws follows its law, its values are independent, and so are keys: with planted faults.
+"""Every fill that draws follows its law, values and keys are independent, and planted faults are found.
 
 The checks and their null laws are in prove/checks.py, the laws of the fills in prove/laws.py. Each check
-gives p-values, an alarm is one below 1e-6, and every p-value of this file is counted: the chance that a right
-package fails here is at most that number times 1e-6, which the last test bounds. Keys are fixed, so what
-passes once always does.
+gives p-values, and a p-value below 1e-6 is an alarm. This file counts all p-values. A correct package fails
+here with probability at most that number times 1e-6, which the last test bounds. Keys are fixed, so a test
+that passes once always passes.
 
-A check that found nothing would pass as well. So each is run on samples with a fault, no larger than those
-that it looks at, and must raise its alarm; and on samples of another generator, where its p-values must not
-be smaller than chance has them.
+A check that finds nothing would pass as well. So each check also runs on samples with a planted fault, which
+are no larger than its usual samples, and must raise an alarm. It also runs on samples of another generator,
+and its p-values must not be smaller than chance makes them.
 
-`make prove` runs the same checks on more values, and others that need minutes.
+`make prove` runs the same checks on more values, and other checks that need minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import torch
 
-import fresh
+import subprocesses
 from fills import DTYPES
 from paraminit_ext import Key, init
 from test_numbers import WORDS, apply, uniform_of
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # prove is not ins
 from prove import checks, counts, laws
 from prove.checks import ALARM, FALSE_ALARM, Scores
 from prove.laws import CASES, Array, Law, Sample, draw
-from prove.words import Words, first_words, interleaved, words
+from prove.raw_words import Words, first_words, interleaved, words
 
 KEY = Key(0x0DD5_A6A1_57)
 SIZE = 1 << 22
@@ -49,13 +49,14 @@ SHAPE = (4096, 1024)
 # Alarms, counted
 # ----------------------------------------------------------------------------------------
 
-# Of fills, not of planted faults and calibrations. Twice as many would still leave a false alarm unlikely.
+# The upper limit for p-values of fills, without planted faults and calibrations. With twice as many a false
+# alarm would still be unlikely.
 P_VALUES = 5000
 counted = 0
 
 
-def judge(scores: Scores) -> None:
-    """Fails where a p-value is an alarm, and counts them all."""
+def assert_no_alarm(scores: Scores) -> None:
+    """Fail if a p-value is an alarm, and count all p-values."""
     global counted
     counted += len(scores)
     alarms = {name: p for name, p in scores.items() if not p >= ALARM}
@@ -81,7 +82,7 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 @lru_cache(maxsize=2)
 def stock(name: str, dtype: torch.dtype) -> Sample:
-    """As many values of torch.nn.init; a sixteenth of truncated normals, which take it a second a million."""
+    """Return as many values of torch.nn.init; a sixteenth of truncated normals, which take 1 s a million."""
     rows, columns = SHAPE
     if name.startswith("trunc_normal_"):
         rows //= 16
@@ -90,9 +91,9 @@ def stock(name: str, dtype: torch.dtype) -> Sample:
 
 
 def can_be_compared(name: str) -> bool:
-    """Where stock has the function, and its values are known to be of the law.
+    """Return whether stock has the function and its values are known to follow the law.
 
-    Before torch 2.12 its truncated normals are not; bounds at infinity it refuses where they cut much.
+    Before torch 2.12 stock's truncated normals do not. Stock refuses infinite bounds that cut off much.
     """
     if name.startswith("trunc_normal_"):
         return TORCH >= (2, 12) and "tail" not in name
@@ -103,8 +104,8 @@ def against_law_and_stock(name: str, dtype: torch.dtype) -> Scores:
     sample = draw(name, dtype, *SHAPE)
     scores = checks.marginal(sample)
     if can_be_compared(name):
-        # Stock draws uniforms of 16-bit dtypes from 8 and 11 bits and loses tails of bfloat16 normals; what
-        # it draws in float32, rounded once and kept within the bounds, has the law that is meant.
+        # In 16-bit dtypes stock draws uniforms from 8 or 11 bits and loses tails of bfloat16 normals. Its
+        # float32 values, rounded once and clamped to the bounds, have the intended law.
         theirs = stock(name, torch.float64 if dtype == torch.float64 else torch.float32)
         if sample.histogram is not None:
             values = theirs.law.cells(dtype).values
@@ -115,10 +116,10 @@ def against_law_and_stock(name: str, dtype: torch.dtype) -> Scores:
 
 @every_case
 def test_a_fill_of_each_dtype_follows_its_law_and_differs_from_stocks_by_chance(name: str) -> None:
-    # NumPy's functions let go of the interpreter, so that two threads take half of the time of one.
+    # NumPy's functions release the interpreter lock, so two threads take half of the time of one.
     with ThreadPoolExecutor(2) as pool:
         for scores in pool.map(partial(against_law_and_stock, name), DTYPES):
-            judge(scores)
+            assert_no_alarm(scores)
 
 
 @pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-3.0, 4.0), (1.75, math.inf)], ids=str)
@@ -130,10 +131,10 @@ def test_a_truncated_normal_has_its_distribution_function_at_every_word(bounds: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 def test_shards_of_a_long_fill_are_counted_as_its_law_has_them(dtype: torch.dtype) -> None:
-    # As `make prove` counts 2^32 values.
+    # `make prove` counts 2^32 values in the same way.
     patterns = counts.count("normal_", dtype, SIZE, SIZE // 4)
     law = CASES["normal_"].law(1, 1)
-    judge(counts.of_counts(counts.histogram(patterns, law, dtype)))
+    assert_no_alarm(counts.of_counts(counts.histogram(patterns, law, dtype)))
     shifted = laws.normal(law.mean + 0.01 * law.std, law.std)
     for check in (checks.counted_kolmogorov, checks.every_value, checks.counted_moments):
         assert raises_alarm(check(counts.histogram(patterns, shifted, dtype)))
@@ -143,7 +144,7 @@ def test_shards_of_a_long_fill_are_counted_as_its_law_has_them(dtype: torch.dtyp
 # Dependence within a fill
 # ----------------------------------------------------------------------------------------
 
-# The 16-bit dtypes are these values rounded. One sample of each path from words to values.
+# One sample of each path from words to values. The values of 16-bit dtypes are these values, rounded.
 DEPENDENT = [
     ("uniform_", torch.float32),
     ("normal_", torch.float32),
@@ -156,7 +157,7 @@ DEPENDENT = [
 @pytest.mark.parametrize(("name", "dtype"), DEPENDENT, ids=lambda v: str(v).removeprefix("torch."))
 def test_values_of_a_fill_are_independent(name: str, dtype: torch.dtype) -> None:
     sample = draw(name, dtype, *SHAPE)
-    judge(checks.serial(sample) | checks.tuples(sample))
+    assert_no_alarm(checks.serial(sample) | checks.tuples(sample))
 
 
 def square(sample: Sample) -> Array:
@@ -166,7 +167,7 @@ def square(sample: Sample) -> Array:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
 def test_rows_and_columns_of_a_matrix_are_independent(dtype: torch.dtype) -> None:
-    judge(checks.rows_and_columns(square(draw("normal_", dtype, 2048, 2048))))
+    assert_no_alarm(checks.rows_and_columns(square(draw("normal_", dtype, 2048, 2048))))
 
 
 # ----------------------------------------------------------------------------------------
@@ -187,17 +188,17 @@ STREAMS: dict[str, Callable[[], Words]] = {
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_words_are_fair_and_independent(stream: str) -> None:
-    judge(checks.of_words(STREAMS[stream]()))
+    assert_no_alarm(checks.of_words(STREAMS[stream]()))
 
 
 def test_words_are_written_to_a_pipe_as_they_are_tested() -> None:
-    command = [sys.executable, "-m", "prove.words", "eight keys in turn", "7"]
+    command = [sys.executable, "-m", "prove.raw_words", "eight keys in turn", "7"]
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=fresh.PACKAGE_ROOT,
+        cwd=subprocesses.PACKAGE_ROOT,
         env={**os.environ, "PYTHONPATH": str(root)},
     ) as writer:
         assert writer.stdout is not None
@@ -212,7 +213,7 @@ def test_words_are_written_to_a_pipe_as_they_are_tested() -> None:
 
 
 def test_what_dieharder_prints_is_read() -> None:
-    battery = pytest.importorskip("prove.battery", reason="needs requirements/bench.txt")
+    battery = pytest.importorskip("prove.dieharder", reason="needs requirements/bench.txt")
     printed = (
         "        test_name   |ntup| tsamples |psamples|  p-value |Assessment\n"
         "#=============================================================#\n"
@@ -228,16 +229,16 @@ def test_what_dieharder_prints_is_read() -> None:
 # ----------------------------------------------------------------------------------------
 
 NAME = "layers.0.weight"
-Derive = Callable[[int, int, str], Key]  # of a seed, an offset and a text
+Derive = Callable[[int, int, str], Key]  # takes a seed, an offset and a text
 
 
 def derive(seed: int, offset: int, text: str) -> Key:
-    """What a user does to have a key for a parameter."""
+    """Return the key of a parameter, derived as a user derives it."""
     return Key(seed, offset).fold_in(text)
 
 
 def one_bit_apart(derive: Derive) -> Iterator[tuple[str, Key]]:
-    """A key, and all that differ from it in one bit of what they are derived from."""
+    """Yield a key, and all keys with a seed, offset or text that differs in one bit."""
     seed, offset = 0x0123_4567_89AB_CDEF, 0x0F1E_2D3C_4B5A_6978
     yield "itself", derive(seed, offset, NAME)
     for bit in range(64):
@@ -250,7 +251,7 @@ def one_bit_apart(derive: Derive) -> Iterator[tuple[str, Key]]:
 
 
 def neighbouring_keys(derive: Derive, count: int = 1 << 14) -> Scores:
-    """Words and normals of each key against those of the first, place by place."""
+    """Compare the words and normals of each key with those of the first key, place by place."""
     keys = dict(one_bit_apart(derive))
     streams = {name: words(key, count) for name, key in keys.items()}
     fills = {name: init.normal_(torch.empty(count), generator=key).double() for name, key in keys.items()}
@@ -265,17 +266,17 @@ def neighbouring_keys(derive: Derive, count: int = 1 << 14) -> Scores:
 
 
 def direct(seed: int, offset: int, text: str) -> Key:
-    """The key itself, with nothing between a bit of it and the rounds that make its words."""
+    """Return the key itself, so that the rounds of Philox see its bits directly."""
     return Key(seed, offset) if text == NAME else Key(seed, offset).fold_in(text)
 
 
 @pytest.mark.parametrize("derivation", [derive, direct])
 def test_keys_that_differ_in_one_bit_have_independent_values(derivation: Derive) -> None:
-    judge(neighbouring_keys(derivation))
+    assert_no_alarm(neighbouring_keys(derivation))
 
 
 def first_values(generators: Iterable[torch.Generator | Key]) -> Sample:
-    """The first value of a small fill of each."""
+    """Return the first value of a small fill from each generator."""
     values = [init.uniform_(torch.empty(1), generator=generator) for generator in generators]
     return Sample(torch.cat(values), laws.uniform(0, 1))
 
@@ -292,11 +293,11 @@ FIRST: dict[str, Callable[[], Sample]] = {
 @pytest.mark.parametrize("source", FIRST)
 def test_first_values_of_fills_follow_the_law_and_are_independent(source: str) -> None:
     sample = FIRST[source]()
-    judge(checks.marginal(sample) | checks.serial(sample, range(1, 9)))
+    assert_no_alarm(checks.marginal(sample) | checks.serial(sample, range(1, 9)))
 
 
 def fills_in_a_row(generators: Iterable[torch.Generator | Key]) -> Array:
-    """As rows: 512 fills of 2048 normals each."""
+    """Return fills of 2048 normals each as the rows of a matrix."""
     return np.stack([init.normal_(torch.empty(2048), generator=g).double().numpy() for g in generators])
 
 
@@ -310,7 +311,7 @@ ROWS: dict[str, Callable[[], Array]] = {
 
 @pytest.mark.parametrize("source", ROWS)
 def test_fills_in_a_row_are_independent(source: str) -> None:
-    judge(checks.rows_and_columns(ROWS[source]()))
+    assert_no_alarm(checks.rows_and_columns(ROWS[source]()))
 
 
 # ----------------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ def test_fills_in_a_row_are_independent(source: str) -> None:
 
 @cache
 def plain(kind: str) -> Array:
-    """Values in float32 without a fault, as doubles: what the faults are planted in."""
+    """Return float32 values without a fault, as doubles; the faults are planted in these values."""
     tensor = torch.empty(SHAPE)
     key = KEY.fold_in("faults")
     filled = init.normal_(tensor, generator=key) if kind == "normal" else init.uniform_(tensor, generator=key)
@@ -332,7 +333,7 @@ FEW = 1 << 20
 
 
 def few(kind: str) -> Array:
-    """The first quarter of them, which is enough for faults that are no matter of size."""
+    """Return the first quarter of the plain values, enough for faults that need no large sample."""
     return plain(kind)[:FEW]
 
 
@@ -344,39 +345,39 @@ def faulty(kind: str, values: Array, dtype: torch.dtype = torch.float32) -> Samp
 
 
 def shifted() -> Sample:
-    """A mean that is a hundredth of a standard deviation off."""
+    """The mean is off by a hundredth of a standard deviation."""
     return faulty("normal", plain("normal") + 0.01)
 
 
 def scaled() -> Sample:
-    """A standard deviation that is 4 in 1000 off (1 in 1000 is seen in 2^26 values)."""
+    """The standard deviation is off by 4 in 1000 (2^26 values would show 1 in 1000)."""
     return faulty("normal", plain("normal") * 1.004)
 
 
 def seven_bits() -> Sample:
-    """Uniforms of 7 bits, in the middle of their steps so that the mean is right."""
+    """Uniforms have 7 bits, in the middle of their steps so that the mean is right."""
     return faulty("uniform", (np.floor(few("uniform") * 128) + 0.5) / 128)
 
 
 def eight_bits_in_bfloat16() -> Sample:
-    """Uniforms of 8 bits, each of them a value that bfloat16 has."""
+    """Uniforms have 8 bits; bfloat16 represents each of them."""
     return faulty("uniform", np.floor(few("uniform") * 256) / 256, torch.bfloat16)
 
 
 def cut_bits() -> Sample:
-    """bfloat16 by dropping 16 bits in place of rounding."""
+    """bfloat16 values are truncated by 16 bits instead of rounded."""
     bits = plain("normal").astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     return faulty("normal", bits.view(np.float32).astype(np.float64), torch.bfloat16)
 
 
 def rounded_twice() -> Sample:
-    """float16 by way of bfloat16."""
+    """float16 values are first rounded to bfloat16."""
     coarse = torch.from_numpy(few("normal")).bfloat16().double().numpy()
     return faulty("normal", coarse, torch.float16)
 
 
 def clamped() -> Sample:
-    """What is beyond 3 standard deviations is heaped there."""
+    """Values beyond 3 standard deviations are clamped."""
     return faulty("normal", np.clip(few("normal"), -3, 3))
 
 
@@ -385,14 +386,14 @@ def clamped_in_bfloat16() -> Sample:
 
 
 def heaped() -> Sample:
-    """Of every 2^15 values one is the lower bound."""
+    """One of every 2^15 values is the lower bound."""
     values = few("uniform").copy()
     values[:: 1 << 15] = 0.0
     return faulty("uniform", values)
 
 
 def lost_tails() -> Sample:
-    """The radius from a uniform of 8 bits, as bfloat16 has it: no |z| beyond 3.6 occurs."""
+    """The radius comes from a uniform of 8 bits, as in bfloat16, so no |z| exceeds 3.6."""
     u = (np.floor(few("uniform") * 256) + 0.5) / 256
     radius = np.sqrt(-2 * np.log(u[::2]))
     angle = 2 * np.pi * few("uniform")[1::2]
@@ -400,17 +401,17 @@ def lost_tails() -> Sample:
 
 
 def each_counter_twice() -> Sample:
-    """A group of four and the same again."""
+    """Each group of four appears twice in a row."""
     return faulty("normal", np.repeat(few("normal").reshape(-1, 4)[: FEW // 8], 2, axis=0).ravel())
 
 
 def counter_of_six_bits() -> Sample:
-    """64 groups again and again, which a run of 2^22 shows as counts that are far too uneven."""
+    """The same 64 groups repeat, so that counts are far too uneven."""
     return faulty("normal", np.tile(few("normal")[:256], FEW // 256))
 
 
 def swapped_lanes() -> Sample:
-    """The second pair of a group takes its radius from the first's angle, and its angle from the radius."""
+    """The second pair of a group uses the words of the first, with radius and angle exchanged."""
     w = (few("uniform").reshape(-1, 4)[:, :2] + 2.0**-25).repeat(2, axis=0).reshape(-1, 2, 2)
     w[:, 1] = w[:, 1, ::-1]
     radius, angle = np.sqrt(-2 * np.log(w[:, :, 0])), 2 * np.pi * w[:, :, 1]
@@ -418,21 +419,21 @@ def swapped_lanes() -> Sample:
 
 
 def one_lane_for_two() -> Sample:
-    """Lane 3 is lane 1 once more."""
+    """Lane 3 repeats lane 1."""
     values = few("normal").reshape(-1, 4).copy()
     values[:, 3] = values[:, 1]
     return faulty("normal", values.ravel())
 
 
 def common_radius() -> Sample:
-    """Both pairs of a group have one radius: uncorrelated values, whose sizes are not."""
+    """Both pairs of a group have the same radius: values are uncorrelated, their sizes are not."""
     z = few("normal").reshape(-1, 2, 2)
     size = np.sqrt(np.square(z).sum(2, keepdims=True))
     return faulty("normal", (z / size * size[:, :1]).ravel())
 
 
 def even_counts() -> Sample:
-    """A lattice in random order: more even than chance."""
+    """A lattice in random order has counts more even than chance."""
     order = np.random.default_rng(5).permutation(FEW)
     return faulty("uniform", (order + 0.5) / FEW)
 
@@ -493,7 +494,7 @@ def each_row_near_the_last(matrix: Array) -> None:
 
 
 def one_direction(matrix: Array) -> None:
-    """All rows have a share of the first: 4 in 1000 of their variance."""
+    """All rows take 4 in 1000 of their variance from the first row."""
     matrix[1:] = math.sqrt(1 - 4e-3) * matrix[1:] + math.sqrt(4e-3) * matrix[0]
 
 
@@ -547,13 +548,13 @@ def each_group_twice(stream: Words) -> None:
 
 
 def a_word_from_the_last(stream: Words) -> None:
-    """The four low bits of a lane come again in the next group's, in another lane."""
+    """The four low bits of a lane repeat in another lane of the next group."""
     groups = stream.reshape(-1, 4)
     groups[1:, 3] = groups[1:, 3] & np.uint32(0xFFFFFFF0) | groups[:-1, 0] & np.uint32(0xF)
 
 
 def low_bits_of_a_counter(stream: Words) -> None:
-    """A generator of 32 bits of state, modulo 2^32, in one lane: its low bits have short periods."""
+    """One lane is a linear counter modulo 2^32, whose low bits have short periods."""
     lane = stream.reshape(-1, 4)[:, 1]
     lane[:] = (np.arange(len(lane), dtype=np.uint64) * 2654435761 + 12345).astype(np.uint32)
 
@@ -576,7 +577,7 @@ def test_a_check_of_words_rejects_a_planted_fault(fault: Callable[[Words], None]
 
 
 def test_the_check_of_words_rejects_streams_that_overlap() -> None:
-    # Numbered by adding to the offset, as the documents say not to.
+    # Add the numbers to the offset, which the documentation advises against.
     streams = (words(Key(KEY.seed, i), SIZE // 8) for i in range(8))
     assert raises_alarm(checks.groups_of_words(interleaved(streams)))
 
@@ -590,17 +591,17 @@ def offsets_of_32_bits(seed: int, offset: int, text: str) -> Key:
 
 
 def texts_by_their_sum(seed: int, offset: int, text: str) -> Key:
-    """Two texts collide where letters change by as much."""
+    """Two texts collide if their letters have the same sum."""
     return Key(seed, offset).fold_in(sum(map(ord, text)))
 
 
 def seed_and_offset_mixed(seed: int, offset: int, text: str) -> Key:
-    """One number from both, so that a bit of one undoes the other's, and no key is the first."""
+    """Seed and offset become one number, so a bit of the seed and the same bit of the offset give one key."""
     return Key(seed ^ offset).fold_in(text)
 
 
 def texts_as_offsets(seed: int, offset: int, text: str) -> Key:
-    """Neighbouring numbers added to the offset: streams that overlap."""
+    """Other texts add only their length to the offset, so texts of one length share a stream."""
     return Key(seed, offset).fold_in(0) if text == NAME else Key(seed, offset + len(text))
 
 
@@ -640,7 +641,7 @@ def of_another_generator(law: Law, dtype: torch.dtype, size: int, seed: int) -> 
 
 
 def never_too_small(replicate: Callable[[int], Scores]) -> None:
-    """Each p-value is below p no more often than p, as far as replicates of it show."""
+    """Assert that each p-value is below p no more often than p, as far as the replicates show."""
     seen = [replicate(seed) for seed in range(REPLICATES)]
     too_often = {name: checks.no_smaller_than_chance([scores[name] for scores in seen]) for name in seen[0]}
     assert min(too_often.values()) > ALARM, too_often
@@ -678,7 +679,7 @@ def test_p_values_of_two_samples_are_no_smaller_than_chance_has_them() -> None:
 
 
 def test_the_law_of_anderson_and_darling_has_its_mean_and_second_moment() -> None:
-    # E A^2 = 1 and Var A^2 = 2 (pi^2 - 9) / 3, by their weighted sum of chi-squares.
+    # E A^2 = 1 and Var A^2 = 2 (pi^2 - 9) / 3, because A^2 is a weighted sum of chi-squares.
     z, weights = np.polynomial.legendre.leggauss(200)
     z, weights = 10 * (z + 1), 10 * weights
     tail = np.array([checks.anderson_darling_sf(float(at)) for at in z])

@@ -1,8 +1,8 @@
-"""``torch.ops.paraminit_ext.statistics``: what a tensor holds, in one pass.
+"""``torch.ops.paraminit_ext.statistics`` gives the statistics of a tensor in one pass.
 
-Expected are torch's own counts and extremes, exactly, and its mean and squares in float64. Sums of float64
-numbers differ by their order alone; 16-bit numbers are first summed up as floats, eight after each other at
-most, so that each is rounded nine times at most, by 2^-24: less than 6e-7 of the sum of magnitudes.
+Counts and extremes must equal torch's exactly. Mean and squares are compared with torch's in float64. Sums of
+float64 numbers differ only by their order. 16-bit numbers are first summed as floats, at most eight in a row.
+So each is rounded at most nine times, by 2^-24: less than 6e-7 of the sum of magnitudes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIELDS = (*COUNTS, "mean", "mean_imag", "squares", "least", "greatest")
 FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 COMPLEX = [torch.complex64, torch.complex128, torch.complex32]
 OTHERS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.int8, torch.uint8, torch.bool]
-# A few elements, a step of vectors and one more, a block and one more, a unit and one more, several.
+# A few elements; a vector step, a block and a unit, each with one element more; several units.
 SIZES = [1, 7, 32, 33, 8192, 8193, 65537, 200_003]
 ROUNDING = 6e-7
 
@@ -35,7 +35,7 @@ def statistics(tensor: Tensor) -> dict[str, float]:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """Flat, as float64 or complex128."""
+    """Return the tensor flat, as float64 or complex128."""
     if tensor.dtype == torch.complex32:
         tensor = tensor.to(torch.complex64)
     return tensor.flatten().to(torch.complex128 if tensor.is_complex() else torch.float64)
@@ -77,7 +77,7 @@ def assert_right(tensor: Tensor) -> None:
     scale = math.sqrt(want["squares"] / max(1, want["finite"])) + abs(want["mean"])
     assert abs(got["mean"] - want["mean"]) <= ROUNDING * scale
     assert abs(got["mean_imag"] - want["mean_imag"]) <= ROUNDING * scale
-    # Distances are rounded once more each, and are squared.
+    # Each distance from the mean is rounded once more, and squared.
     assert abs(got["squares"] - want["squares"]) <= 3 * ROUNDING * want["squares"] + 1e-300
 
 
@@ -98,20 +98,20 @@ def test_statistics_are_torchs(dtype: torch.dtype, size: int, cpu_capability: st
 def test_special_values_are_counted_wherever_they_stand(dtype: torch.dtype, cpu_capability: str) -> None:
     base = dtype.to_real() if dtype.is_complex else dtype
     tiny = torch.finfo(base).smallest_normal / 4
-    # Of float64 one whose square still is a number.
+    # In float64 the square must not overflow.
     large = min(torch.finfo(base).max, 1e150)
-    for odd in (0.0, -0.0, tiny, -tiny, math.nan, math.inf, -math.inf, large):
+    for special in (0.0, -0.0, tiny, -tiny, math.nan, math.inf, -math.inf, large):
         for place in (0, 1, 31, 8191, 8192, 20_000):
             tensor = sample(dtype, 20_001)
             if dtype.is_complex and place % 2:
-                tensor[place] = complex(odd, 1.0)  # type: ignore[assignment]  # torch takes it
+                tensor[place] = complex(special, 1.0)  # type: ignore[assignment]  # torch takes it
             else:
-                tensor[place] = odd
+                tensor[place] = special
             assert_right(tensor)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATING, *COMPLEX])
-def test_nothing_finite_and_nothing_at_all(dtype: torch.dtype) -> None:
+def test_tensors_without_finite_elements_are_right(dtype: torch.dtype) -> None:
     assert_right(torch.full((1000,), math.nan, dtype=dtype))
     assert_right(torch.empty(0, dtype=dtype))
     assert_right(torch.zeros(1000, dtype=dtype))
@@ -120,7 +120,7 @@ def test_nothing_finite_and_nothing_at_all(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_a_small_deviation_around_a_large_mean_is_not_lost(dtype: torch.dtype) -> None:
     assert_right(sample(dtype, 100_000, mean=1000.0))
-    # One element beside a constant.
+    # One element differs from a constant.
     tensor = torch.ones(1 << 20, dtype=dtype)
     tensor[77_777] += max(torch.finfo(dtype).eps, 1e-7)
     assert_right(tensor)
@@ -153,7 +153,7 @@ def test_any_layout_is_read() -> None:
     assert_right(torch.view_as_complex(base.view(6, 700, 150, 2)).imag)
 
 
-def test_what_cannot_be_read_is_one_line() -> None:
+def test_a_tensor_that_cannot_be_read_is_refused_in_one_line() -> None:
     with pytest.raises(NotImplementedError, match=r"^paraminit_ext\.statistics: expected"):
         torch.ops.paraminit_ext.statistics(torch.eye(3).to_sparse())
     freed = torch.ones(10)
@@ -162,7 +162,7 @@ def test_what_cannot_be_read_is_one_line() -> None:
         torch.ops.paraminit_ext.statistics(freed)
 
 
-def test_reading_is_no_part_of_a_gradient_and_moves_no_version() -> None:
+def test_statistics_have_no_gradient_and_leave_the_version() -> None:
     weight = torch.nn.Parameter(torch.ones(5))
     found = torch.ops.paraminit_ext.statistics(weight)
     assert not found.requires_grad
@@ -174,10 +174,10 @@ def test_reading_is_no_part_of_a_gradient_and_moves_no_version() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [*FLOATING, *COMPLEX[:2]])
-def test_on_a_gpu_they_are_the_cpus(dtype: torch.dtype, size: int) -> None:
+def test_statistics_on_a_gpu_are_the_cpus(dtype: torch.dtype, size: int) -> None:
     tensor = sample(dtype, size + 1)
-    for one in (tensor, tensor[1:]):
-        got, want = statistics(one.to("cuda")), statistics(one)
+    for values in (tensor, tensor[1:]):
+        got, want = statistics(values.to("cuda")), statistics(values)
         assert all(got[field] == want[field] for field in (*COUNTS, "least", "greatest"))
         scale = math.sqrt(want["squares"] / want["finite"]) + abs(want["mean"])
         assert abs(got["mean"] - want["mean"]) <= 2 * ROUNDING * scale

@@ -1,4 +1,4 @@
-"""The stream contract: which numbers a fill writes, and what may not change them."""
+"""The stream contract: which numbers a fill writes, and what must not change them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FOUR_SHAPES = ("5", "1001x7", "64x65", "2x3x5x7")
 MATRIX_SHAPES = ("5x3", "1001x7", "64x65")
 COMPLEX = [torch.complex64, torch.complex128]
 INF = math.inf
-# Function, arguments, dtypes, shapes: what a change of the stream would change.
+# Function, arguments, dtypes and shapes of fills that a change of the stream would change.
 GOLDEN_FILLS: list[tuple[str, tuple[float, ...], list[torch.dtype], tuple[str, ...]]] = [
     ("uniform_", (-0.3, 0.55), [*DTYPES, *COMPLEX], FOUR_SHAPES),
     ("uniform_", (1.0, 1.0078125), DTYPES, FOUR_SHAPES),
@@ -72,7 +72,7 @@ GOLDEN_KEYS: list[tuple[Key, str, list[int | str]]] = [
 ]
 GOLDEN_GENERATORS = (0, 7, 2**63 - 1)
 HOW_TO_CHANGE = (
-    "the stream has changed; if that is meant, raise STREAM_VERSION (csrc/stream/request.h, "
+    "the stream has changed; if this is intended, raise STREAM_VERSION (csrc/stream/request.h, "
     "paraminit_ext/__init__.py), say why under Stream in CHANGELOG.md and run "
     "`python tests/test_stream.py` to write the new golden values"
 )
@@ -91,12 +91,12 @@ def made_keys(key: Key, method: str, arguments: list[int | str]) -> list[list[in
 
 
 def generator_key(seed: int) -> list[int]:
-    """The key that a fill takes from a CPU generator of that seed."""
+    """Return the key that a fill draws from a CPU generator with this seed."""
     return [n % 2**64 for n in paraminit_ext.draws.draw(torch.Generator().manual_seed(seed))]
 
 
 def golden_values() -> dict[str, object]:
-    """Everything that golden.json holds, of today's stream."""
+    """Return the contents of golden.json for the current stream."""
     return {
         "stream_version": paraminit_ext.STREAM_VERSION,
         "key": [KEY.seed, KEY.offset],
@@ -140,7 +140,7 @@ def test_derived_keys_are_the_golden_ones() -> None:
 
 
 def test_every_function_that_draws_has_golden_values() -> None:
-    # An orthogonal matrix has the bits of its Gaussian alone: normal_ with std 1.
+    # Only the Gaussian of an orthogonal matrix has fixed bits, and that is normal_ with std 1.
     assert {function for function, *_ in GOLDEN_FILLS} == RANDOM.keys() - {"orthogonal_"}
 
 
@@ -158,7 +158,7 @@ def test_the_stream_version_is_that_of_the_golden_values() -> None:
     assert paraminit_ext._C.build_info()["stream_version"] == str(paraminit_ext.STREAM_VERSION)
 
 
-# --- what may not change a value -------------------------------------------------------------
+# --- what must not change a value ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_values_do_not_depend_on_the_memory_format(fill: Fill, memory_format: to
 
 
 def test_a_large_transposed_matrix_is_the_contiguous_one() -> None:
-    # Larger than a unit of work in both directions, and cut over threads.
+    # Larger than a unit of work in both dimensions, and split over threads.
     expected = init.normal_(torch.empty(700, 1030), generator=KEY)
     assert same(init.normal_(torch.empty(1030, 700).t(), generator=KEY), expected)
 
@@ -217,7 +217,7 @@ def test_a_large_transposed_matrix_is_the_contiguous_one() -> None:
 @typed
 @pytest.mark.parametrize("name", ["uniform", "normal", "trunc_normal"])
 def test_a_large_fill_is_what_small_ones_write(name: str, dtype: torch.dtype, cpu_capability: str) -> None:
-    # Past 8 MiB stores go by the caches and pages are asked for in another size.
+    # From 8 MiB on a fill uses non-temporal stores and requests huge pages.
     numel = (9 << 20) // torch.empty((), dtype=dtype).element_size() + 77
     for place in (0, 1):
         backing = torch.full((numel + 9,), -7.0, dtype=dtype)
@@ -268,7 +268,7 @@ def test_an_element_far_out_is_that_of_its_own_counter(
     size = 4 if dtype != torch.float64 else 2
     part = torch.empty(40, dtype=dtype)
     init.normal_(shard(part, (2**63 - 1,), (place,)), generator=KEY)
-    # The same values from a key that stands that many counters further on.
+    # The same values come from a key that is advanced by that many counters.
     moved = Key(KEY.seed, (KEY.offset + place // size) % 2**64)
     assert same(part, init.normal_(torch.empty(44, dtype=dtype), generator=moved)[place % size :][:40])
 
@@ -296,7 +296,7 @@ def test_flushing_of_subnormals_changes_no_value(fill: Fill, cpu_capability: str
     finally:
         torch.set_flush_denormal(False)
     assert same(torch.cat([t.double() for t in got]), expected)
-    # The mode would have changed them: these fills do make subnormal values.
+    # These fills contain subnormal values, which the mode would have flushed.
     assert (got[-2].abs() < 2.0**-126).all()
     assert got[-2].any()
 
@@ -307,7 +307,7 @@ def test_two_fills_in_a_row_differ_and_share_no_value() -> None:
         init.uniform_(torch.empty(4096, dtype=torch.float64)),
         init.uniform_(torch.empty(4096, dtype=torch.float64)),
     )
-    # 53-bit values: two of 2^24 pairs agree by chance with probability 2^-29.
+    # Values have 53 bits: one of 2^24 pairs agrees by chance with probability 2^-29.
     assert not set(a.tolist()) & set(b.tolist())
 
 
@@ -359,7 +359,7 @@ def test_a_uniform_stays_below_its_upper_bound(
     start, end = (x if dtype == torch.float64 else float(np.float32(x)) for x in (a, b))
     representable = torch.tensor([start], dtype=torch.float64).to(dtype).double()
     if not bool(((values >= start) & (values < end)).all()):
-        # Only where the dtype has no value in [a, b): then the bound itself, rounded.
+        # The values are the rounded bound only if the dtype has no value in [a, b).
         assert bool((values == representable).all())
         nearest = torch.nextafter(representable.to(dtype), torch.tensor([math.inf], dtype=dtype)).double()
         assert not (start <= representable.item() < end)
@@ -388,5 +388,5 @@ def test_the_draw_is_two_integers_over_their_whole_range() -> None:
 
 
 if __name__ == "__main__":
-    # After a change of the stream that was meant.
+    # Run this after an intended change of the stream.
     GOLDEN.write_text(json.dumps(golden_values(), indent=1) + "\n")

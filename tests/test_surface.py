@@ -1,11 +1,16 @@
-"""A drop-in for torch.nn.init: names, signatures, what comes back, warnings, overrides, what is left."""
+"""A drop-in for torch.nn.init: names, signatures, results, warnings, overrides and untouched state."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import shutil
+import subprocess
+import sys
+import sysconfig
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import fresh
 import paraminit_ext
+import subprocesses
 from fills import same
 from paraminit_ext import Key, init
 
+ROOT = Path(__file__).resolve().parents[1]
 stock = nn.init
 ALIASES = sorted(name for name in stock.__all__ if name + "_" in stock.__all__)
 FUNCTIONS = sorted(set(stock.__all__) - set(ALIASES))
-# Each function that fills, with arguments that are right for a 16 x 24 matrix (dirac_ takes another shape).
+# Each fill function, with valid arguments for a 16 x 24 matrix (dirac_ takes another shape).
 CALLS: dict[str, tuple[Any, ...]] = {
     "uniform_": (-0.1, 0.2),
     "normal_": (0.5, 0.02),
@@ -47,8 +53,8 @@ def shape_for(name: str) -> tuple[int, ...]:
 
 
 def function(name: str) -> Callable[..., Tensor]:
-    found: Callable[..., Tensor] = getattr(init, name)
-    return found
+    fill: Callable[..., Tensor] = getattr(init, name)
+    return fill
 
 
 # --- names and signatures --------------------------------------------------------------------
@@ -67,9 +73,9 @@ def test_every_name_of_stock_is_here_and_at_the_top_level() -> None:
     for name in {*stock.__all__, *private}:
         assert getattr(init, name) is getattr(paraminit_ext, name)
         assert getattr(init, name) is not getattr(stock, name)
-    beside = {"delta_orthogonal_", "variance_scaling_", "lecun_normal_", "lecun_uniform_"}
-    assert set(init.__all__) == {*stock.__all__, *beside}
-    assert all(getattr(init, name) is getattr(paraminit_ext, name) for name in beside)
+    additions = {"delta_orthogonal_", "variance_scaling_", "lecun_normal_", "lecun_uniform_"}
+    assert set(init.__all__) == {*stock.__all__, *additions}
+    assert all(getattr(init, name) is getattr(paraminit_ext, name) for name in additions)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -105,8 +111,9 @@ def test_fans_are_stocks(shape: tuple[int, ...]) -> None:
     tensor = torch.empty(shape)
     assert init._calculate_fan_in_and_fan_out(tensor) == stock._calculate_fan_in_and_fan_out(tensor)
     for mode in ("fan_in", "fan_out", "FAN_IN"):
-        mine: Any = mode
-        assert init._calculate_correct_fan(tensor, mine) == stock._calculate_correct_fan(tensor, mine)
+        any_mode: Any = mode
+        ours = init._calculate_correct_fan(tensor, any_mode)
+        assert ours == stock._calculate_correct_fan(tensor, any_mode)
 
 
 # --- what a call does ------------------------------------------------------------------------
@@ -148,7 +155,7 @@ def test_meta_tensors_and_empty_ones_are_left(name: str, arguments: tuple[Any, .
 
 @every_fill
 def test_a_default_device_changes_nothing(name: str, arguments: tuple[Any, ...]) -> None:
-    # The device context is a function mode: stock's own function would be what it calls in the end.
+    # The device context is a function mode, which must not end up calling stock's function.
     torch.manual_seed(3)
     expected = function(name)(torch.empty(shape_for(name)), *arguments)
     for device in ("cpu", "meta"):
@@ -177,7 +184,7 @@ def test_a_number_may_be_a_tensor_of_no_dimensions_or_an_int(value: Any) -> None
     ("name", "arguments"), [c for c in CALLS.items() if c[0] not in {"orthogonal_", "sparse_"}]
 )
 def test_arguments_mean_what_they_mean_to_stock(name: str, arguments: tuple[Any, ...]) -> None:
-    """Equal constants; for random fills, equal mean and deviation up to their standard errors."""
+    """Constants are equal. Random fills have equal means and deviations up to their standard errors."""
     shape = (256, 128, 3, 3) if name == "dirac_" else (512, 768)
     torch.manual_seed(0)
     ours, theirs = (getattr(m, name)(torch.empty(shape), *arguments).double() for m in (init, stock))
@@ -185,7 +192,7 @@ def test_arguments_mean_what_they_mean_to_stock(name: str, arguments: tuple[Any,
         assert torch.equal(ours, theirs)
         return
     n, std = ours.numel(), theirs.std().item()
-    # 6 standard errors of a difference of two means; a kurtosis of at most 3 bounds that of a deviation.
+    # 6 standard errors of a difference of two means. A kurtosis of at most 3 bounds the error of a deviation.
     assert abs(ours.mean() - theirs.mean()) < 6 * std * math.sqrt(2 / n)
     assert abs(ours.std() / std - 1) < 6 / math.sqrt(n)
 
@@ -214,7 +221,7 @@ def test_orthogonal_rows_or_columns_are_orthonormal(shape: tuple[int, ...], dtyp
     q = init.orthogonal_(torch.empty(shape, dtype=dtype), 2.0).flatten(1).double() / 2.0
     gram = q.T @ q if q.size(0) >= q.size(1) else q @ q.T
     n = max(q.shape)
-    # 8 u sqrt(n), u the unit roundoff of the dtype: what the stream contract allows.
+    # The stream contract allows 8 u sqrt(n); u is the unit roundoff of the dtype.
     assert (gram - torch.eye(len(gram))).abs().max() <= 8 * torch.finfo(dtype).eps / 2 * math.sqrt(n)
 
 
@@ -238,7 +245,7 @@ def test_the_determinant_of_a_square_orthogonal_matrix_has_either_sign() -> None
     negative = sum(
         bool(torch.det(init.orthogonal_(torch.empty(3, 3), generator=Key(i))) < 0) for i in range(400)
     )
-    # Binomial(400, 1/2): 6 deviations of 10 on either side are passed by chance once in 5e8.
+    # Binomial(400, 1/2) has a deviation of 10. By chance it is 6 deviations off once in 5e8.
     assert 140 < negative < 260
 
 
@@ -255,7 +262,7 @@ def test_sparse_has_exactly_its_zeros_in_every_column(dtype: torch.dtype, sparsi
 # --- warnings --------------------------------------------------------------------------------
 
 
-def warned(call: Callable[[], object]) -> list[tuple[type[Warning], str]]:
+def warnings_of(call: Callable[[], object]) -> list[tuple[type[Warning], str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
@@ -264,15 +271,15 @@ def warned(call: Callable[[], object]) -> list[tuple[type[Warning], str]]:
 
 @pytest.mark.parametrize("name", ["kaiming_uniform_", "kaiming_normal_"])
 def test_zero_elements_warn_at_the_callers_line(name: str) -> None:
-    assert warned(lambda: function(name)(torch.empty(0, 3))) == [(UserWarning, __file__)]
+    assert warnings_of(lambda: function(name)(torch.empty(0, 3))) == [(UserWarning, __file__)]
 
 
 @pytest.mark.parametrize(
     ("mean", "a", "b"), [(10.0, -2.0, 2.0), (-10.0, -2.0, 2.0), (0.0, -2.0, 2.0), (0.0, 3.0, 4.0)]
 )
 def test_trunc_normal_warns_where_stock_warns(mean: float, a: float, b: float) -> None:
-    ours = warned(lambda: init.trunc_normal_(torch.empty(8), mean, 1.0, a, b))
-    theirs = warned(lambda: stock.trunc_normal_(torch.empty(8), mean, 1.0, a, b))
+    ours = warnings_of(lambda: init.trunc_normal_(torch.empty(8), mean, 1.0, a, b))
+    theirs = warnings_of(lambda: stock.trunc_normal_(torch.empty(8), mean, 1.0, a, b))
     assert [category for category, _ in ours] == [category for category, _ in theirs]
     assert all(filename == __file__ for _, filename in ours)
 
@@ -285,7 +292,7 @@ def test_a_deprecated_name_warns_and_does_the_same(name: str) -> None:
     got: list[Tensor] = []
     torch.manual_seed(1)
     call = lambda: got.append(getattr(init, name)(torch.empty(shape_for(name + "_")), *arguments))  # noqa: E731
-    assert warned(call) == [(FutureWarning, __file__)]
+    assert warnings_of(call) == [(FutureWarning, __file__)]
     assert same(got[0], expected)
 
 
@@ -293,7 +300,7 @@ def test_a_deprecated_name_warns_and_does_the_same(name: str) -> None:
 
 
 class Recorder(TorchFunctionMode):
-    """Writes down each function that comes by, and calls it."""
+    """Record each function, and call it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,17 +354,17 @@ def test_a_handler_may_answer_in_our_place(name: str, arguments: tuple[Any, ...]
 
 
 def test_info_names_what_a_bug_report_needs() -> None:
-    said = fresh.run("-m", "paraminit_ext", "info")
-    assert said.returncode == 0
+    done = subprocesses.run("-m", "paraminit_ext", "info")
+    assert done.returncode == 0
     for fact in (paraminit_ext.__version__, torch.__version__, paraminit_ext.cpu_capability(), "threads"):
-        assert fact in said.stdout
+        assert fact in done.stdout
 
 
 def test_an_instruction_set_is_forced_by_the_environment_and_a_wrong_name_is_an_error() -> None:
     show = "import paraminit_ext; print(paraminit_ext.cpu_capability())"
     for name in paraminit_ext.available_cpu_capabilities():
-        assert fresh.run("-c", show, PARAMINIT_CPU_CAPABILITY=name).stdout.strip() == name
-    wrong = fresh.run("-c", show, PARAMINIT_CPU_CAPABILITY="abacus")
+        assert subprocesses.run("-c", show, PARAMINIT_CPU_CAPABILITY=name).stdout.strip() == name
+    wrong = subprocesses.run("-c", show, PARAMINIT_CPU_CAPABILITY="abacus")
     assert wrong.returncode != 0
     assert "ImportError" in wrong.stderr
     assert ", ".join(paraminit_ext.available_cpu_capabilities()) in wrong.stderr
@@ -371,9 +378,9 @@ def test_an_instruction_set_is_forced_by_the_environment_and_a_wrong_name_is_an_
         (
             "m = types.ModuleType('b'); m.build_info = lambda: {'version': '0.0.9'}",
             "expected a compiled extension of the same version, got one of 0.0.9.",
-            "pip install --no-build-isolation --force-reinstall --no-deps .",
+            f"Build it: pip install --no-deps -e {ROOT}",
         ),
-        ("m = None", "got none.", "pip install --no-build-isolation --force-reinstall --no-deps ."),
+        ("m = None", "got none.", f"Build it: pip install --no-deps -e {ROOT}"),
         (
             "import torch; torch.__version__ = '2.10.1+cpu'",
             "expected torch 2.11 or later, got torch 2.10.1+cpu.",
@@ -385,13 +392,27 @@ def test_a_binary_that_cannot_serve_fails_with_what_is_there_and_the_remedy(
     planted: str, got: str, remedy: str
 ) -> None:
     fake = "sys.modules['paraminit_ext._C'] = m; " if planted.startswith("m =") else ""
-    failed = fresh.run("-c", f"import sys, types; {planted}; {fake}import paraminit_ext")
+    failed = subprocesses.run("-c", f"import sys, types; {planted}; {fake}import paraminit_ext")
     last = failed.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: paraminit_ext {paraminit_ext.__version__}: ")
     assert got in last
     assert last.endswith(remedy)
 
 
-def test_the_module_is_what_stock_is_to_a_caller_that_swaps_names() -> None:
+def test_an_installed_package_without_its_binary_says_how_to_reinstall_it(tmp_path: Path) -> None:
+    # After an upgrade of Python, a user of a wheel has the Python sources, no binary and no checkout.
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "paraminit_ext", tmp_path / "paraminit_ext", ignore=without)
+    folders = [str(tmp_path), sysconfig.get_path("purelib")]
+    program = f"import sys; sys.path += {folders}; import paraminit_ext"
+    # -S skips site, and so the hook of an editable install, which would find the binary.
+    command = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: paraminit_ext {paraminit_ext.__version__}: expected a compiled ")
+    assert last.endswith("Reinstall it: pip install --force-reinstall --no-deps paraminit_ext")
+
+
+def test_the_module_can_replace_stock_for_a_caller_that_swaps_names() -> None:
     assert isinstance(init, ModuleType)
     assert all(callable(getattr(init, name)) for name in stock.__all__)

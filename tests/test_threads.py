@@ -1,4 +1,4 @@
-"""Which processors a fill may take: what its control groups pay for, what other threads have left."""
+"""A fill takes as many threads as its CPU quota allows, and threads finish the work of other threads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import fresh
+import subprocesses
 from paraminit_ext import _C
 
 ROOT = Path(__file__).resolve().parents[1]
 CXX = os.environ.get("CXX", "c++").split()
 
-# Files under the root, and the processors that they allow; 0 is no quota.
+# Files under the root, and the number of processors that they allow; 0 means no quota.
 GROUPS: dict[str, tuple[dict[str, str], int]] = {
     "no control groups": ({}, 0),
     "a group without a quota": (
@@ -82,7 +82,7 @@ def test_the_quota_is_the_least_of_the_groups_around_the_process(
     assert _C.read_cpu_quota(str(tmp_path)) == processors
 
 
-# Joins the group, if one is named, and prints how much of a fill on four threads its own thread does.
+# Join the group, if one is named, and print the share that the main thread does of a fill on four threads.
 SHARE = """
 import os, sys, time
 if sys.argv[1:]:
@@ -99,19 +99,19 @@ def cost(threads):
         paraminit_ext.normal_(tensor)
         spent.append(time.thread_time() - begin)
     return min(spent)
-cost(1)  # the pages
+cost(1)  # fault in the pages
 print(cost(4) / cost(1))
 """
 
 
 def own_share(*group: Path) -> float:
-    # Waiting threads sleep, so that their time on a processor is work.
-    return float(*fresh.lines(SHARE, *map(str, group), OMP_WAIT_POLICY="passive"))
+    # Waiting threads sleep, so that all CPU time is work.
+    return float(*subprocesses.lines(SHARE, *map(str, group), OMP_WAIT_POLICY="passive"))
 
 
 @contextlib.contextmanager
 def group_of_one_processor() -> Iterator[Path]:
-    """The file through which a process joins a new control group; OSError where none can be made."""
+    """Yield the file through which a process joins a new control group, or raise OSError without one."""
     for root, quota in (("cpu", "cpu.cfs_quota_us"), ("", "cpu.max")):
         folder = Path("/sys/fs/cgroup") / root / "paraminit_ext_test"
         if not (folder.parent / "cgroup.procs").exists():
@@ -127,22 +127,22 @@ def group_of_one_processor() -> Iterator[Path]:
 
 
 def test_a_fill_takes_no_more_threads_than_the_quota_pays_for() -> None:
-    # A quarter, and what the others leave on two processors or more; or all.
+    # On two or more processors the thread does a quarter and what the others leave; on one it does all.
     assert own_share() < 0.75
     try:
         with group_of_one_processor() as group:
             assert own_share(group) > 0.75
     except OSError as error:
-        pytest.skip(f"needs the right to make a control group with a quota of processors ({error})")
+        pytest.skip(f"needs permission to make a control group with a CPU quota ({error})")
 
 
-# The first unit waits for all others, those of its thread's own share among them.
+# The first unit waits for all other units, including those of its own thread's share.
 SHARES = """
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <vector>
-#include "csrc/cpu/units.h"
+#include "csrc/cpu/parallel.h"
 #include "tools/driver/pool.h"
 
 namespace paraminit {

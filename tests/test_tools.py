@@ -1,4 +1,4 @@
-"""The proofs that `make sanitize` and `make matrix` run: what they compare, and what they say."""
+"""The checks that `make sanitize` and `make matrix` run: what they compare and what they report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_fault_that_a_tool_is_shown_is_one_that_the_driver_commits() -> No
         ([sys.executable, "-c", "raise SystemExit('first\\nan error: x')"], "status 1: an error: x"),
     ],
 )
-def test_a_tool_that_fails_is_one_line(command: list[str | Path], says: str) -> None:
+def test_a_tool_that_fails_gives_a_one_line_error(command: list[str | Path], says: str) -> None:
     with pytest.raises(ToolError) as caught:
         output(command)
     assert says in str(caught.value)

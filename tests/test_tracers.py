@@ -1,4 +1,4 @@
-"""Every function under what traces it: torch.compile, torch.export, make_fx, aot_function, torch.jit."""
+"""Every function under every tracer: torch.compile, torch.export, make_fx, aot_function, torch.jit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_compiled_function_is_one_graph_and_gives_the_eager_values(
     torch._dynamo.reset()
     fill = filler(name, arguments)
 
-    # A view of what is filled is read after it: functionalisation may not lose that they share memory.
+    # Read a view of the tensor after the fill: functionalisation must preserve the shared memory.
     @torch.compile(fullgraph=True, backend="aot_eager")
     def step(w: Tensor) -> tuple[Tensor, Tensor]:
         base = w * 0.0
@@ -36,7 +36,7 @@ def test_a_compiled_function_is_one_graph_and_gives_the_eager_values(
     assert same(view, expected[1:] + 1.0)
 
 
-def test_a_compiled_fill_of_a_view_changes_the_base_alone_there() -> None:
+def test_a_compiled_fill_of_a_view_changes_only_that_part_of_the_base() -> None:
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -138,12 +138,12 @@ TRACERS = {
     "export": by_export(False),
 }
 traced = pytest.mark.parametrize("tracer", TRACERS.values(), ids=TRACERS.keys())
-# torch.jit is deprecated, also where inductor uses it; it warns of each size that Python looks at, as for
-# stock's fans.
+# torch.jit is deprecated, even if inductor uses it. It also warns of each size that Python reads, as it does
+# for stock's fans.
 quiet = pytest.mark.filterwarnings(
     "ignore:.torch.jit.* is deprecated",
     "ignore::torch.jit.TracerWarning",
-    "ignore:The given buffer is not writable",  # what torch.export.load has read
+    "ignore:The given buffer is not writable",  # from torch.export.load
 )
 
 
@@ -203,7 +203,7 @@ def test_a_traced_list_of_fills_and_a_shard_draw_anew(
     assert all(same(a, function(x)) for a in got)
 
 
-def test_a_traced_graph_holds_the_draw_and_the_fill_and_no_question() -> None:
+def test_a_traced_graph_holds_only_the_draw_and_the_fill() -> None:
     graph: Any = by_make_fx(noise(init, "kaiming_normal_", ()), torch.zeros(6, 4))
     called = [str(node.target) for node in graph.graph.nodes if "paraminit_ext" in str(node.target)]
     assert called == ["paraminit_ext.draw_key.default", "paraminit_ext.normal_.key"]
@@ -219,7 +219,7 @@ def test_a_generator_under_a_tracer_is_the_one_that_is_drawn_from() -> None:
 
     try:
         run(nn.init)
-    except NotImplementedError:  # torch 2.11 has no place for a generator in a graph
+    except NotImplementedError:  # torch 2.11 cannot put a generator into a graph
         with pytest.raises(NotImplementedError):
             run(init)
         return
@@ -253,7 +253,7 @@ def test_a_fake_fill_draws_nothing() -> None:
 # Keys in compiled functions
 # ----------------------------------------------------------------------------------------
 
-# Words of 2^63 and more among them, and more keys than torch recompiles for.
+# Some have words of 2^63 and more. These are more keys than torch recompiles for.
 KEYS = [Key(5), Key(2**63 + 5, 2**64 - 1), Key(7, 2**63), *(Key(2**64 - 1 - n, n) for n in range(12))]
 
 

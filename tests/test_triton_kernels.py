@@ -1,4 +1,4 @@
-"""The Triton kernels that the benchmarks time beside ours, as far as they can be had without a GPU."""
+"""The Triton kernels that the benchmarks compare with ours, tested as far as possible without a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=["uniform", "normal"])
 def test_a_kernel_takes_its_arguments_and_compiles_for_a_gpu(kernel: Any) -> None:
-    # What a launch does before it needs a driver: it asks for the type of each argument, and compiles.
+    # Do what a launch does before it needs a driver: find the type of each argument, and compile.
     binder = create_function_from_signature(kernel.signature, kernel.params, compiler.make_backend(HOPPER))
     out = torch.empty(4096, dtype=torch.bfloat16)
     bound, types, _ = binder(out, out.numel(), 0, -1.0, 2.0, triton_kernels.BLOCK)

@@ -1,4 +1,4 @@
-"""`python -m paraminit_ext verify`: it passes here, and each check fails on a fault planted for it."""
+"""`python -m paraminit_ext verify` passes here, and each of its checks fails on a planted fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paraminit_ext.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarning")
 
-# What is not there on a machine with torch alone. In sys.modules, None makes an import fail.
+# Hide the packages that a machine with only torch lacks. None in sys.modules makes an import fail.
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['numpy', 'scipy', 'mpmath', 'rich', 'typer']))"
 
 
@@ -66,7 +66,7 @@ def test_a_wrong_golden_value_fails_the_command_and_is_named(
     changed = tmp_path / "golden.json"
     changed.write_text(json.dumps(golden))
     monkeypatch.setattr(verify, "_GOLDEN", changed)
-    monkeypatch.setattr(verify, "_statistics", lambda *_: iter(()))  # nothing of it is changed
+    monkeypatch.setattr(verify, "_statistics", lambda *_: iter(()))  # the change does not affect these
     assert main(["verify", "--quick"]) == 1
     printed = capsys.readouterr().out
     wrong = [line for line in printed.splitlines() if line.startswith("WRONG")]
@@ -75,7 +75,7 @@ def test_a_wrong_golden_value_fails_the_command_and_is_named(
     assert "checks FAILED" in printed.splitlines()[-1]
 
 
-# --- each check but the laws: what it says of a right build, and of a fault ---------------------
+# --- each check except the laws, on a correct build and on a fault -------------------------------
 
 GOLDEN: dict[str, Any] = json.loads(verify._GOLDEN.read_text())
 CHECKS: dict[str, Callable[[], verify.Check]] = {
@@ -90,7 +90,7 @@ CHECKS: dict[str, Callable[[], verify.Check]] = {
 
 
 def after(fill: Callable[..., Tensor], change: Callable[[Tensor], object]) -> Callable[..., Tensor]:
-    """The fill, and then a change of what it filled."""
+    """Return a function that fills a tensor and then changes it."""
 
     def faulty(target: Any, *arguments: Any, **keywords: Any) -> Tensor:
         filled = fill(target, *arguments, **keywords)
@@ -105,7 +105,7 @@ def swap_lanes(tensor: Tensor) -> None:
     flat[:2] = flat[:2].flip(0).clone()
 
 
-def planted(fault: str, patch: pytest.MonkeyPatch) -> None:
+def plant(fault: str, patch: pytest.MonkeyPatch) -> None:
     philox, draw, normal = _C.philox, draws.draw, init.normal_
     if fault == "known answers":
         patch.setattr(_C, "philox", lambda c, k: (*philox(c, k)[:3], 0))
@@ -126,7 +126,7 @@ def planted(fault: str, patch: pytest.MonkeyPatch) -> None:
         )
     elif fault == "shards":
         patch.setattr(init, "normal_", after(normal, lambda t: t[:1].neg_() if len(t) == 100 else None))
-    else:  # rounded twice: to 5 bits of fraction first
+    else:  # rounded twice: first to the 2 bits of fraction of float8_e5m2
         patch.setattr(
             init,
             "normal_",
@@ -141,7 +141,7 @@ def test_each_check_is_right_here_and_wrong_under_its_fault(
     if name == "instruction sets" and len(paraminit_ext.available_cpu_capabilities()) == 1:
         pytest.skip("needs a machine with two instruction sets, for one to differ")
     assert CHECKS[name]().right
-    planted(name, monkeypatch)
+    plant(name, monkeypatch)
     assert not CHECKS[name]().right
 
 
@@ -170,7 +170,7 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_of_the_law_is_found(fault: str) -> None:
     found = {law: min(verify.p_values(law, FAULTS[fault](x)).values()) for law, x in samples()}
-    # A half repeated far off shows in the counts alone: it makes chi-square twice as large.
+    # A half that is repeated far away shows only in the counts: it doubles chi-square.
     assert all(p < verify.ALARM / TESTS for p in found.values()), found
 
 
@@ -183,7 +183,7 @@ def test_a_tail_that_ends_early_is_found() -> None:
     z = init.normal_(torch.empty(SAMPLE, dtype=torch.float64), generator=Key(77))
     right = verify._tail_counts(z)
     assert min(right.values()) >= verify.ALARM / TESTS
-    # Folding all beyond 4 std back moves 1 value in 16,000.
+    # Folding all values beyond 4 std back moves 1 value in 16,000.
     assert (
         verify._tail_counts(torch.where(z.abs() > 4, 8 - z.abs(), z))["values beyond 4 std"]
         < verify.ALARM / TESTS

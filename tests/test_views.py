@@ -1,4 +1,4 @@
-"""Any view, any part of a whole, any parameters: the reference's bits or one line, and nothing beside it."""
+"""Any view, shard and parameters give the reference's bits or a one-line error, and no write elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:mean is more than 2 std:UserWarn
 
 
 def examples(count: int) -> settings:
-    """The same examples in every run: a failure here is a failure everywhere."""
+    """Return settings that give the same examples in every run, so that a failure is reproducible."""
     return settings(
         max_examples=count,
         derandomize=True,
@@ -32,7 +32,7 @@ def examples(count: int) -> settings:
 
 
 # ----------------------------------------------------------------------------------------
-# Where: a view of memory whose other bytes are watched
+# Where to fill: a view of memory, with checks of all other bytes
 # ----------------------------------------------------------------------------------------
 
 CANARY = 0x5A
@@ -40,7 +40,7 @@ CANARY = 0x5A
 
 @dataclass(frozen=True)
 class Place:
-    """A view, and the part of a whole that it is."""
+    """A view, and its position as a shard of a whole."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -50,14 +50,14 @@ class Place:
     room: int  # elements of memory beyond the view's last
 
     def addresses(self) -> list[int]:
-        """Where each element lies in memory, in row-major order."""
+        """Return the address of each element in memory, in row-major order."""
         return [self.storage_offset + _dot(index, self.strides) for index in self.indices()]
 
     def indices(self) -> list[tuple[int, ...]]:
         return list(itertools.product(*map(range, self.shape)))
 
     def global_indices(self) -> list[int]:
-        """Which element of the whole each one is."""
+        """Return the index of each element in the whole."""
         steps = [math.prod(self.whole[d + 1 :]) for d in range(len(self.whole))]
         return [
             _dot([i + s for i, s in zip(index, self.start, strict=True)], steps) for index in self.indices()
@@ -67,7 +67,7 @@ class Place:
         return len(set(self.addresses())) < math.prod(self.shape)
 
     def memory(self, dtype: torch.dtype) -> Tensor:
-        """Canaries, as far as the view and its room reach."""
+        """Return memory full of canaries, large enough for the view and its room."""
         last = max(self.addresses(), default=self.storage_offset)
         size = torch.empty((), dtype=dtype).element_size()
         return torch.full(((last + 1 + self.room) * size,), CANARY, dtype=torch.uint8)
@@ -79,7 +79,7 @@ def _dot(a: Sequence[int], b: Sequence[int]) -> int:
 
 @st.composite
 def places(draw: st.DrawFn, dims: int | None = None, disjoint: bool = True) -> Place:
-    """Views of a few dozen elements: permuted, with gaps, off vectors' alignment, far out in a whole."""
+    """Draw views of a few dozen elements: permuted, with gaps, unaligned, far out in a whole."""
     count = draw(st.integers(0, 5)) if dims is None else dims
     shape: list[int] = []
     for _ in range(count):
@@ -94,7 +94,7 @@ def places(draw: st.DrawFn, dims: int | None = None, disjoint: bool = True) -> P
     else:
         strides = [draw(st.integers(0, 9)) for _ in range(count)]
     whole, start = list(shape), [0] * count
-    # Indices stay below 2^63; the last whole dimensions are the ones whose sizes count for an index.
+    # Keep the number of elements of the whole, and so every index, below 2^63.
     for d in draw(st.permutations(range(count))):
         most = (2**63 - 1) // math.prod(n for i, n in enumerate(whole) if i != d and n > 0) - whole[d]
         before = draw(st.sampled_from([0, 0, 1, 2, 3, 7, 2**17, 2**31 - 1, 2**32, 2**40 + 3, 2**62]))
@@ -111,7 +111,7 @@ dtypes = st.sampled_from(DTYPES)
 capabilities = st.sampled_from(paraminit_ext.available_cpu_capabilities())
 
 # ----------------------------------------------------------------------------------------
-# What: parameters of every size, and which of them docs/stream.md takes
+# What to fill: parameters of every size, and which of them docs/stream.md accepts
 # ----------------------------------------------------------------------------------------
 
 numbers = st.one_of(
@@ -139,7 +139,7 @@ def truncated(draw: st.DrawFn) -> tuple[float, ...]:
     mean, std = draw(numbers), draw(deviations)
     if draw(st.booleans()):
         return (mean, std, draw(numbers), draw(numbers))
-    # Bounds by their distance from the mean, where the regimes meet.
+    # Bounds by their distance from the mean, near the borders of the regimes.
     alpha, width = draw(st.floats(-39.0, 39.0)), draw(st.floats(0.0, 12.0))
     return (mean, std, mean + alpha * std, mean + (alpha + width) * std)
 
@@ -148,21 +148,21 @@ def largest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max
 
 
-def takes_uniform(dtype: torch.dtype, a: float, b: float) -> bool:
+def accepts_uniform(dtype: torch.dtype, a: float, b: float) -> bool:
     most = largest(dtype)
     return abs(a) <= most and abs(b) <= most and a <= b and b - a <= most
 
 
-def takes_normal(dtype: torch.dtype, mean: float, std: float) -> bool:
-    # The values of 16 bits are float32 ones, rounded once, so that float32's range is what counts.
+def accepts_normal(dtype: torch.dtype, mean: float, std: float) -> bool:
+    # 16-bit values are float32 values, rounded once, so the range of float32 applies.
     most = largest(torch.float64 if dtype == torch.float64 else torch.float32)
     return abs(mean) <= most and 0.0 <= std <= most
 
 
-def takes_truncated(dtype: torch.dtype, mean: float, std: float, a: float, b: float) -> bool:
+def accepts_truncated(dtype: torch.dtype, mean: float, std: float, a: float, b: float) -> bool:
     most = largest(torch.float64 if dtype == torch.float64 else torch.float32)
-    least = 0.0 if dtype == torch.float64 else 2.0**-150  # float32(2^-150) is 0, by the tie
-    if not (takes_normal(dtype, mean, std) and std > least and a <= b and a <= most and b >= -most):
+    least = 0.0 if dtype == torch.float64 else 2.0**-150  # float32(2^-150) is a tie and rounds to 0
+    if not (accepts_normal(dtype, mean, std) and std > least and a <= b and a <= most and b >= -most):
         return False
     return a == b or max((a - mean) / std, (mean - b) / std) <= 37.0
 
@@ -175,7 +175,7 @@ Filled = Callable[[Tensor], object]
 
 
 def check(place: Place, dtype: torch.dtype, fill: Filled, expected: Callable[[], Tensor] | None) -> None:
-    """The fill writes the expected values into its view alone; or raises one line, and writes nothing."""
+    """Assert that the fill writes the expected values into its view only, or raises and writes nothing."""
     memory = place.memory(dtype)
     view = torch.as_strided(memory.view(dtype), place.shape, place.strides, place.storage_offset)
     if expected is None:
@@ -183,7 +183,7 @@ def check(place: Place, dtype: torch.dtype, fill: Filled, expected: Callable[[],
             (RuntimeError, ValueError), match=r"^paraminit_ext\.\w+: expected [^\n]+, got [^\n]+$"
         ):
             fill(view)
-        assert bool((memory == CANARY).all()), "a refused fill has written"
+        assert bool((memory == CANARY).all()), "a refused fill wrote to memory"
         return
     fill(view)
     after = memory.clone()
@@ -192,19 +192,19 @@ def check(place: Place, dtype: torch.dtype, fill: Filled, expected: Callable[[],
         rows = torch.tensor(place.addresses())
         memory.view(-1, view.element_size())[rows] = CANARY
         after.view(-1, view.element_size())[rows] = CANARY
-    assert bool((after == CANARY).all()), "a byte beside the view was written"
+    assert bool((after == CANARY).all()), "a byte outside the view was written"
 
 
-def agrees(
+def assert_agrees(
     name: str,
-    takes: Callable[..., bool],
+    accepts: Callable[..., bool],
     place: Place,
     dtype: torch.dtype,
     key: Key,
     capability: str,
     parameters: tuple[float, ...],
 ) -> None:
-    accepted = takes(dtype, *parameters) and not place.overlaps()
+    accepted = accepts(dtype, *parameters) and not place.overlaps()
 
     def fill(view: Tensor) -> object:
         return getattr(init, name + "_")(shard(view, place.whole, place.start), *parameters, generator=key)
@@ -226,7 +226,7 @@ def agrees(
 def test_a_uniform_fill_of_any_view_is_the_references(
     place: Place, dtype: torch.dtype, key: Key, capability: str, parameters: tuple[float, ...]
 ) -> None:
-    agrees("uniform", takes_uniform, place, dtype, key, capability, parameters)
+    assert_agrees("uniform", accepts_uniform, place, dtype, key, capability, parameters)
 
 
 @examples(250)
@@ -234,7 +234,7 @@ def test_a_uniform_fill_of_any_view_is_the_references(
 def test_a_normal_fill_of_any_view_is_the_references(
     place: Place, dtype: torch.dtype, key: Key, capability: str, parameters: tuple[float, ...]
 ) -> None:
-    agrees("normal", takes_normal, place, dtype, key, capability, parameters)
+    assert_agrees("normal", accepts_normal, place, dtype, key, capability, parameters)
 
 
 @examples(400)
@@ -242,7 +242,7 @@ def test_a_normal_fill_of_any_view_is_the_references(
 def test_a_truncated_normal_fill_of_any_view_is_the_references(
     place: Place, dtype: torch.dtype, key: Key, capability: str, parameters: tuple[float, ...]
 ) -> None:
-    agrees("trunc_normal", takes_truncated, place, dtype, key, capability, parameters)
+    assert_agrees("trunc_normal", accepts_truncated, place, dtype, key, capability, parameters)
 
 
 @examples(150)
@@ -250,13 +250,13 @@ def test_a_truncated_normal_fill_of_any_view_is_the_references(
 def test_any_strides_are_filled_exactly_or_refused_for_their_overlap(
     place: Place, dtype: torch.dtype, key: Key
 ) -> None:
-    agrees("normal", takes_normal, place, dtype, key, paraminit_ext.cpu_capability(), (0.0, 1.0))
+    assert_agrees("normal", accepts_normal, place, dtype, key, paraminit_ext.cpu_capability(), (0.0, 1.0))
 
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Place:
     place = draw(places(dims=2))
-    # The reference ranks every word of the whole, so the whole is small too.
+    # The reference ranks every word of the whole, so the whole must be small.
     start = tuple(min(s, 5) for s in place.start)
     whole = tuple(s + n + min(w - n, 3) for s, n, w in zip(start, place.shape, place.whole, strict=True))
     return Place(place.shape, place.strides, place.storage_offset, whole, start, place.room)
@@ -267,8 +267,8 @@ def matrices(draw: st.DrawFn) -> Place:
 def test_a_sparse_fill_of_any_view_is_the_references(
     place: Place, dtype: torch.dtype, key: Key, capability: str, sparsity: float, std: float
 ) -> None:
-    def takes(dtype: torch.dtype, sparsity: float, std: float) -> bool:
-        return 0.0 <= sparsity <= 1.0 and takes_normal(dtype, 0.0, std)
+    def accepts(dtype: torch.dtype, sparsity: float, std: float) -> bool:
+        return 0.0 <= sparsity <= 1.0 and accepts_normal(dtype, 0.0, std)
 
     def expected(key: Key, indices: list[int], dtype: torch.dtype, sparsity: float, std: float) -> Tensor:
         values = reference.normal(key, indices, dtype, 0.0, std)
@@ -277,11 +277,11 @@ def test_a_sparse_fill_of_any_view_is_the_references(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "sparse", expected, raising=False)
-        agrees("sparse", takes, place, dtype, key, capability, (sparsity, std))
+        assert_agrees("sparse", accepts, place, dtype, key, capability, (sparsity, std))
 
 
 # ----------------------------------------------------------------------------------------
-# What the claim would miss, were it written wrong
+# Planted faults are found, and the examples are of every kind
 # ----------------------------------------------------------------------------------------
 
 TRANSPOSED = Place((3, 5), (1, 4), 2, (9, 11), (4, 6), 3)
@@ -294,7 +294,9 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     def fill(view: Tensor) -> None:
         start = (4, 5) if fault == "index" else TRANSPOSED.start
         init.normal_(shard(view, TRANSPOSED.whole, start), generator=key)
-        memory = view.as_strided((22,), (1,), 0)  # the view's own lie at 2, 3, 4, 6, 7, 8 and so on to 20
+        memory = view.as_strided(
+            (22,), (1,), 0
+        )  # the view's elements lie at 2, 3, 4, 6, 7, 8 and so on to 20
         if fault == "value":
             memory[7:8].view(torch.int32).bitwise_xor_(1)
         elif fault:
@@ -314,21 +316,21 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "takes"),
-    [(uniforms(), takes_uniform), (normals(), takes_normal), (truncated(), takes_truncated)],
+    ("parameters", "accepts"),
+    [(uniforms(), accepts_uniform), (normals(), accepts_normal), (truncated(), accepts_truncated)],
     ids=["uniform", "normal", "trunc_normal"],
 )
-def test_a_good_share_of_the_parameters_is_taken_and_another_refused(
-    parameters: st.SearchStrategy[tuple[float, ...]], takes: Callable[..., bool]
+def test_a_good_share_of_the_parameters_is_accepted_and_another_refused(
+    parameters: st.SearchStrategy[tuple[float, ...]], accepts: Callable[..., bool]
 ) -> None:
     verdicts: list[bool] = []
 
     @examples(200)
     @given(dtypes, parameters)
-    def look(dtype: torch.dtype, drawn: tuple[float, ...]) -> None:
-        verdicts.append(takes(dtype, *drawn))
+    def record_example(dtype: torch.dtype, drawn: tuple[float, ...]) -> None:
+        verdicts.append(accepts(dtype, *drawn))
 
-    look()
+    record_example()
     assert len(verdicts) < 5 * sum(verdicts) < 4 * len(verdicts), (sum(verdicts), len(verdicts))
 
 
@@ -337,7 +339,7 @@ def test_the_places_are_of_every_kind() -> None:
 
     @examples(300)
     @given(places(), places(disjoint=False))
-    def look(place: Place, any_strides: Place) -> None:
+    def record_example(place: Place, any_strides: Place) -> None:
         assert not place.overlaps()
         assert math.prod(max(n, 1) for n in place.whole) < 2**63
         kinds = {
@@ -354,5 +356,5 @@ def test_the_places_are_of_every_kind() -> None:
         }
         seen.update(kind for kind, held in kinds.items() if held)
 
-    look()
+    record_example()
     assert len(seen) == 9, seen

@@ -1,6 +1,6 @@
-"""What `make wheel` and `make wheel-trials` hold a wheel to, and what they say where something is missing.
+"""The requirements of `make wheel` and `make wheel-trials`, and their reports if something is missing.
 
-Nothing is built or installed here: what a tool would have found is given.
+These tests build and install nothing; they pass in what a tool would have printed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 
 
 def ours(library: str) -> bool:
-    """Whether auditwheel would take a library into a wheel, as it asks itself."""
-    return not any(fnmatch(library, pattern) for pattern in wheel.NOT_OURS)
+    """Return whether auditwheel would include a library in a wheel, by auditwheel's own test."""
+    return not any(fnmatch(library, pattern) for pattern in wheel.EXCLUDED_LIBRARIES)
 
 
 def library(name: str = "_C.so", **facts: Any) -> dict[str, Any]:
-    """torch-abi-audit's report of one library, by default of a right one."""
+    """Return torch-abi-audit's report of one library, by default of a correct library."""
     right = {
         "uses_torch": True,
         "unstable_symbols": [],
@@ -81,16 +81,16 @@ def test_a_library_that_torch_or_the_driver_brings_stays_out_of_a_wheel(name: st
 
 
 def test_a_library_that_nobody_else_brings_is_not_left_out_in_silence() -> None:
-    # Left out, it would be missing at the first import; taken in, `audit` refuses the wheel by name.
+    # If left out, it would be missing at the first import. If included, `audit` refuses the wheel by name.
     assert all(map(ours, ("libomp.so.5", "libnuma.so.1", "libtbb.so.12", "libgfortran.so.5")))
 
 
 def test_the_openmp_of_torchs_wheels_has_the_name_that_an_extension_asks_for() -> None:
-    # A name with a hash in it, as torch's wheels once had: the loader would give the process a second one.
-    beside = [path.name for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")]
-    if not beside:
-        pytest.skip("this torch brings no libgomp")
-    assert beside == ["libgomp.so.1"]
+    # torch's wheels once had a name with a hash. With such a name the loader would load a second OpenMP.
+    bundled = [path.name for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")]
+    if not bundled:
+        pytest.skip("needs a torch that brings libgomp")
+    assert bundled == ["libgomp.so.1"]
 
 
 def test_a_wheel_with_a_library_taken_in_is_refused(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_wheel_with_a_library_taken_in_is_refused(tmp_path: Path) -> None:
             {"unstable_symbols": ["at::globalContext()", "x"]},
             "_C.so uses 2 symbols that torch may change, as at::",
         ),
-        # The audit itself calls these two stable; but the oldest torch that the wheel lets in lacks them.
+        # The audit calls the next two stable, but the oldest torch that the wheel accepts lacks them.
         ({"min_torch_version": "2.12.0"}, "_C.so needs torch 2.12.0, and its wheel says 2.11.0: torch_new"),
         ({"unknown_shim_symbols": ["torch_newer"]}, "_C.so uses torch_newer, of a torch that"),
         ({"error": "'nm' not found"}, "could not read _C.so: 'nm' not found"),
@@ -158,7 +158,7 @@ def test_a_wheel_that_names_no_oldest_torch_is_refused(line: str) -> None:
         wheel.least_torch(f"Name: paraminit_ext\nRequires-Dist: {line}\n")
 
 
-def test_a_file_that_lies_about_and_would_be_published_is_named() -> None:
+def test_an_untracked_file_that_would_be_published_is_named() -> None:
     held = ["setup.py", "PKG-INFO", "setup.cfg", "paraminit_ext.egg-info/SOURCES.txt", "csrc/notes.h"]
     assert wheel.untracked(held, ["setup.py", "README.md"]) == ["csrc/notes.h"]
 
@@ -208,7 +208,7 @@ def test_a_wheel_of_an_earlier_run_is_not_left_where_this_one_fails(
     assert list(tmp_path.iterdir()) == [other]
 
 
-# What is tried
+# Trials
 
 
 def test_a_row_can_be_asked_for_by_its_name_and_runs_tests_that_are_there() -> None:
@@ -224,15 +224,15 @@ def test_an_environment_is_removed_after_the_last_row_that_uses_it_and_not_befor
     homes = [wheel.home(trial) for trial in trials]
     removed = [homes[index] for index in range(len(trials)) if wheel.last_use(trials, index)]
     assert sorted(removed) == sorted(set(homes))
-    assert len(set(homes)) == len(homes) - 2  # the sdist's and the upgrade's
-    # By themselves, they have one of their own to remove.
+    assert len(set(homes)) == len(homes) - 2  # the sdist and the upgrade reuse that of another row
+    # A trial that runs alone removes its own environment.
     assert all(wheel.last_use([trial], 0) for trial in trials)
 
 
 def test_a_newer_torch_comes_into_an_environment_after_the_row_of_the_older_one() -> None:
     names = [trial.name for trial in wheel.TRIALS]
     assert names.index("torch 2.13.0") < names.index("pip install timm")
-    assert names.index("torch 2.11.0") < names.index("sdist")  # which takes the wheel out
+    assert names.index("torch 2.11.0") < names.index("sdist")  # which uninstalls the wheel
 
 
 def test_an_upgrade_that_upgrades_nothing_proves_nothing(
@@ -262,7 +262,7 @@ def test_a_process_with_a_second_openmp_is_a_fault(printed: str, right: bool) ->
         wheel.one_pool(printed)
 
 
-def test_a_package_from_elsewhere_than_the_wheel_is_not_what_is_tried(tmp_path: Path) -> None:
+def test_a_package_from_elsewhere_than_the_wheel_is_refused(tmp_path: Path) -> None:
     for folder, text in (("sources", ""), ("broken", "raise ImportError('built for another torch')")):
         (tmp_path / folder / "paraminit_ext").mkdir(parents=True)
         (tmp_path / folder / "paraminit_ext" / "__init__.py").write_text(text)
@@ -274,7 +274,7 @@ def test_a_package_from_elsewhere_than_the_wheel_is_not_what_is_tried(tmp_path: 
         environments.look_at_import(python, broken, tmp_path, {"PYTHONPATH": str(broken)})
 
 
-# What is not to be had
+# Missing interpreters and torches
 
 
 def test_a_python_that_is_not_here_is_no_fault_of_the_wheel_that_is_missing_for_it(
@@ -291,7 +291,7 @@ def test_a_python_that_is_not_here_is_no_fault_of_the_wheel_that_is_missing_for_
 
 
 @pytest.mark.parametrize(
-    ("said", "given", "listed", "verdict", "ran"),
+    ("pip_error", "constraint", "pip_config", "verdict", "ran"),
     [
         (
             "ERROR: Cannot install torch==2.15.0 because these versions have conflicting dependencies.",
@@ -303,7 +303,7 @@ def test_a_python_that_is_not_here_is_no_fault_of_the_wheel_that_is_missing_for_
         ),
         (
             "ERROR: No matching distribution found for torch==2.15.0",
-            "/dev/null",  # which outweighs pip's file
+            "/dev/null",  # which overrides pip's file
             "global.constraint='/etc/limits.txt'\n",
             "not run",
             "pip finds no torch 2.15.0 for Python 3.11",
@@ -318,9 +318,9 @@ def test_a_python_that_is_not_here_is_no_fault_of_the_wheel_that_is_missing_for_
     ],
 )
 def test_a_torch_that_pip_does_not_find_names_the_remedy_and_other_faults_are_faults(
-    said: str,
-    given: str | None,
-    listed: str,
+    pip_error: str,
+    constraint: str | None,
+    pip_config: str,
     verdict: str,
     ran: str,
     tmp_path: Path,
@@ -329,20 +329,20 @@ def test_a_torch_that_pip_does_not_find_names_the_remedy_and_other_faults_are_fa
     half_made = tmp_path / "environment"
     half_made.mkdir()
     monkeypatch.delenv("PIP_CONSTRAINT", raising=False)
-    if given is not None:
-        monkeypatch.setenv("PIP_CONSTRAINT", given)
+    if constraint is not None:
+        monkeypatch.setenv("PIP_CONSTRAINT", constraint)
     monkeypatch.setattr(environments, "interpreter", lambda _: Path("python"))
     monkeypatch.setattr(environments, "output", lambda *_: "")
     monkeypatch.setattr(
         environments,
         "run",
-        lambda command: finished(1, "", said) if "install" in command else finished(0, listed),
+        lambda command: finished(1, "", pip_error) if "install" in command else finished(0, pip_config),
     )
     result = wheel.row(
         "torch 2.15.0", lambda: ("", str(environments.new_environment("3.11", "2.15.0", half_made)))
     )
     assert (result.verdict, result.ran) == (verdict, ran)
-    assert not half_made.exists()  # or the next row would take it for a whole one
+    assert not half_made.exists()  # otherwise the next row would take it for a complete one
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_torch_that_pip_does_not_find_names_the_remedy_and_other_faults_are_fa
     [
         (["passed", "not run"], False),
         (["passed", "failed"], True),
-        (["not run", "not run"], True),  # nothing was shown
+        (["not run", "not run"], True),  # nothing was proved
     ],
 )
 def test_a_run_that_shows_nothing_or_a_fault_fails(verdicts: list[str], fails: bool, tmp_path: Path) -> None:

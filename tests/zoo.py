@@ -1,4 +1,4 @@
-"""Real models of small, random configurations: nothing is downloaded."""
+"""Real models in small configurations with random weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _transformers(model: str, config: str, **arguments: Any) -> Build:
     def build() -> nn.Module:
         import transformers
 
-        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**arguments))
-        return made
+        built: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**arguments))
+        return built
 
     return build
 
@@ -56,16 +56,16 @@ def _llama() -> nn.Module:
             "original_max_position_embeddings": 64,
         },
     )
-    made: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
-    return made
+    built: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return built
 
 
 def _timm(name: str, **arguments: Any) -> Build:
     def build() -> nn.Module:
         import timm
 
-        made: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **arguments)
-        return made
+        built: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **arguments)
+        return built
 
     return build
 
@@ -78,8 +78,8 @@ def _example(name: str, kind: str, *arguments: Any) -> Build:
         if name not in sys.modules:
             sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
-        made: nn.Module = getattr(sys.modules[name], kind)(*arguments)
-        return made
+        built: nn.Module = getattr(sys.modules[name], kind)(*arguments)
+        return built
 
     return build
 
@@ -97,7 +97,7 @@ class _Residual(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """As torchvision initialises it, last normalisations at zero."""
+    """A ResNet that is initialised as in torchvision, with the last normalisation of each block at zero."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Proofs that need other compilers, other flags or other processors than the package is built with."""
+"""Checks of the package with other compilers, flags, versions and processors, on GPUs, and as wheels."""

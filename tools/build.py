@@ -1,4 +1,4 @@
-"""Builds of the package apart from the one in place, with a compiler or flags of their own."""
+"""Builds of the package with other compilers or flags, in folders apart from the in-place build."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def has_avx512() -> bool:
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text()
     except OSError:
-        return True  # not known: then with everything
+        return True  # unknown: assume that the machine has it
 
 
 def compiler(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
-    """A compiler in the folder that adds these flags after all others, which they outweigh."""
+    """Write a compiler wrapper that adds `flags` last, so that they take precedence; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["#!/bin/sh"]
     if not has_avx512():
-        # What this machine cannot run needs no instruments, which take minutes to compile.
+        # This machine cannot run AVX-512 code. Leave out these flags, which would take minutes to compile.
         lines.append(f'case "$*" in *fill_avx512.cpp*) exec {cxx} "$@" -O0 ;; esac')
     lines.append(f'exec {cxx} "$@" {" ".join(flags)}')
     path = folder / "c++"
@@ -31,13 +31,13 @@ def compiler(folder: Path, cxx: str, flags: Sequence[str]) -> Path:
 
 
 def build_package(python: Path, folder: Path, cxx: str, flags: Sequence[str]) -> Path:
-    """Builds the package, without CUDA, by that Python's torch; returns the folder to import it from."""
-    adding = str(compiler(folder, cxx, flags))
+    """Build the package without CUDA against the torch of `python`; return the folder to import it from."""
+    wrapper = str(compiler(folder, cxx, flags))
     library = folder / "lib"
     shutil.rmtree(library, ignore_errors=True)
     command: list[str | Path] = [python, "setup.py", "-q", "build", "-b", folder / "build"]
     command += ["--build-lib", library]
-    # Said to build_ext itself: what `build` is told does not keep the objects out of the in-place build's.
+    # Pass this to build_ext, because the option of `build` does not separate objects from the in-place build.
     command += ["build_ext", "--build-temp", folder / "objects"]
-    output(command, {"CC": adding, "CXX": adding, "PARAMINIT_CUDA": "0"})
+    output(command, {"CC": wrapper, "CXX": wrapper, "PARAMINIT_CUDA": "0"})
     return library

@@ -1,4 +1,4 @@
-"""Interpreters and environments of other versions of Python and torch, and the tests in them."""
+"""Python interpreters and environments with other versions of Python and torch, and tests in them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from pathlib import Path
 from benchmarks.compiler import ROOT, ToolError, output, run
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
-# What pip says where a version is not to be had, or where a constraint keeps it away.
-NOT_TO_BE_HAD = re.compile("No matching distribution|conflicting dependencies|ResolutionImpossible")
+# What pip prints if a version does not exist, or if a constraint excludes it.
+NOT_AVAILABLE = re.compile("No matching distribution|conflicting dependencies|ResolutionImpossible")
 
 
 class MissingError(ToolError):
-    """What a row needs and is not to be had here."""
+    """Something that a row needs is not available on this machine."""
 
 
 def interpreter(version: str) -> Path:
-    """A Python of that version: this one, one of the PATH, or one of pyenv's."""
+    """Return a Python of a version: the running one, one on PATH, or one of pyenv."""
     if version == HERE:
         return Path(sys.executable)
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for one in [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
-        if one is not None and run([one, "-c", "import venv, ensurepip"]).returncode == 0:
-            return Path(one)
+    for python in [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]:
+        if python is not None and run([python, "-c", "import venv, ensurepip"]).returncode == 0:
+            return Path(python)
     raise MissingError(f"no Python {version} is here")
 
 
 def torch_of(python: Path) -> str:
-    """As in "2.13.0 3.11", or nothing."""
+    """Return the versions of torch and Python, such as "2.13.0 3.11", or "" if there is no torch."""
     code = "import sys, torch; print(torch.__version__.split('+')[0], '%d.%d' % sys.version_info[:2])"
     done = run([python, "-I", "-c", code])
     return str(done.stdout).strip() if done.returncode == 0 else ""
 
 
 def described(python: Path) -> str:
-    """As in "torch 2.13.0+cpu, Python 3.11.7"."""
+    """Return a description, such as "torch 2.13.0+cpu, Python 3.11.7"."""
     code = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
     return output([python, "-I", "-c", code]).strip()
 
@@ -55,46 +55,46 @@ def install(python: Path, *what: str | Path, variables: Mapping[str, str] | None
 
 
 def constraint(python: Path) -> str:
-    """The file by which pip is told here which versions to leave alone, or nothing."""
-    given = os.environ.get("PIP_CONSTRAINT")  # which outweighs pip's own files
-    if given is None:
+    """Return the file of version constraints that pip uses on this machine, or ""."""
+    file = os.environ.get("PIP_CONSTRAINT")  # takes precedence over pip's configuration files
+    if file is None:
         found = re.search(r"^\w+\.constraint='(.*)'$", run(pip(python, "config", "list")).stdout, re.M)
-        given = found.group(1) if found else ""
-    return "" if given == os.devnull else given
+        file = found.group(1) if found else ""
+    return "" if file == os.devnull else file
 
 
 def new_environment(version: str, torch: str, folder: Path) -> Path:
-    """The Python of a fresh environment of that Python with that torch and nothing more."""
+    """Create an environment with a version of Python and of torch and nothing else; return its Python."""
     output([interpreter(version), "-m", "venv", "--clear", folder])
     python = folder / "bin" / "python"
-    # In a call of its own and first: what is installed later then finds a torch and brings no other.
+    # Install torch first, in its own call, so that later packages find it and install no other torch.
     done = run(pip(python, "-q", "install", f"torch=={torch}"))
     if done.returncode == 0:
         return python
-    said = str(done.stderr)
-    held = constraint(python)
+    message = str(done.stderr)
+    file = constraint(python)
     shutil.rmtree(folder)
-    if NOT_TO_BE_HAD.search(said) is None:
-        raise ToolError(f"pip could not install torch {torch}: {(said.strip().splitlines() or ['?'])[-1]}")
-    remedy = f"; {held} may keep it away: run again with PIP_CONSTRAINT={os.devnull}" if held else ""
+    if NOT_AVAILABLE.search(message) is None:
+        raise ToolError(f"pip could not install torch {torch}: {(message.strip().splitlines() or ['?'])[-1]}")
+    remedy = f"; {file} may keep it away: run again with PIP_CONSTRAINT={os.devnull}" if file else ""
     raise MissingError(f"pip finds no torch {torch} for Python {version}{remedy}")
 
 
 def look_at_import(python: Path, library: Path, cwd: Path, variables: Mapping[str, str]) -> None:
-    """An error unless the package that is imported is the one in `library`."""
+    """Raise ToolError unless the imported package is the one in `library`."""
     code = "import paraminit_ext; print(paraminit_ext.__file__)"
     done = run([python, "-c", code], variables, cwd)
-    said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
-    if done.returncode != 0 or not Path(said).is_relative_to(library):
-        raise ToolError(f"expected the package in {library}, got {said}")
+    imported = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
+    if done.returncode != 0 or not Path(imported).is_relative_to(library):
+        raise ToolError(f"expected the package in {library}, got {imported}")
 
 
 def tested(
     python: Path, library: Path, tests: Sequence[str], log: Path, cwd: Path, variables: Mapping[str, str]
 ) -> str:
-    """Runs these tests with the package in `library`; returns pytest's last line.
+    """Run tests with the package in `library`; return pytest's last line.
 
-    `cwd` is not the root, where the sources' own build would be imported.
+    `cwd` must not be the root, because Python would import the in-place build there.
     """
     look_at_import(python, library, cwd, variables)
     command: list[str | Path] = [python, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml"]
@@ -108,13 +108,13 @@ def tested(
 
 
 def outcome(work: Callable[[], tuple[str, str]]) -> tuple[str, str, float, str]:
-    """What a row's work gives of itself, how many seconds it took, and passed, failed or not run."""
+    """Do the work of a row. Return its two texts, its seconds, and "passed", "failed" or "not run"."""
     begin = time.monotonic()
     try:
         what, ran = work()
-        verdict = "passed"
+        status = "passed"
     except MissingError as error:
-        what, ran, verdict = "", str(error), "not run"
+        what, ran, status = "", str(error), "not run"
     except (ToolError, subprocess.SubprocessError) as error:
-        what, ran, verdict = "", str(error), "failed"
-    return what, ran, time.monotonic() - begin, verdict
+        what, ran, status = "", str(error), "failed"
+    return what, ran, time.monotonic() - begin, status

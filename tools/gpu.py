@@ -1,8 +1,8 @@
-"""`make gpu`: everything that only a GPU can show, in stages of falling worth, inside a time that is given.
+"""`make gpu`: run everything that needs a GPU within a given time, in stages, the most important first.
 
-Each step is a process of its own with a limit. One that fails, hangs or loses the GPU keeps no other from
-running; one for which too little time is left is left out, and named. What a step measures is on disk after
-each row. Needs no torch itself, so that it goes on where torch cannot be imported.
+Each step is a process with a time limit. If a step fails, hangs or loses the GPU, the others still run. A
+step that does not fit in the remaining time is left out and named. Measured rows are written to disk one by
+one. This program does not import torch, so that it works even if torch cannot be imported.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 EARLIER = ROOT / "benchmarks" / "results" / "gpu.jsonl"
-# What becomes of a step.
+# The status of a step.
 PASSED, FAILED, KILLED, LEFT_OUT = "passed", "failed", "killed", "left out"
-# Seconds: kept for the table at the end; between asking a process to end and ending it; by which one that is
-# told when to stop has to be done before its limit.
-CLOSING, GRACE, MARGIN = 5.0, 3.0, 8.0
+CLOSING = 5.0  # seconds that are reserved for the table at the end
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
+MARGIN = 8.0  # seconds between {seconds}, when a command is told to stop, and its limit
 TABLE_LINES = 60
-# One step's words in the table.
-NOTE = 64
+NOTE = 64  # characters of a step's note in the table
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process: `need` seconds at least, or it is left out; ended after `limit`.
+    """One process. It is left out if fewer than `need` seconds remain, and killed after `limit` seconds.
 
-    Steps of a stage with the same `beside` run at once: no times are taken in them. In the command,
-    {seconds} stands for when to stop, {json} and {earlier} for files of rows.
+    Consecutive steps of a stage with the same `beside` run at once; they must not measure times. In the
+    command, {seconds} is replaced by the time after which to stop, {json} and {earlier} by files of rows.
     """
 
     stage: int
@@ -57,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step, and in a few words why."""
+    """The status of a finished step, and a short note about the reason."""
 
     stage: int
     name: str
@@ -70,11 +69,11 @@ class Outcome:
 # The steps
 # ----------------------------------------------------------------------------------------
 
-# Where GPU tests are, but for those of all 2^32 words.
+# The files with GPU tests, except those of all 2^32 words.
 GPU_TESTS = tuple(
     f"tests/test_{name}.py" for name in ("benchmarks", "cuda", "many", "statistics_op", "verify")
 )
-# Filled once each, for a profiler that replays every launch.
+# Each fill runs once, because the profiler replays every launch.
 PROFILED = """
 import torch
 from paraminit_ext import init
@@ -99,27 +98,32 @@ NCU_SECTIONS = (
 
 
 def pytest(*arguments: str, jobs: int = 0) -> tuple[str, ...]:
-    """pytest in worker processes: a test that loses the GPU, or hangs, ends its worker alone."""
+    """Return a pytest command. In a worker process, a test that loses the GPU or hangs ends only its worker.
+
+    Args:
+        arguments: arguments of pytest
+        jobs: number of worker processes; 0 runs the tests in pytest's own process
+    """
     words = ("-q", "-W", "default", "-p", "no:cacheprovider", "--require-gpu", "--timeout", "60")
     workers = ("--timeout-method", "thread", "-n", str(jobs)) if jobs else ()
     return (sys.executable, "-m", "pytest", *words, *workers, *arguments)
 
 
 def measured(*arguments: str) -> tuple[str, ...]:
-    """Rows of the benchmarks, added to the run's."""
+    """Return a command of the benchmarks that appends its rows to those of the run."""
     words = ("--device", "cuda", "--json", "{json}", "--append", "--seconds", "{seconds}")
     return (sys.executable, "-m", "benchmarks", *words, *arguments)
 
 
 def sanitized(tool: str) -> tuple[str, ...]:
-    """A test of small fills of every kind under one of the tools of compute-sanitizer."""
+    """Return a command that runs a test of small fills of every kind under a tool of compute-sanitizer."""
     test = ("tests/test_cuda.py", "-k", "sanitizer", "-q", "-W", "default", "-p", "no:cacheprovider")
     program = (sys.executable, "-m", "pytest", *test, "--require-gpu")
     return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
 
 
 def profiled() -> tuple[str, ...]:
-    """Issue slots and memory of four fills. The clocks stay as they are: the card is not ours."""
+    """Return a command that profiles four fills. It leaves the clocks as they are: the GPU is not ours."""
     sections = tuple(word for name in NCU_SECTIONS for word in ("--section", name))
     kernels = ("--kernel-name", "regex:dense_kernel", "--launch-count", "4")
     program = (sys.executable, "-c", PROFILED)
@@ -127,8 +131,8 @@ def profiled() -> tuple[str, ...]:
 
 
 def steps() -> tuple[Step, ...]:
-    """All of them, in the order of their worth; the seconds are predictions for an H100 and 16 cores."""
-    # Without torch's pools, so that a write beyond a tensor is one beyond its memory.
+    """Return all steps, the most important first. Seconds are predictions for an H100 and 16 cores."""
+    # Disable torch's caching allocator, so that a write past the end of a tensor is past its allocation.
     unpooled = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     tests = "gpu-tests.txt"
     largest = ("--group", "fill", "--no-peers")
@@ -194,12 +198,12 @@ def steps() -> tuple[Step, ...]:
 
 
 # ----------------------------------------------------------------------------------------
-# Running them
+# Running the steps
 # ----------------------------------------------------------------------------------------
 
 
 class Running:
-    """A step's process and its group, whose output goes to a log."""
+    """The process of a step, in its own process group. Its output goes to a log."""
 
     def __init__(self, step: Step, limit: float, words: dict[str, str], log: IO[str]) -> None:
         self.step, self.log = step, log
@@ -223,7 +227,7 @@ class Running:
         )
 
     def over(self) -> bool:
-        """Whether it has ended, perhaps because it was made to."""
+        """Return whether the process has ended. Kill it first if its limit has passed."""
         if self.process.poll() is not None:
             return True
         if time.monotonic() < self.begin + self.limit:
@@ -232,44 +236,44 @@ class Running:
         return True
 
     def end(self) -> None:
-        """Ends the process and all that it has started."""
+        """Kill the process and all processes that it has started."""
         self.killed = True
         for kind in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(self.process.pid, kind)
                 self.process.wait(GRACE)
 
-    def said(self) -> str:
-        """All that it has printed."""
+    def printed(self) -> str:
+        """Return everything that the process has printed."""
         with open(self.log.name, errors="replace") as log:
             log.seek(self.place)
             return log.read()
 
     def outcome(self) -> Outcome:
         status = KILLED if self.killed else PASSED if self.process.returncode == 0 else FAILED
-        note = last_words(self.said())
+        note = last_words(self.printed())
         if self.killed:
             note = f"over its limit of {self.limit:.0f} s; last: {note}"
         return Outcome(self.step.stage, self.step.name, time.monotonic() - self.begin, status, note)
 
 
-def last_words(said: str) -> str:
-    """The last line that says something, without the frames that some tools draw around it."""
-    lines = (re.sub(r"[\s=│╭╮╰╯─]+", " ", line).strip() for line in said.splitlines())
+def last_words(printed: str) -> str:
+    """Return the last line with words, without the frames that some tools draw around text."""
+    lines = (re.sub(r"[\s=│╭╮╰╯─]+", " ", line).strip() for line in printed.splitlines())
     return next((line for line in reversed(list(lines)) if re.search(r"\w", line)), "it said nothing")
 
 
-def rows_note(before: int, json_path: Path, said: str) -> str:
-    """Of a step that measures: how many rows there are, and which there are not."""
+def rows_note(before: int, json_path: Path, printed: str) -> str:
+    """Return how many rows a step has measured, and the names of those that are missing."""
     rows = len(read_rows(json_path)) - before
     missing = [
-        match[1] for match in re.finditer(r"^(\S+\[\S*\]) (?:is left out|failed): ", said, re.MULTILINE)
+        match[1] for match in re.finditer(r"^(\S+\[\S*\]) (?:is left out|failed): ", printed, re.MULTILINE)
     ]
     return f"{rows} rows" + (f", without {', '.join(missing)}" if missing else "")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that are there; a line that a killed process left unfinished is none."""
+    """Return the rows of a file, without a line that a killed process left unfinished."""
     rows = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -279,21 +283,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def waves(of: Iterable[Step]) -> list[list[Step]]:
-    """Steps that run at once, the rest one by one."""
-    found: list[list[Step]] = []
-    for step in of:
-        before = found[-1][-1] if found else None
+def waves(steps: Iterable[Step]) -> list[list[Step]]:
+    """Return groups of steps. The steps of a group run at once, the groups one after the other."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        before = groups[-1][-1] if groups else None
         if before and step.beside and (step.stage, step.beside) == (before.stage, before.beside):
-            found[-1].append(step)
+            groups[-1].append(step)
         else:
-            found.append([step])
-    return found
+            groups.append([step])
+    return groups
 
 
 @dataclass
 class Run:
-    """One run: its folder, when it has to be over, and what has become of its steps."""
+    """One run: its folder, its deadline, and the outcomes of its steps."""
 
     out: Path
     deadline: float
@@ -306,7 +310,7 @@ class Run:
         return self.out / "gpu.jsonl"
 
     def note(self, outcome: Outcome) -> None:
-        """Keeps an outcome, on disk at once."""
+        """Keep an outcome, and write it to disk at once."""
         self.outcomes.append(outcome)
         with (self.out / "gpu-steps.jsonl").open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
@@ -314,43 +318,43 @@ class Run:
 
     def run(self, chosen: Sequence[Step]) -> None:
         for wave in waves(chosen):
-            left = self.deadline - CLOSING - time.monotonic()
+            remaining = self.deadline - CLOSING - time.monotonic()
             why = self.unbuilt()
             running: list[Running] = []
             before = len(read_rows(self.json_path))
             for step in wave:
                 if step.name == "compare" and not self.earlier.exists():
                     continue
-                if why or step.need > left:
-                    reason = why or f"needs {step.need:.0f} s, {max(0, left):.0f} s are left"
+                if why or step.need > remaining:
+                    reason = why or f"needs {step.need:.0f} s, {max(0, remaining):.0f} s are left"
                     self.note(Outcome(step.stage, step.name, 0.0, LEFT_OUT, reason))
                     continue
-                running += self.begin(step, min(step.limit, left))
+                running += self.begin(step, min(step.limit, remaining))
             try:
                 while running:
                     time.sleep(0.02)
-                    for one in [one for one in running if one.over()]:
-                        running.remove(one)
-                        self.note(self.finished(one, before))
-            finally:  # where a person ends the run, nothing of it goes on
-                for one in running:
-                    one.end()
-                    self.note(self.finished(one, before))
+                    for process in [process for process in running if process.over()]:
+                        running.remove(process)
+                        self.note(self.finished(process, before))
+            finally:  # an interrupted run must leave no process behind
+                for process in running:
+                    process.end()
+                    self.note(self.finished(process, before))
 
     def unbuilt(self) -> str:
-        """Why nothing more can run, or ""."""
+        """Return why no other step can run, or ""."""
         built = [outcome.status for outcome in self.outcomes if outcome.name == "build"]
         return "" if built in ([], [PASSED]) else "there is no build"
 
     def begin(self, step: Step, limit: float) -> list[Running]:
-        """The step's process, or none where it cannot be started."""
+        """Start the process of a step. Return it in a list, which is empty if it cannot be started."""
         words = {
             "seconds": f"{max(1.0, limit - MARGIN):.0f}",
             "json": str(self.json_path),
             "earlier": str(self.earlier),
         }
         path = self.out / step.log
-        if step.beside:  # until it is over
+        if step.beside:  # a separate log until the step has finished
             path = self.out / "parts" / f"{step.name}.txt"
             path.parent.mkdir(exist_ok=True)
         log = path.open("a")
@@ -364,17 +368,17 @@ class Run:
             return []
 
     def finished(self, running: Running, before: int) -> Outcome:
-        outcome, said = running.outcome(), running.said()
+        outcome, printed = running.outcome(), running.printed()
         running.log.close()
         if running.step.beside:
             with (self.out / running.step.log).open("a") as log:
-                log.write(f"\n== stage {outcome.stage}, {outcome.name}\n{said}")
+                log.write(f"\n== stage {outcome.stage}, {outcome.name}\n{printed}")
             Path(running.log.name).unlink()
-            with suppress(OSError):  # others may still be there
+            with suppress(OSError):  # other steps may still have logs there
                 (self.out / "parts").rmdir()
         if "--append" not in running.step.command:
             return outcome
-        rows = rows_note(before, self.json_path, said)
+        rows = rows_note(before, self.json_path, printed)
         return replace(outcome, note=rows if outcome.status == PASSED else f"{rows}; {outcome.note}")
 
 
@@ -384,7 +388,7 @@ class Run:
 
 
 def rate(record: dict[str, Any]) -> tuple[str, ...]:
-    """Cells of a row: what, time, GB/s, times stock, share of the ceiling, other contenders."""
+    """Return the cells of a row: name, time, GB/s, times stock, share of the ceiling, other contenders."""
     seconds = record["seconds"]
     if "ours" not in seconds:
         return (record["name"], "", "", "", "", "")
@@ -397,9 +401,9 @@ def rate(record: dict[str, Any]) -> tuple[str, ...]:
     def shown(name: str, form: str) -> str:
         return "" if record.get(name) is None else form.format(record[name])
 
-    what = re.sub(r"device=cuda,?|dtype=|numel=|shape=", "", record["name"])
+    name = re.sub(r"device=cuda,?|dtype=|numel=|shape=", "", record["name"])
     return (
-        what,
+        name,
         f"{seconds['ours'] * 1e3:.4g}",
         shown("gb_s", "{:.0f}"),
         shown("ratio_to_stock", "{:.2f}"),
@@ -409,7 +413,7 @@ def rate(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def aligned(headers: Sequence[str], cells: Iterable[Sequence[str]], right: Sequence[int]) -> list[str]:
-    """Lines of a table, one a row."""
+    """Return the lines of a table, one for each row."""
     table = Table(box=None, pad_edge=False, show_header=True)
     for place, header in enumerate(headers):
         table.add_column(header, justify="right" if place in right else "left", no_wrap=True)
@@ -422,7 +426,7 @@ def aligned(headers: Sequence[str], cells: Iterable[Sequence[str]], right: Seque
 
 
 def closing(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]], seconds: float) -> str:
-    """Everything in at most TABLE_LINES lines: steps, then rows; those that do not fit are counted."""
+    """Return the table: at most TABLE_LINES lines, steps and then rows. Rows that do not fit are counted."""
 
     def cut(text: str, most: int = NOTE) -> str:
         return text if len(text) <= most else text[: most - 3] + "..."
@@ -443,45 +447,45 @@ def closing(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]], seco
     ]
     if facts:
         lines.append("ceilings, GB/s: " + ", ".join(facts))
-    last = {record["name"]: record for record in records}  # of rows with the same name the last one counts
+    last = {record["name"]: record for record in records}  # the last row of a name counts
     rows = list(map(rate, last.values()))
     passed = f"not passed: {', '.join(wrong)}" if wrong else "all passed"
-    verdict = cut(f"{seconds:.0f} s, {len(last)} rows; {passed}", 2 * NOTE)
-    room = TABLE_LINES - len(lines) - 3  # the rows' header, those left out, the verdict
+    summary = cut(f"{seconds:.0f} s, {len(last)} rows; {passed}", 2 * NOTE)
+    room = TABLE_LINES - len(lines) - 3  # the header of the rows, the count of other rows, the summary
     if rows:
         headers = ("row", "ms", "GB/s", "x stock", "of ceiling", "others' time by ours")
         lines += aligned(headers, rows[:room], (1, 2, 3, 4))
     if len(rows) > room:
         lines.append(f"and {len(rows) - room} rows more in gpu.jsonl")
-    return "\n".join([*lines, verdict])
+    return "\n".join([*lines, summary])
 
 
-def chosen_steps(only: str, of: Sequence[Step]) -> list[Step]:
-    """Those of the stages named, such as "3" or "2,4"; of all if none is named."""
-    stages = {step.stage for step in of}
+def chosen_steps(only: str, steps: Sequence[Step]) -> list[Step]:
+    """Return the steps of the named stages, such as "3" or "2,4", or all steps if no stage is named."""
+    stages = {step.stage for step in steps}
     try:
-        asked = {int(word) for word in only.split(",") if word.strip()}
+        named = {int(word) for word in only.split(",") if word.strip()}
     except ValueError:
-        asked = {0}
-    if asked - stages:
+        named = {0}
+    if named - stages:
         raise typer.BadParameter(f"expected stages among {', '.join(map(str, sorted(stages)))}, got {only}")
-    return [step for step in of if not asked or step.stage in asked]
+    return [step for step in steps if not named or step.stage in named]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="the folder for results")] = ROOT / "benchmarks" / "results",
-    seconds: Annotated[float, typer.Option(help="what the run may take, all in all")] = 480.0,
+    seconds: Annotated[float, typer.Option(help="the time limit of the whole run")] = 480.0,
     only: Annotated[
-        str, typer.Option(help="stages, by commas, on a build that is there; all if not given")
+        str, typer.Option(help="stages, separated by commas, with an existing build; default: all")
     ] = "",
 ) -> None:
-    """Builds, tests and measures on a machine with a GPU and its own torch; needs no network."""
+    """Build, test and measure on a machine with a GPU and its own torch, without a network."""
     begin = time.monotonic()
     chosen = chosen_steps(only, steps())
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     earlier = ROOT / "build" / "gpu-before.jsonl"
-    if EARLIER.exists():  # what is committed is another run's: it is kept until it has been compared with
+    if EARLIER.exists():  # keep the committed rows of an earlier run for the comparison
         earlier.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(EARLIER, earlier)
     if not only:
@@ -491,7 +495,7 @@ def main(
     run = Run(out, begin + seconds, lambda text: typer.echo(text), earlier)
     try:
         run.run(chosen)
-    finally:  # also where a person ends it
+    finally:  # also if the run is interrupted
         table = closing(run.outcomes, read_rows(run.json_path), time.monotonic() - begin)
         (out / "gpu-table.txt").write_text(table + "\n")
         typer.echo(table)

@@ -1,7 +1,7 @@
-"""Stage 1 of `make gpu`: the extension for the GPU at hand, compiled only where no binary fits.
+"""Stage 1 of `make gpu`: provide the extension for the GPUs of this machine, and compile it only if needed.
 
-A binary fits if its `_build_info.py` says what `setup.py facts` says here, and it can be imported. One may
-lie in place, or in build/gpu, where `make gpu-binary` puts it to be carried to a machine like this one.
+An existing binary fits if its `_build_info.py` has the facts that `setup.py facts` prints here, and if it can
+be imported. It may be in place, or in build/gpu, where `make gpu-binary` puts a binary for another machine.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def environment(carried: Path = CARRIED) -> dict[str, str]:
-    """For the GPUs present alone, unless architectures are named; with every core.
+    """Return the environment of a build for the GPUs of this machine, unless architectures are named.
 
-    Where the setuptools here is too old for pyproject.toml, with the one that was carried along.
+    The build uses every core. If this setuptools is too old for pyproject.toml, it uses the carried one.
     """
     variables = {"TORCH_CUDA_ARCH_LIST": "native", "MAX_JOBS": str(os.cpu_count()), **os.environ}
     if int(metadata.version("setuptools").split(".")[0]) < 77 and (carried / "site").exists():
@@ -35,7 +35,7 @@ def environment(carried: Path = CARRIED) -> dict[str, str]:
 
 
 def wanted(root: Path) -> dict[str, str]:
-    """The facts of a build here and now."""
+    """Return the facts of a build on this machine now."""
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "facts"],
         cwd=root,
@@ -51,7 +51,7 @@ def wanted(root: Path) -> dict[str, str]:
 
 
 def misfit(folder: Path, facts: dict[str, str]) -> str:
-    """Why the binary in a folder's package is not to be used, or ""."""
+    """Return why the binary in a folder's package cannot be used, or ""."""
     info = folder / "paraminit_ext" / "_build_info.py"
     if not info.exists() or not (folder / "paraminit_ext" / f"_C{SUFFIX}").exists():
         return "there is none for this Python"
@@ -63,7 +63,7 @@ def misfit(folder: Path, facts: dict[str, str]) -> str:
 
 
 def imports(root: Path) -> bool:
-    """Whether the package in place can be imported with its CUDA kernels."""
+    """Return whether the package in place can be imported and has CUDA kernels."""
     code = "import sys; from paraminit_ext import _C; sys.exit(not _C.has_cuda())"
     return subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
@@ -77,7 +77,7 @@ def put_in_place(carried: Path, root: Path) -> None:
 
 
 def compile_in_place(root: Path) -> int:
-    """Runs the build, all of whose output is printed; returns its status. The last line sums it up."""
+    """Run the build and print all of its output, then one line that sums it up; return its exit status."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     warnings = 0
     with subprocess.Popen(

@@ -1,8 +1,8 @@
-"""`make matrix`: the package under other versions of torch and Python, compilers, flags and processors.
+"""`make matrix`: test the package with other versions of torch and Python, compilers, flags and processors.
 
-Each row builds the extension apart, in build/matrix/, and runs the tests of the stream and of the operators
-with it. An environment that is here already and has the row's torch and Python serves; others are made. The
-fills of another processor are run by an emulator, without torch, and compared with this one's.
+Each row builds the extension in its own folder of build/matrix/, and runs the tests of the stream and of the
+operators with it. A row uses an existing environment with its torch and Python, or creates one. An emulator
+runs the fills of another processor without torch, and their checksums are compared with this processor's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TESTS = (
     "test_stream.py",
     "test_oracle.py",
     "test_ops.py",
-    "test_calls.py",
+    "test_fast_path.py",
     "test_shards.py",
     "test_mesh.py",
     "test_pieces.py",
@@ -55,21 +55,21 @@ TESTS = (
     "test_deferred.py",
     "test_plan.py",
     "test_statistics_op.py",
-    "test_look.py",
+    "test_summary.py",
     "test_audit.py",
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is built with, and by what it is known."""
+    """The name of a row, and the versions, compiler and flags of its build."""
 
     name: str
     torch: str = "2.13.0"
     python: str = HERE
     cxx: str = "g++"
     flags: str = ""
-    packages: str = ""  # Debian's, which bring the compiler
+    packages: str = ""  # Debian packages that contain the compiler
 
 
 ROWS = (
@@ -94,7 +94,7 @@ class Result:
 
 
 def need(tool: str, packages: str) -> None:
-    """Makes sure of a tool, by Debian's packages where this process may install them."""
+    """Ensure that a tool exists. Install its Debian packages if this process may."""
     if shutil.which(tool) is not None:
         return
     if os.geteuid() == 0 and shutil.which("apt-get") is not None:
@@ -105,7 +105,7 @@ def need(tool: str, packages: str) -> None:
 
 
 def environment(row: Row) -> Path:
-    """The Python of an environment with the row's torch and what the tests need."""
+    """Return the Python of an environment with the row's torch and the requirements of the tests."""
     made = FOLDER / f"torch{row.torch}-python{row.python}"
     for folder in (Path(sys.prefix), ROOT / ".venv-cuda", made):
         python = folder / "bin" / "python"
@@ -117,7 +117,7 @@ def environment(row: Row) -> Path:
 
 
 def compiled_by(row: Row) -> str:
-    """As in "gcc 12.2.0 -O0"."""
+    """Return the compiler with its version and flags, such as "gcc 12.2.0 -O0"."""
     printed = output([row.cxx, "--version"]).partition("\n")[0]
     versions = re.findall(r"\b\d+\.\d+\.\d+", printed) or ["?"]
     name = f"clang {versions[0]}" if "clang" in printed else f"gcc {versions[-1]}"
@@ -135,7 +135,7 @@ def built_and_tested(row: Row) -> tuple[str, str]:
 
 
 def emulated() -> tuple[str, str]:
-    """The scalar path of another processor, value for value."""
+    """Compare the checksums of all fills on the scalar path of another processor with those of this one."""
     need("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user")
     need("qemu-aarch64", "qemu-user")
     there = build(FOLDER / "aarch64", "aarch64-linux-gnu-g++", ["-static"])
@@ -143,10 +143,10 @@ def emulated() -> tuple[str, str]:
     theirs = output(["qemu-aarch64", there, "--small"])
     ours = output([here, "--small"])
     if theirs.count("\n") < 100:
-        raise ToolError(f"expected some hundred fills, got {theirs.count(chr(10))}")
+        raise ToolError(f"expected at least 100 fills, got {theirs.count(chr(10))}")
     different = disagreements(ours, theirs)
     if different:
-        raise ToolError(f"{len(different)} fills differ, {different[0]} the first")
+        raise ToolError(f"{len(different)} fills differ, the first is {different[0]}")
     version = output(["aarch64-linux-gnu-g++", "--version"]).partition("\n")[0].split()[-1]
     count = theirs.count("\n")
     return f"fills without torch, gcc {version}, qemu", f"{count} checksums are {platform.machine()}'s"
@@ -164,11 +164,11 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="rows, by their names, with commas between them")] = "",
+    only: Annotated[str, typer.Option(help="names of rows, separated by commas")] = "",
     remove: Annotated[bool, typer.Option("--remove", help="remove the environments made here")] = False,
-    to: Annotated[Path, typer.Option("--markdown", help="where the table is written")] = FOLDER / "matrix.md",
+    to: Annotated[Path, typer.Option("--markdown", help="the file for the table")] = FOLDER / "matrix.md",
 ) -> None:
-    """Builds and tests the package with other versions of torch and Python, compilers and processors."""
+    """Build and test the package with other versions of torch and Python, compilers and processors."""
     console = Console(width=None if Console().is_terminal else 140)
     names = [*(row.name for row in ROWS), EMULATED]
     wanted = only.split(",") if only else names

@@ -1,7 +1,7 @@
-"""`make sanitize`: the CPU fills under three sanitizers and valgrind, the operators under two of them.
+"""`make sanitize`: run the CPU fills under three sanitizers and valgrind, the operators under two sanitizers.
 
-The fills run in a driver that knows no torch (driver/driver.cpp), where each tool is first shown a fault of
-its kind and must report it. The operators run in a build of the extension of its own, by a part of the tests.
+The fills run in a driver without torch (driver/driver.cpp). There each tool must first report a planted fault
+of its kind. The operators run in a separate build of the extension, by a part of the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tools.driver import build, disagreements
 
 FOLDER = ROOT / "build" / "sanitize"
 CXX = "g++"
-# Errors end the process: what goes on after one is no longer a proof. torch's own leaks are not looked for.
+# An error ends the process, because results after an error prove nothing. Leaks are not checked: torch has
+# its own.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:abort_on_error=0",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
@@ -40,8 +41,8 @@ MEMORY = [
 THREADS = ["-O1", "-g1", "-fsanitize=thread"]
 VALGRIND = ["valgrind", "--quiet", "--error-exitcode=9", "--fair-sched=yes"]
 
-# Tests of what the operators read and write. Those that start a process of their own would import the plain
-# build there, and those that look at threads or memory would see the sanitizer's.
+# Tests of the memory that operators read and write. Left out are tests that start a process, which would
+# import the plain build, and tests of threads or memory, which would see those of the sanitizer.
 TESTS = (
     "test_ops.py",
     "test_stream.py",
@@ -54,7 +55,7 @@ LEFT_OUT = (
     "takes_no_memory or own_threads or interpreter_lock or compiled or opcheck or environment or info or "
     "binary_for_another or large or golden or upper_bound or dtensor or DTensor or share_of_the_parameters"
 )
-# One element more than a block of the C library's has: a fill of it must be reported.
+# The tensor has one element more than its block of malloc: the sanitizer must report the second fill.
 PLANTED = """
 import ctypes, torch
 from paraminit_ext import Key, init
@@ -76,14 +77,14 @@ class Result:
 
 
 def fault_found(command: list[str | Path], fault: str, says: str) -> str:
-    """Nothing where the tool ends the driver with these words, else what is wrong."""
+    """Return "" if the tool ends the driver with the message `says`, otherwise what is wrong."""
     done = run([*command, "--fault", fault], OPTIONS)
     found = done.returncode != 0 and says in done.stderr
     return "" if found else f"the planted fault '{fault}' was not reported"
 
 
 def clean(command: list[str | Path]) -> str:
-    """Nothing where the tool has nothing to say and all instruction sets agree, else its first words."""
+    """Return "" if the tool reports nothing and all instruction sets agree, otherwise what is wrong."""
     done = run(command, OPTIONS)
     if done.returncode != 0 or done.stderr:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
@@ -123,7 +124,7 @@ def valgrind() -> str:
     return first(
         fault_found(command, "overrun", "Invalid write"),
         fault_found(command, "uninitialised", "uninitialised value"),
-        # valgrind knows no AVX-512.
+        # valgrind does not support AVX-512.
         *(clean([*command, "--small", "--isa", isa]) for isa in ("baseline", "avx2")),
     )
 
@@ -134,7 +135,7 @@ def operators() -> str:
     environment = {**OPTIONS, "LD_PRELOAD": " ".join(preloaded), "PYTHONPATH": str(library)}
     planted = run([sys.executable, "-c", PLANTED], environment, FOLDER)
     if planted.stdout.strip() != "filled" or "heap-buffer-overflow" not in planted.stderr:
-        return "a planted write behind a tensor was not reported"
+        return "a planted write past the end of a tensor was not reported"
     tests = [ROOT / "tests" / name for name in TESTS]
     pytest: list[str | Path] = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     pytest += ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT]
@@ -151,7 +152,7 @@ PROOFS: Mapping[str, Callable[[], str]] = {
     "valgrind": valgrind,
     "operators": operators,
 }
-WHAT = {
+DESCRIPTIONS = {
     "memory": "fills under AddressSanitizer and UndefinedBehaviorSanitizer",
     "threads": "fills on std::thread under ThreadSanitizer",
     "valgrind": "fills under valgrind's memcheck, scalar path and AVX2",
@@ -159,8 +160,10 @@ WHAT = {
 }
 
 
-def main(only: Annotated[str, typer.Option(help="of memory, threads, valgrind, operators")] = "") -> None:
-    """Runs the fills and the operators under sanitizers, each shown a planted fault first."""
+def main(
+    only: Annotated[str, typer.Option(help="some of memory, threads, valgrind, operators")] = "",
+) -> None:
+    """Run the fills and the operators under sanitizers, each of which must first report a planted fault."""
     console = Console(width=None if Console().is_terminal else 120)
     results = []
     for name in only.split(",") if only else PROOFS:
@@ -172,8 +175,8 @@ def main(only: Annotated[str, typer.Option(help="of memory, threads, valgrind, o
             wrong = PROOFS[name]()
         except ToolError as error:
             wrong = str(error)
-        results.append(Result(WHAT[name], time.monotonic() - begin, wrong))
-        console.print(f"sanitize: {WHAT[name]}: {wrong or 'clean'}", highlight=False, markup=False)
+        results.append(Result(DESCRIPTIONS[name], time.monotonic() - begin, wrong))
+        console.print(f"sanitize: {DESCRIPTIONS[name]}: {wrong or 'clean'}", highlight=False, markup=False)
     table = Table(title="sanitizers")
     table.add_column("proof")
     table.add_column("seconds", justify="right")

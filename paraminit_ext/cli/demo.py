@@ -1,4 +1,4 @@
-"""What `demo` does: a model, initialised by stock and by us, timed in turns, then checked."""
+"""The command `demo`: initialise a model by stock and by this package, time both, and check the values."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from paraminit_ext import _C, Key, cpu_capability
-from paraminit_ext.cli.facts import cpu_name, host_memory
-from paraminit_ext.cli.llama import PRESETS, Llama, Recipe, fill_calls, recipes
+from paraminit_ext.cli.build_facts import cpu_name, host_memory
+from paraminit_ext.cli.demo_model import PRESETS, Llama, Recipe, fill_calls, recipes
 from paraminit_ext.cli.output import console, dtype_of, working
-from paraminit_ext.models.look import told_count
+from paraminit_ext.models.summary import count_text
 
-# Chance that a right initialisation fails the check, all its comparisons together.
+# Probability that a correct initialisation fails the check, for all its comparisons together.
 FALSE_ALARM = 1e-9
-# Bytes that stay free beside what is filled: temporaries of checks and of stock functions.
+# Bytes to keep free besides the model, for temporaries of the checks and of stock.
 _MARGIN = 1 << 30
-# A round repeats a short call until this much time has gone by: the clock's own cost is then nothing.
+# A round repeats a short call for at least this long, so that the overhead of the clock is negligible.
 _ROUND_SECONDS = 0.01
 
 Group: TypeAlias = list[tuple[str, nn.Parameter, Recipe]]
 
 
 # ----------------------------------------------------------------------------------------
-# Where, and which model
+# Device and model
 # ----------------------------------------------------------------------------------------
 
 
 def best_device() -> torch.device:
-    """The GPU where there are kernels for it and one is there, else the CPU."""
+    """Return the GPU if there is one and this build has CUDA kernels. Otherwise return the CPU."""
     return torch.device("cuda" if _C.has_cuda() and torch.cuda.is_available() else "cpu")
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device."""
+    """Return the number of bytes that are free on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return host_memory()
 
 
 def choose_preset(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Llama, str]:
-    """The preset that fits in the device's memory, its model on meta, and what to say if it is smaller."""
+    """Return a preset that fits into memory, its model on meta, and a message if it is not the wanted one."""
     names = list(PRESETS)
-    said = ""
+    message = ""
     for name in names[names.index(wanted) :]:
         with torch.device("meta"):
             model = Llama(PRESETS[name]).to(dtype)
         need = sum(parameter.nbytes for parameter in model.parameters()) + _MARGIN
         free = available_memory(device)
         if need <= free or name == names[-1]:
-            return name, model, said
-        said = f"Memory is short: preset {name} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free."
-    raise AssertionError("the last preset is always taken")
+            return name, model, message
+        message = f"Not enough memory: preset {name} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free."
+    raise AssertionError("the last preset is always returned")
 
 
 # ----------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def choose_preset(wanted: str, device: torch.device, dtype: torch.dtype) -> tupl
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean, standard deviation, kurtosis (3 for a normal) and support of a recipe's distribution."""
+    """Mean, standard deviation, kurtosis (3 for a normal) and bounds of a recipe's distribution."""
 
     mean: float
     std: float
@@ -79,15 +79,15 @@ class Moments:
     high: float
 
 
-def asked(recipe: Recipe) -> Moments:
-    """The exact moments of what was asked for."""
+def requested_moments(recipe: Recipe) -> Moments:
+    """Return the exact moments of the requested distribution."""
     if recipe.function == "ones_":
         return Moments(1.0, 0.0, 0.0, 1.0, 1.0)
     mean, std = recipe.arguments[:2]
     if recipe.function == "normal_":
         return Moments(mean, std, 3.0, -math.inf, math.inf)
     low, high = recipe.arguments[2:]
-    bound = (high - mean) / std  # the recipe's bounds lie symmetrically, so the odd moments vanish
+    bound = (high - mean) / std  # the bounds of a recipe are symmetric, so the odd moments are zero
     density = math.exp(-bound * bound / 2) / math.sqrt(2 * math.pi)
     inside = math.erf(bound / math.sqrt(2))
     second = 1 - 2 * bound * density / inside
@@ -95,8 +95,8 @@ def asked(recipe: Recipe) -> Moments:
     return Moments(mean, std * math.sqrt(second), fourth / second**2, low, high)
 
 
-def found(tensor: Tensor) -> tuple[float, float, float, float]:
-    """Mean, standard deviation, least and greatest value, in double, a part at a time."""
+def measured_moments(tensor: Tensor) -> tuple[float, float, float, float]:
+    """Return mean, standard deviation, minimum and maximum, computed in double precision part by part."""
     count, total, squares = tensor.numel(), 0.0, 0.0
     low, high = (float(bound) for bound in torch.aminmax(tensor.detach()))
     for part in tensor.detach().view(-1).split(1 << 24):
@@ -108,25 +108,23 @@ def found(tensor: Tensor) -> tuple[float, float, float, float]:
 
 
 def check(group: Group, quantile: float) -> list[str]:
-    """One line for each tensor whose mean or deviation is more than `quantile` standard errors off."""
+    """Return a line for each mean or deviation that is off by more than `quantile` standard errors."""
     wrong = []
     for name, parameter, recipe in group:
-        want = asked(recipe)
-        mean, std, low, high = found(parameter)
-        # 2^-9 of a value is the most that rounding to a 16-bit dtype moves it.
+        want = requested_moments(recipe)
+        mean, std, low, high = measured_moments(parameter)
+        # Rounding to a 16-bit dtype changes a value by at most 2^-9 of it.
         rounding = 2.0**-9 if parameter.dtype.itemsize == 2 else 0.0
         mean_error = want.std / math.sqrt(parameter.numel())
         std_error = want.std * math.sqrt((want.kurtosis - 1) / (4 * parameter.numel())) if want.std else 0.0
         # A NaN anywhere makes the sums NaN, and fails both comparisons.
         if not abs(mean - want.mean) <= quantile * mean_error:
-            wrong.append(f"{name}: mean {mean:.3e}, asked {want.mean:.3e} +- {quantile * mean_error:.1e}")
+            wrong.append(f"{name}: mean {mean:.3e}, expected {want.mean:.3e} +- {quantile * mean_error:.1e}")
         if not abs(std - want.std) <= quantile * std_error + rounding**2 * want.std:
-            wrong.append(f"{name}: std {std:.6e}, asked {want.std:.6e} +- {quantile * std_error:.1e}")
-        # The bounds that count are those rounded to float32, half an ulp off at most.
+            wrong.append(f"{name}: std {std:.6e}, expected {want.std:.6e} +- {quantile * std_error:.1e}")
+        # Compare with the bounds rounded to float32, which are off by at most half an ulp.
         if low < want.low - abs(want.low) * 2.0**-24 or high > want.high + abs(want.high) * 2.0**-24:
-            wrong.append(
-                f"{name}: least {low:.3e}, greatest {high:.3e}, asked {want.low:.3e}, {want.high:.3e}"
-            )
+            wrong.append(f"{name}: min {low:.3e}, max {high:.3e}, expected {want.low:.3e} to {want.high:.3e}")
     return wrong
 
 
@@ -138,7 +136,7 @@ def check(group: Group, quantile: float) -> list[str]:
 def time_in_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, tick: Callable[[], object]
 ) -> dict[str, float]:
-    """Median seconds of each call, timed once a round, after a round that does not count."""
+    """Return the median seconds of each call. Each round times every call once, after a warm-up round."""
     threads = torch.get_num_threads()
     clocks = {
         name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()
@@ -146,20 +144,20 @@ def time_in_turns(
     for call in calls.values():
         call()  # touches every page
         tick()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, clock in clocks.items():
-            taken[name].append(clock.blocked_autorange(min_run_time=_ROUND_SECONDS).median)
+            times[name].append(clock.blocked_autorange(min_run_time=_ROUND_SECONDS).median)
             tick()
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def _timed(groups: Mapping[str, Group], rounds: int, seed: int) -> dict[str, dict[str, float]]:
-    """Seconds of each way to fill each kind of layer; ours comes last, so that its values stay."""
+    """Return the seconds of each call for each kind of layer. Ours runs last, so that its values stay."""
     medians: dict[str, dict[str, float]] = {}
     notes = console(stderr=True)
     columns = (TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn())
-    # Drawn between the timed calls, not by a thread that would take a core from them.
+    # Refresh between the timed calls. A refresh thread would take a core from them.
     hidden = not notes.is_terminal
     progress = Progress(*columns, console=notes, transient=True, auto_refresh=False, disable=hidden)
     with progress, torch.no_grad():
@@ -180,7 +178,7 @@ def _timed(groups: Mapping[str, Group], rounds: int, seed: int) -> dict[str, dic
 # ----------------------------------------------------------------------------------------
 
 
-def _written(seconds: float) -> str:
+def _formatted(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
@@ -192,21 +190,21 @@ def _row(
 
 
 def _table(rows: Sequence[Mapping[str, Any]], rounds: int) -> Table:
-    title = f"median of {rounds} rounds in turns, on pages that a first round has touched"
+    title = f"median of {rounds} alternating rounds after a warm-up round"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("kind of layer", no_wrap=True)
-    for header in ("tensors", "elements", "stock", "ours", "times", "of fill_"):
+    for header in ("tensors", "elements", "stock", "ours", "ratio", "of fill_"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        taken = row["seconds"]
+        seconds = row["seconds"]
         table.add_row(
             row["kind"],
             str(row["tensors"]),
-            told_count(row["elements"]),
-            _written(taken["stock"]),
-            _written(taken["ours"]),
-            f"{taken['stock'] / taken['ours']:.1f}",
-            f"{taken['fill'] / taken['ours']:.0%}",
+            count_text(row["elements"]),
+            _formatted(seconds["stock"]),
+            _formatted(seconds["ours"]),
+            f"{seconds['stock'] / seconds['ours']:.1f}",
+            f"{seconds['fill'] / seconds['ours']:.0%}",
         )
     return table
 
@@ -214,19 +212,19 @@ def _table(rows: Sequence[Mapping[str, Any]], rounds: int) -> Table:
 def run(
     preset: str, device: torch.device, dtype: str, rounds: int, seed: int, out: Console
 ) -> dict[str, Any]:
-    """Initialise, time and check a model; what is found is printed, and returned as JSON has it.
+    """Initialise, time and check a model. Print the results, and return them for JSON output.
 
     Args:
-        preset: the largest model that may be taken
-        device: where
-        dtype: the name of a dtype, as it is printed
-        rounds: how many are timed
-        seed: of the values that are kept
-        out: where to print
+        preset: the largest preset to use
+        device: the device of the model
+        dtype: the name of the dtype
+        rounds: the number of timed rounds
+        seed: the seed of the values that are checked
+        out: the console to print to
     """
-    chosen, model, said = choose_preset(preset, device, dtype_of(dtype))
-    if said:
-        out.print(f"{said} Taking preset {chosen}.", style="bold")
+    chosen, model, message = choose_preset(preset, device, dtype_of(dtype))
+    if message:
+        out.print(f"{message} Using preset {chosen}.", style="bold")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     threads = torch.get_num_threads()
     out.print(f"{name}, {cpu_capability()}, {torch.__version__}, {threads} threads")
@@ -238,13 +236,13 @@ def run(
     for place, parameter, recipe in recipes(model):
         groups.setdefault(recipe.kind, []).append((place, parameter, recipe))
     medians = _timed(groups, rounds, seed)
-    whole = [one for group in groups.values() for one in group]
-    total = {name: sum(taken[name] for taken in medians.values()) for name in ("fill", "stock", "ours")}
+    whole = [item for group in groups.values() for item in group]
+    total = {name: sum(median[name] for median in medians.values()) for name in ("fill", "stock", "ours")}
     rows = [_row(kind, group, medians[kind]) for kind, group in groups.items()]
     rows.append(_row("the whole model", whole, total))
     out.print(_table(rows, rounds))
 
-    # Two moments a tensor, two sides each.
+    # Two moments per tensor, with two tails each.
     quantile = -statistics.NormalDist().inv_cdf(FALSE_ALARM / (2 * 2 * len(whole)))
     with working("checking mean and standard deviation of every tensor"):
         wrong = check(whole, quantile)
@@ -252,9 +250,9 @@ def run(
         out.print(f"wrong: {line}", style="red")
     if not wrong:
         out.print(
-            f"Checked: mean and standard deviation of all {len(whole)} tensors are those asked for, within"
-            f" {quantile:.1f} standard errors (one false alarm in {1 / FALSE_ALARM:.0e} runs);"
-            " no NaN; bounds kept; norms exactly one."
+            f"Checked: mean and standard deviation of all {len(whole)} tensors are within {quantile:.1f}"
+            f" standard errors of the requested ones (one false alarm in {1 / FALSE_ALARM:.0e} runs)."
+            " There are no NaN, no value is out of bounds, and the weights of all norms are exactly one."
         )
     facts = {"machine": name, "threads": threads, "preset": chosen, "dtype": dtype, "device": device.type}
     return {**facts, "rounds": rounds, "kinds": rows, "wrong": wrong}

@@ -1,4 +1,4 @@
-"""``demo``, ``info``, ``verify``: of this build on this machine."""
+"""The commands ``demo``, ``info`` and ``verify``, which examine this build on this machine."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ import torch
 import typer
 from rich.table import Table
 
-from paraminit_ext.cli import plain
-from paraminit_ext.cli.facts import info as facts
-from paraminit_ext.cli.llama import PRESETS
+from paraminit_ext.cli import without_extras
+from paraminit_ext.cli.build_facts import info as facts
+from paraminit_ext.cli.demo_model import PRESETS
 from paraminit_ext.cli.output import Json, console, has_width, print_json
 
 
 class Device(str, Enum):
-    """Where ``verify`` looks."""
+    """The devices that ``verify`` checks."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 def demo(
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.", metavar="NAME")] = "1b",
+    preset: Annotated[
+        str, typer.Option(help=f"Size of the model: {', '.join(PRESETS)}.", metavar="NAME")
+    ] = "1b",
     device: Annotated[
         str,
-        typer.Option(help="cpu or cuda; the best there is if not given.", metavar="NAME", show_default=False),
+        typer.Option(help="cpu or cuda (default: cuda if available).", metavar="NAME", show_default=False),
     ] = "",
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or fp64.", metavar="NAME")] = "fp32",
-    rounds: Annotated[int, typer.Option(help="Rounds that count.", min=1, metavar="N")] = 3,
-    seed: Annotated[int, typer.Option(help="The seed of the values that are kept.", metavar="N")] = 1,
+    rounds: Annotated[int, typer.Option(help="Number of timed rounds.", min=1, metavar="N")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the values that are checked.", metavar="N")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Time stock and this package on a Llama, and check the values. Mean and deviation of every tensor are to
-    be those asked for. Where memory is short, a smaller model is taken.
+    """Time torch.nn.init and this package on a Llama-shaped model. Then check the mean and the standard
+    deviation of every tensor. If there is not enough memory, a smaller model is used.
 
     For example:
 
@@ -55,15 +57,15 @@ def demo(
 
 
 def info(as_json: Json = False) -> None:
-    """Print what was built and runs here, for a bug report. It tells versions, compilers, instruction sets,
-    threads, GPUs and optional packages.
+    """Print facts about this build and machine, for a bug report. These are versions, compilers, instruction
+    sets, threads, GPUs and optional packages.
 
     For example:
 
       paraminit-ext info
     """
     if as_json or not has_width():
-        plain.print_info(as_json)
+        without_extras.print_info(as_json)
         return
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     for name, fact in facts().items():
@@ -72,17 +74,19 @@ def info(as_json: Json = False) -> None:
 
 
 def verify(
-    device: Annotated[Device, typer.Option(help="cuda: the GPU as well.")] = Device.cpu,
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller samples: under a minute.")] = False,
+    device: Annotated[Device, typer.Option(help="cuda checks the GPU as well.")] = Device.cpu,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use smaller samples; takes less than a minute.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check the numbers of this build on this machine. Compared are known answers, golden values, every
-    instruction set, threads, layouts and shards; a short statistical pass follows.
+    """Check that this build computes the right numbers here. The checks cover known answers, golden values,
+    all instruction sets, threads, layouts and shards. They end with a short statistical test.
 
     For example:
 
       paraminit-ext verify --quick
     """
-    status = plain.print_verdict(device.value, quick, as_json)
+    status = without_extras.print_verdict(device.value, quick, as_json)
     if status:
         raise typer.Exit(status)

@@ -1,4 +1,4 @@
-"""What commands share: options, and where they print."""
+"""Options and output functions that the commands share."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to standard output.")]
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="A checkpoint, a config.json or module:function.")
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="The seed of a model that is built; 0 if not given.", metavar="N"),
+    typer.Option(help="Seed of the model, if TARGET builds one (default: 0).", metavar="N"),
 ]
 
-# By the names of torch, and by short ones.
+# Short names, which are accepted besides the names of torch.
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
 def dtype_of(text: str) -> torch.dtype:
-    """The floating-point dtype of that name."""
-    found = getattr(torch, _DTYPES.get(text, text), None)
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        return found
+    """Return the floating-point dtype with this name."""
+    dtype = getattr(torch, _DTYPES.get(text, text), None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
     raise ValueError(f"expected a floating-point dtype, got {text}. Use bfloat16, float16 or float32.")
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # Else it ends the process, with a status that means something else here.
+        # rich would exit with status 1, which has another meaning here.
         raise BrokenPipeError
 
 
 def console(stderr: bool = False, width: int | None = None) -> Console:
-    """A console that shows text as it is."""
+    """Return a console that prints text without markup."""
     return _Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
 
 
 def has_width() -> bool:
-    """Whether what is printed has to fit something."""
+    """Return whether the output must fit a width: on a terminal, or if COLUMNS is set."""
     return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
 def print_found(found: object) -> None:
-    """Print what can be printed and rendered: to fit a terminal, as it is to anything else."""
+    """Print an object: rendered by rich to fit a terminal, or as plain text to a file or pipe."""
     if has_width():
         console().print(found)
     else:
@@ -65,17 +65,17 @@ def print_json(found: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value without what JSON has no number for: infinities and NaN are texts."""
+    """Return the value with infinities and NaN replaced by strings, because JSON has no such numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Say on a terminal what takes long. What other code prints meanwhile goes to standard error."""
+    """Show a status on a terminal during a slow operation, and redirect stdout of other code to stderr."""
     notes = console(stderr=True)
     shown = notes.status(what) if notes.is_terminal else contextlib.nullcontext()
     with contextlib.redirect_stdout(sys.stderr), shown:
@@ -84,7 +84,7 @@ def working(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bytes_done(what: str) -> Iterator[Callable[[int, int], object] | None]:
-    """What is to be called with bytes done and bytes in all; None where there is no terminal to show them."""
+    """Yield a function that shows progress (bytes done, total bytes); None if stderr is not a terminal."""
     notes = console(stderr=True)
     if not notes.is_terminal:
         yield None

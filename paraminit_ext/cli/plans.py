@@ -1,4 +1,4 @@
-"""``plan``, ``show``, ``checkpoint``, ``diff``: of a model's initialisation as data."""
+"""The commands ``plan``, ``show``, ``checkpoint`` and ``diff``, which work with plans."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from paraminit_ext.models import target as targets
 from paraminit_ext.models.compare import compare
 from paraminit_ext.models.law import Law, law_of_fill
 from paraminit_ext.models.layout import dtype_name
-from paraminit_ext.models.look import pattern_of, plain_table, told_bytes, told_count
 from paraminit_ext.models.plan import Entry, InitPlan
+from paraminit_ext.models.summary import bytes_text, count_text, layer_pattern, plain_table
 
-PlanSeed = Annotated[int, typer.Option(help="The seed of the model.", metavar="N")]
+PlanSeed = Annotated[int, typer.Option(help="Seed of the model.", metavar="N")]
 Either = Annotated[
     str, typer.Argument(metavar="PLAN_OR_DIR", help="A plan, a checkpoint, a config.json or module:function.")
 ]
@@ -34,13 +34,13 @@ def plan(
     source: Annotated[
         str, typer.Argument(metavar="CONFIG_OR_FUNCTION", help="A config.json or module:function.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="PLAN", help="The file that is written.")],
+    out: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan file to write.")],
     seed: PlanSeed = 0,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a plan that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing plan.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Record how a model's tensors get their values, in a file. None of them is made for that. The file gives
-    the same model on every machine; what is no plan is never overwritten.
+    """Record the initialisation of a model in a plan file. The tensors themselves are not created. The plan
+    gives the same model on every machine. An existing file that is not a plan is never overwritten.
 
     For example:
 
@@ -56,34 +56,36 @@ def plan(
     if as_json:
         print_json({"plan": str(out), **_sizes(made), "seconds": seconds})
     else:
-        size = told_bytes(out.stat().st_size)
+        size = bytes_text(out.stat().st_size)
         print(f"{out}: {_foot(made)} of values; a plan of {size}, made in {seconds:.1f} s")
 
 
 def _refuse_to_overwrite(out: Path, force: bool) -> None:
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"expected a directory for {out}, got none. Make {out.parent} first.")
+        raise FileNotFoundError(f"expected a directory for {out}, got none. Create {out.parent} first.")
     if not out.exists():
         return
     is_plan = out.is_file() and isinstance(targets.parse(str(out)), targets.PlanFile)
     if not is_plan:
-        raise FileExistsError(f"expected a new file or a plan, got {out}, which is neither. Name another.")
+        raise FileExistsError(
+            f"expected a new file or a plan, got {out}, which is neither. Name another file."
+        )
     if not force:
-        raise FileExistsError(f"expected a new file, got {out}, a plan. Name another, or say --force.")
+        raise FileExistsError(f"expected a new file, got {out}, a plan. Name another file, or pass --force.")
 
 
-def _sizes(of: InitPlan) -> dict[str, int]:
-    own = [entry for entry in of if entry.tie is None]
+def _sizes(shown: InitPlan) -> dict[str, int]:
+    own = [entry for entry in shown if entry.tie is None]
     return {
-        "tensors": len(of),
+        "tensors": len(shown),
         "parameters": sum(math.prod(entry.shape) for entry in own if entry.kind == "parameter"),
         "nbytes": sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in own),
     }
 
 
-def _foot(of: InitPlan) -> str:
-    sizes = _sizes(of)
-    parameters, nbytes = told_count(sizes["parameters"]), told_bytes(sizes["nbytes"])
+def _foot(shown: InitPlan) -> str:
+    sizes = _sizes(shown)
+    parameters, nbytes = count_text(sizes["parameters"]), bytes_text(sizes["nbytes"])
     return f"{sizes['tensors']} tensors, {parameters} parameters, {nbytes}"
 
 
@@ -93,10 +95,10 @@ def _foot(of: InitPlan) -> str:
 
 
 def show(
-    file: Annotated[str, typer.Argument(metavar="PLAN", help="The plan.")], as_json: Json = False
+    file: Annotated[str, typer.Argument(metavar="PLAN", help="The plan file.")], as_json: Json = False
 ) -> None:
-    """Print a plan as a table. For each tensor there are the fill that it gets, and the mean, deviation and
-    bounds that such values have; repeated layers are one row.
+    """Print a plan as a table. For each tensor, it shows the fill, and the mean, standard deviation and
+    bounds of the filled values. Repeated layers share one row.
 
     For example:
 
@@ -111,11 +113,11 @@ def show(
 
 
 def _law(entry: Entry) -> Law | None:
-    """The law of the elements, where one fill is all that there is."""
+    """Return the law of the elements if the only step of the entry is a fill."""
     if len(entry.steps) != 1:
         return None
     with warnings.catch_warnings():
-        # What a fill warns of, it warns of when it is done.
+        # A fill emits its warnings when it runs, so ignore them here.
         warnings.simplefilter("ignore")
         return law_of_fill(entry)
 
@@ -139,22 +141,22 @@ def _to_dict(entry: Entry) -> dict[str, Any]:
 
 _HEAD = ("name", "shape", "dtype", "filled by", "mean", "std", "min", "max")
 _LEFT = ("name", "shape", "filled by")
-# What a narrow terminal goes without, first to last.
-_SPARED = ("dtype", "max", "min", "mean", "shape", "std")
+# The columns that are left out on a narrow terminal, in this order.
+_OPTIONAL = ("dtype", "max", "min", "mean", "shape", "std")
 
 
 class _Shown:
-    """A plan that is printed as a table which fits."""
+    """A plan to print as a table that fits the terminal."""
 
-    def __init__(self, of: InitPlan) -> None:
+    def __init__(self, shown: InitPlan) -> None:
         groups: dict[Any, list[Entry]] = {}
-        for entry in of:
-            tie = entry.tie and pattern_of(entry.tie)
+        for entry in shown:
+            tie = entry.tie and layer_pattern(entry.tie)
             like = entry.kind, entry.dtype, entry.shape, entry.steps, entry.layout, tie
-            groups.setdefault((pattern_of(entry.name), repr(like)), []).append(entry)
+            groups.setdefault((layer_pattern(entry.name), repr(like)), []).append(entry)
         self._rows = [_row(pattern, entries) for (pattern, _), entries in groups.items()]
-        source = "each draw has a key of its own" if of.key is None else str(of.key)
-        self._foot = f"{_foot(of)}; {source}"
+        source = "each draw has its own key" if shown.key is None else str(shown.key)
+        self._foot = f"{_foot(shown)}; {source}"
 
     def __str__(self) -> str:
         return "\n".join([*plain_table([_HEAD, *self._rows]), self._foot])
@@ -162,19 +164,19 @@ class _Shown:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
         rows = [_HEAD, *self._rows]
         widths = {name: max(len(row[place]) for row in rows) for place, name in enumerate(_HEAD)}
-        said: list[str] = []
+        notes: list[str] = []
         dtypes = {row[_HEAD.index("dtype")] for row in self._rows}
         if len(dtypes) == 1:
             del widths["dtype"]
-            said.append(f"all {dtypes.pop()}")
-        spared: list[str] = []
-        for name in _SPARED:
+            notes.append(f"all {dtypes.pop()}")
+        left_out: list[str] = []
+        for name in _OPTIONAL:
             if sum(widths.values()) + 2 * (len(widths) - 1) <= options.max_width:
                 break
             if widths.pop(name, None):
-                spared.append(name)
-        if spared:
-            said.append(f"not shown for want of room: {', '.join(spared)}")
+                left_out.append(name)
+        if left_out:
+            notes.append(f"not shown for lack of space: {', '.join(left_out)}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in widths:
             left = name in _LEFT
@@ -185,15 +187,15 @@ class _Shown:
             table.add_row(*(row[_HEAD.index(name)] for name in widths))
         yield table
         yield self._foot
-        if said:
-            yield "; ".join(said)
+        if notes:
+            yield "; ".join(notes)
 
 
 def _row(pattern: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     first, many = entries[0], len(entries) > 1
     name = f"{pattern} x {len(entries)}" if many else first.name
     if first.tie:
-        name = f"{name} = {pattern_of(first.tie) if many else first.tie}"
+        name = f"{name} = {layer_pattern(first.tie) if many else first.tie}"
     shape = " x ".join(map(str, first.shape)) or "scalar"
     law = _law(first)
     numbers = [law.mean, law.std, law.low, law.high] if law else [math.nan] * 4
@@ -207,7 +209,7 @@ def _row(pattern: str, entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _filled_by(entry: Entry) -> str:
-    """The function of the first step, and how many more there are, without allocations and copies."""
+    """Return the first step's function and the number of further steps, without allocations and copies."""
     if entry.tie:
         return "-"
     names = [step.do.split(".")[1] if step.do.startswith("aten.") else step.do for step in entry.steps]
@@ -224,26 +226,26 @@ def checkpoint(
     source: Annotated[
         str, typer.Argument(metavar="CONFIG_OR_PLAN", help="A config.json, module:function or a plan.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT/", help="The directory that is written to.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT/", help="The directory to write to.")],
     seed: Annotated[
-        int | None, typer.Option(help="The seed of the model; 0, or the plan's, if not given.", metavar="N")
+        int | None, typer.Option(help="Seed of the model; by default 0 or the seed of the plan.", metavar="N")
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Of one file.", metavar="SIZE")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Maximum size of a file.", metavar="SIZE")] = "5GB",
     dtype: Annotated[
         str | None,
-        typer.Option(help="What parameters are converted to, as bfloat16.", metavar="NAME"),
+        typer.Option(help="Dtype of the parameters, such as bfloat16.", metavar="NAME"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the checkpoint of an initialised model. The model is never in memory as a whole, and the files
-    are those of save_pretrained. A run that was interrupted goes on with the same command; files of another
-    model are never overwritten.
+    """Write the checkpoint of an initialised model. The model is never entirely in memory. The files are the
+    same as those of save_pretrained. To continue an interrupted run, run the same command again. Files of
+    another model are never overwritten.
 
     For example:
 
       paraminit-ext checkpoint config.json checkpoint/ --seed 0
     """
-    from paraminit_ext.models.files import save_initialized
+    from paraminit_ext.models.checkpoint import save_initialized
 
     converted = None if dtype is None else dtype_of(dtype)
     with working(f"reading {source}"):
@@ -254,11 +256,11 @@ def checkpoint(
     if as_json:
         print_json({"files": [str(file) for file in files], "nbytes": nbytes, "seconds": seconds})
     else:
-        print(f"{out}: {len(files)} file{'s' * (len(files) > 1)}, {told_bytes(nbytes)} in {seconds:.1f} s")
+        print(f"{out}: {len(files)} file{'s' * (len(files) > 1)}, {bytes_text(nbytes)} in {seconds:.1f} s")
 
 
 def _initialised(target: targets.Target, seed: int | None) -> tuple[InitPlan | nn.Module, Key | None]:
-    """What is to be saved, and the key in place of its own."""
+    """Return the plan or model to save, and the key that replaces the key of the plan."""
     if isinstance(target, targets.PlanFile):
         return targets.loaded_plan(target), None if seed is None else Key(seed)
     return targets.deferred(target, seed or 0), None
@@ -269,19 +271,18 @@ def diff(
     b: Either,
     seed: Annotated[
         int | None,
-        typer.Option(
-            help="Of a model that is built; beside a checkpoint, in place of a plan's own.", metavar="N"
-        ),
+        typer.Option(help="Seed of a model, or of a plan that is compared with a checkpoint.", metavar="N"),
     ] = None,
     ignore_keys: Annotated[
-        bool, typer.Option("--ignore-keys", help="Of two plans, numbers may come from other keys.")
+        bool, typer.Option("--ignore-keys", help="Ignore the keys when two plans are compared.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find where two plans or checkpoints differ. Plans are compared by what they say, checkpoints bit by
-    bit, and a plan beside a checkpoint by the values that it gives, rounded to the dtype that is there. A
-    config.json stands for the plan of its model under --seed; it also knows the names that transformers
-    changes in a checkpoint. The exit status is 1 if they differ.
+    """Find the differences between two plans or checkpoints. Two plans are compared by their entries, two
+    checkpoints bit by bit. If a plan is compared with a checkpoint, the values of the plan are rounded to the
+    dtype of the checkpoint. A config.json stands for the plan of its model under --seed. With a config.json,
+    tensors that transformers renames in checkpoints are matched as well. The exit status is 1 if there are
+    differences.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""Whole models: existing code filled by this package, keys by name, a model's initialisation as data.
+"""Initialisation of whole models: fills of existing code, keys by name, plans and checkpoints.
 
-Nothing here draws: every number comes from :mod:`paraminit_ext.init` and :func:`paraminit_ext.fill_many`.
+This package draws no numbers. They come from :mod:`paraminit_ext.init` and :func:`paraminit_ext.fill_many`.
 """

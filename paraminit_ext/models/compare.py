@@ -1,7 +1,7 @@
-"""``compare()``: where two plans, two checkpoints, or a plan and a checkpoint differ.
+"""``compare()``: find the differences between two plans, two checkpoints, or a plan and a checkpoint.
 
-Values are read piece by piece: of a tensor no more than two pieces are in memory, but for a plan's tensor
-that is more than a fill, which is made whole.
+Values are read piece by piece, so that at most two pieces of a tensor are in memory. Only a tensor of a plan
+whose steps are more than a fill is made as a whole.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext.key import Key
-from paraminit_ext.models.layout import bits, dtype_name, index_at
-from paraminit_ext.models.look import pattern_of, told_bytes
-from paraminit_ext.models.names import refuse_key
+from paraminit_ext.models.checkpoint_contents import SavedTensor, contents_of_module
+from paraminit_ext.models.checkpoint_reader import StoredTensor, read_checkpoint
+from paraminit_ext.models.layout import bits, dtype_name, unravel_index
+from paraminit_ext.models.names import check_key
 from paraminit_ext.models.plan import Entry, InitPlan
-from paraminit_ext.models.saved import Saved, contents_of_module
 from paraminit_ext.models.steps import Draw, Step
-from paraminit_ext.models.stored import Stored, stored
+from paraminit_ext.models.summary import bytes_text, layer_pattern
 from paraminit_ext.models.write import parts
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 # ----------------------------------------------------------------------------------------
-# What is found
+# Results
 # ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """How the elements of two tensors of one shape and dtype differ, bit by bit.
+    """How the elements of two tensors of equal shape and dtype differ, bit by bit.
 
     Args:
-        differing: how many do
-        numel: of how many
-        first: the index of the first one
-        largest: the largest absolute difference; NaN where one of two is none
+        differing: the number of elements that differ
+        numel: the number of elements
+        first: the index of the first element that differs
+        largest: the largest absolute difference, or NaN if one of two different elements is NaN
     """
 
     differing: int
@@ -58,15 +58,15 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which the tensors of one name differ.
+    """One difference between the tensors of one name.
 
     Args:
-        name: of the tensor
-        what: ``"only in A"``, ``"only in B"``, ``"kind"``, ``"dtype"``, ``"shape"``, ``"tie"``, ``"layout"``,
-            ``"device"``, ``"steps"``, ``"numbers"`` or ``"values"``
-        a: what the first one has, as text
-        b: what the second one has
-        values: for ``"values"``, how they differ
+        name: the name of the tensor
+        what: the kind of the difference: ``"only in A"``, ``"only in B"``, ``"kind"``, ``"dtype"``,
+            ``"shape"``, ``"tie"``, ``"layout"``, ``"device"``, ``"steps"``, ``"numbers"`` or ``"values"``
+        a: the first tensor's side of the difference, as text
+        b: the second tensor's side of the difference, as text
+        values: how the values differ, if ``what`` is ``"values"``
     """
 
     name: str
@@ -76,30 +76,30 @@ class Difference:
     values: Values | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON has them."""
-        found: dict[str, Any] = {"name": self.name, "what": self.what}
+        """Return the fields as a dictionary of JSON types."""
+        fields: dict[str, Any] = {"name": self.name, "what": self.what}
         if self.values is None:
-            return {**found, "a": self.a, "b": self.b}
+            return {**fields, "a": self.a, "b": self.b}
         largest = self.values.largest
         return {
-            **found,
+            **fields,
             "differing": self.values.differing,
             "numel": self.values.numel,
             "first": list(self.values.first),
-            # JSON has no NaN and no infinity.
+            # JSON cannot represent NaN and infinity.
             "largest": largest if math.isfinite(largest) else str(largest),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What :func:`compare` found. ``print`` shows a table in which repeated layers stand together.
+    """The result of :func:`.compare`. ``print`` shows a table with one row for repeated layers.
 
     Args:
-        differences: in the order of the first one's tensors
-        tensors: how many names there are in both together
-        nbytes: how many bytes of values were compared
-        rounded: how many of a plan's tensors were rounded to the checkpoint's dtype for that
+        differences: the differences, in the order of the first object's tensors
+        tensors: the number of distinct tensor names in the two objects
+        nbytes: the number of bytes of the compared values
+        rounded: the number of a plan's tensors that were rounded to the checkpoint's dtype
     """
 
     differences: tuple[Difference, ...]
@@ -109,10 +109,11 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
+        """Whether there are no differences."""
         return not self.differences
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Return the result as a dictionary of JSON types."""
         return {
             "equal": self.equal,
             "tensors": self.tensors,
@@ -122,29 +123,33 @@ class Comparison:
         }
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        """Name, what, and how: one row for all layers that differ alike."""
+        """Return rows of name, kind and detail. Layers with equal differences share one row."""
         groups: dict[tuple[str, ...], list[Difference]] = {}
-        for one in self.differences:
-            tie = (pattern_of(one.a), pattern_of(one.b)) if one.what == "tie" else (one.a, one.b)
-            groups.setdefault((pattern_of(one.name), one.what, *tie), []).append(one)
+        for difference in self.differences:
+            tie = (
+                (layer_pattern(difference.a), layer_pattern(difference.b))
+                if difference.what == "tie"
+                else (difference.a, difference.b)
+            )
+            groups.setdefault((layer_pattern(difference.name), difference.what, *tie), []).append(difference)
         return [
             (
                 members[0].name if len(members) == 1 else f"{pattern} x {len(members)}",
                 what,
-                _how(members, a, b),
+                _detail_text(members, a, b),
             )
             for (pattern, what, a, b), members in groups.items()
         ]
 
     def _foot(self) -> str:
-        names = len({one.name for one in self.differences})
-        of = f"{self.tensors:,} tensors"
-        said = f"equal: {of}" if self.equal else f"{names:,} of {of} differ"
+        names = len({difference.name for difference in self.differences})
+        total = f"{self.tensors:,} tensors"
+        text = f"equal: {total}" if self.equal else f"{names:,} of {total} differ"
         if self.nbytes:
-            said += f"; {told_bytes(self.nbytes)} compared"
+            text += f"; {bytes_text(self.nbytes)} compared"
         if self.rounded:
-            said += f", {self.rounded:,} rounded to the checkpoint's dtype"
-        return said
+            text += f", {self.rounded:,} rounded to the checkpoint's dtype"
+        return text
 
     def __str__(self) -> str:
         lines = [f"{name}  {what}: {how}" for name, what, how in self._rows()]
@@ -154,18 +159,18 @@ class Comparison:
         from rich.table import Table
         from rich.text import Text
 
-        # As texts: brackets in them are no markup.
+        # Text objects, so that rich does not interpret brackets as markup.
         heads, rows = ("name", "what", "how"), self._rows()
         widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(3)]
         if rows and sum(widths) + 4 <= options.max_width:
             table = Table(*heads, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-            for (name, what, how), same in zip(rows, _repeated(rows), strict=True):
-                table.add_row(*map(Text, ("" if same else name, what, how)))
+            for (name, what, how), is_repeated in zip(rows, _repeats_name(rows), strict=True):
+                table.add_row(*map(Text, ("" if is_repeated else name, what, how)))
             yield table
         elif rows:
-            # Too narrow for columns: what differs stands under the name.
-            for (name, what, how), same in zip(rows, _repeated(rows), strict=True):
-                if not same:
+            # The console is too narrow for columns, so the differences follow below the name.
+            for (name, what, how), is_repeated in zip(rows, _repeats_name(rows), strict=True):
+                if not is_repeated:
                     yield Text(name)
                 line = f"  {what}: {how}"
                 if len(line) > options.max_width:
@@ -174,20 +179,20 @@ class Comparison:
         yield Text(self._foot())
 
 
-def _repeated(rows: Sequence[tuple[str, str, str]]) -> list[bool]:
-    """Whether each row has the name of the one before it."""
+def _repeats_name(rows: Sequence[tuple[str, str, str]]) -> list[bool]:
+    """Return, for each row, whether it has the same name as the row before it."""
     return [place > 0 and row[0] == rows[place - 1][0] for place, row in enumerate(rows)]
 
 
-def _how(members: Sequence[Difference], a: str, b: str) -> str:
-    found = [one.values for one in members if one.values is not None]
-    if not found:
+def _detail_text(members: Sequence[Difference], a: str, b: str) -> str:
+    values = [one.values for one in members if one.values is not None]
+    if not values:
         return f"{a} -> {b}" if a and b else a or b
-    differing, numel = sum(one.differing for one in found), sum(one.numel for one in found)
+    differing, numel = sum(one.differing for one in values), sum(one.numel for one in values)
     share = f"all of {numel:,}" if differing == numel else f"{differing:,} of {numel:,}"
-    largest = max((one.largest for one in found), key=_nan_last)
-    said = f"{share}, by up to {largest:.3g}"
-    return said if len(found) > 1 else f"{said}, first at {list(found[0].first)}"
+    largest = max((one.largest for one in values), key=_nan_last)
+    text = f"{share}, by up to {largest:.3g}"
+    return text if len(values) > 1 else f"{text}, first at {list(values[0].first)}"
 
 
 def _nan_last(value: float) -> tuple[bool, float]:
@@ -207,27 +212,34 @@ def compare(
     ignore_keys: bool = False,
     advance: Advance | None = None,
 ) -> Comparison:
-    r"""Find where two plans, two checkpoints, or a plan and a checkpoint differ.
+    r"""Find the differences between two plans, two checkpoints, or a plan and a checkpoint.
 
-    Plans are compared by what they say of each name: kind, dtype, shape, tie, layout, device, steps, and
-    where numbers come from. Checkpoints are compared bit by bit. A plan and a checkpoint are compared by the
-    values that the plan gives, rounded to the dtype that the checkpoint has; what checkpoints leave out (all
-    but one of tied tensors, non-persistent buffers, plain attributes) is no difference. A module that
-    :func:`deferred_init` made stands for its plan; beside a checkpoint it also has the names that
-    transformers changes when it saves a model, as those of a ViT, which a plan has not.
+    Two plans are compared by their entries: kind, dtype, shape, tie, layout, device, steps and the keys of
+    the random numbers. Two checkpoints are compared bit by bit. A plan and a checkpoint are compared by the
+    values that the plan produces, rounded to the dtype of the checkpoint. Tensors that a checkpoint omits
+    are then not a difference: all except one of several tied tensors, non-persistent buffers and plain
+    attributes.
+
+    A module that :func:`.deferred_init` made stands for its plan. transformers renames some tensors when it
+    saves a model, for example those of a ViT. A module is compared with a checkpoint under these saved
+    names; a plan does not know them.
 
     Args:
-        a: a plan, or a module with one; or the path of a directory of safetensors files, of an index in it,
-            or of one such file
-        b: another
-        key: beside a checkpoint, the key of the model in place of the plan's own
-        ignore_keys: of two plans, whether numbers may come from other keys
-        advance: called now and then with how many bytes are compared, and of how many
+        a: a plan, a module that has a plan, or a path. The path is a directory of safetensors files, the
+            index file in such a directory, or one safetensors file.
+        b: the object to compare ``a`` with, of any of the same types
+        key: the key of the model, which replaces the plan's own key. It requires a plan and a checkpoint.
+        ignore_keys: whether to ignore different keys of the random numbers. It requires two plans.
+        advance: a function that is called repeatedly with the number of bytes that have been compared and
+            their total number
 
     Raises:
-        TypeError: an argument of another type, or one that is for other arguments.
+        TypeError: an argument has the wrong type, or does not apply to these objects.
         OSError: a path cannot be read.
-        ValueError: there is no checkpoint, or a damaged one.
+        ValueError: a path is not a checkpoint, or the checkpoint is damaged.
+
+    Returns:
+        A :class:`.Comparison`.
 
     Examples:
         >>> import torch
@@ -241,57 +253,61 @@ def compare(
         >>> compare(*plans, ignore_keys=True).equal
         True
     """
-    refuse_key("compare", key)
-    sides = [_side(one) for one in (a, b)]
-    if not any(isinstance(one, dict) for one in sides):
-        sides = [InitPlan.of(one) if isinstance(one, nn.Module) else one for one in sides]
-    plans = [one for one in sides if not isinstance(one, dict)]
+    check_key("compare", key)
+    sides = [_side(left_side) for left_side in (a, b)]
+    if not any(isinstance(left_side, dict) for left_side in sides):
+        sides = [
+            InitPlan.of(left_side) if isinstance(left_side, nn.Module) else left_side for left_side in sides
+        ]
+    plans = [left_side for left_side in sides if not isinstance(left_side, dict)]
     if ignore_keys and len(plans) < 2:
-        raise TypeError(_wrong("two plans with ignore_keys", "a checkpoint", "Leave ignore_keys out."))
+        raise TypeError(_error_text("two plans with ignore_keys", "a checkpoint", "Leave ignore_keys out."))
     if key is not None and len(plans) != 1:
-        raise TypeError(_wrong("a plan and a checkpoint with a key", f"{len(plans)} plans", "Leave it out."))
-    one, other = sides
-    if isinstance(one, InitPlan) and isinstance(other, InitPlan):
-        return _of_plans(one, other, ignore_keys)
-    left = _tensors(one, other, key)
-    right = _tensors(other, one, key)
-    return _of_values(left, right, advance or _ignore)
+        raise TypeError(
+            _error_text("a plan and a checkpoint with a key", f"{len(plans)} plans", "Leave key out.")
+        )
+    left_side, right_side = sides
+    if isinstance(left_side, InitPlan) and isinstance(right_side, InitPlan):
+        return _compare_plans(left_side, right_side, ignore_keys)
+    left = _tensors(left_side, right_side, key)
+    right = _tensors(right_side, left_side, key)
+    return _compare_values(left, right, advance or _no_progress)
 
 
-def _ignore(*_: int) -> None:
+def _no_progress(*_: int) -> None:
     pass
 
 
-_Side: TypeAlias = InitPlan | nn.Module | dict[str, Stored]
+_Side: TypeAlias = InitPlan | nn.Module | dict[str, StoredTensor]
 
 
-def _side(one: object) -> _Side:
-    if isinstance(one, InitPlan | nn.Module):
-        return one
-    if isinstance(one, str | os.PathLike):
-        return stored(one)
+def _side(value: object) -> _Side:
+    if isinstance(value, InitPlan | nn.Module):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return read_checkpoint(value)
     raise TypeError(
-        _wrong(
+        _error_text(
             "an InitPlan, a module or a path",
-            type(one).__name__,
-            "Pass a plan, or a directory of safetensors.",
+            type(value).__name__,
+            "Pass a plan, or a directory of safetensors files.",
         )
     )
 
 
-def _wrong(expected: str, got: str, remedy: str) -> str:
+def _error_text(expected: str, got: str, remedy: str) -> str:
     return f"paraminit_ext.compare: expected {expected}, got {got}. {remedy}"
 
 
-def _only(
+def _paired_names(
     a: Mapping[str, Entry | _Tensor], b: Mapping[str, Entry | _Tensor]
 ) -> Iterator[tuple[str, Difference | None]]:
-    """Each name once, those of ``a`` first; with the difference if it is in one alone."""
-    for name, one in a.items():
-        yield name, None if name in b else Difference(name, "only in A", a=_sizes(one.shape))
-    for name, other in b.items():
+    """Yield each name once, those of ``a`` first, with a difference if only one of the two has the name."""
+    for name, tensor in a.items():
+        yield name, None if name in b else Difference(name, "only in A", a=_shape_text(tensor.shape))
+    for name, tensor in b.items():
         if name not in a:
-            yield name, Difference(name, "only in B", b=_sizes(other.shape))
+            yield name, Difference(name, "only in B", b=_shape_text(tensor.shape))
 
 
 # ----------------------------------------------------------------------------------------
@@ -299,56 +315,56 @@ def _only(
 # ----------------------------------------------------------------------------------------
 
 
-def _of_plans(a: InitPlan, b: InitPlan, ignore_keys: bool) -> Comparison:
-    found: list[Difference] = []
+def _compare_plans(a: InitPlan, b: InitPlan, ignore_keys: bool) -> Comparison:
+    differences: list[Difference] = []
     names = 0
-    for name, only in _only(a.entries, b.entries):
+    for name, difference in _paired_names(a.entries, b.entries):
         names += 1
-        if only is None:
-            found += _of_entries(a, a.entries[name], b, b.entries[name], ignore_keys)
+        if difference is None:
+            differences += _compare_entries(a, a.entries[name], b, b.entries[name], ignore_keys)
         else:
-            found.append(only)
-    return Comparison(tuple(found), names)
+            differences.append(difference)
+    return Comparison(tuple(differences), names)
 
 
-def _of_entries(
+def _compare_entries(
     a_plan: InitPlan, a: Entry, b_plan: InitPlan, b: Entry, ignore_keys: bool
 ) -> Iterator[Difference]:
-    for what, one, other in (
+    for what, left, right in (
         ("kind", a.kind, b.kind),
         ("dtype", dtype_name(a.dtype), dtype_name(b.dtype)),
-        ("shape", _sizes(a.shape), _sizes(b.shape)),
+        ("shape", _shape_text(a.shape), _shape_text(b.shape)),
         ("tie", a.tie or "none", b.tie or "none"),
         ("device", a.device or "default", b.device or "default"),
     ):
-        if one != other:
-            yield Difference(a.name, what, one, other)
+        if left != right:
+            yield Difference(a.name, what, left, right)
     if a.tie or b.tie:
         return
     if (a.layout, a.storage) != (b.layout, b.storage):
-        yield Difference(a.name, "layout", _lies(a), _lies(b))
+        yield Difference(a.name, "layout", _layout_text(a), _layout_text(b))
     if not _same_steps(a_plan, a.steps, b_plan, b.steps):
-        yield Difference(a.name, "steps", *_told_apart(a.steps, b.steps))
-    if not ignore_keys and _keys(a_plan, a) != _keys(b_plan, b):
-        yield Difference(a.name, "numbers", *_sources(a_plan, a, b_plan, b))
+        yield Difference(a.name, "steps", *_step_texts(a.steps, b.steps))
+    if not ignore_keys and _resolved_keys(a_plan, a) != _resolved_keys(b_plan, b):
+        yield Difference(a.name, "numbers", *_source_texts(a_plan, a, b_plan, b))
 
 
-def _lies(entry: Entry) -> str:
-    how = "as a new one" if entry.layout is None else str(list(entry.layout.stride))
-    return f"{how} in {entry.storage}" if entry.storage else how
+def _layout_text(entry: Entry) -> str:
+    strides = "default" if entry.layout is None else str(list(entry.layout.stride))
+    return f"{strides} in {entry.storage}" if entry.storage else strides
 
 
 def _same_steps(a_plan: InitPlan, a: Sequence[Step], b_plan: InitPlan, b: Sequence[Step]) -> bool:
-    """Whether the steps are the same, whatever the plans call the values that they recorded."""
+    """Return whether the steps are the same, regardless of the names of the recorded values."""
     if len(a) != len(b):
         return False
-    for one, other in zip(a, b, strict=True):
-        if one.do == other.do == "value":
-            left, right = a_plan.values[_value(one)], b_plan.values[_value(other)]
+    for a_step, b_step in zip(a, b, strict=True):
+        if a_step.do == b_step.do == "value":
+            left, right = a_plan.values[_value(a_step)], b_plan.values[_value(b_step)]
             same = left.dtype == right.dtype and torch.equal(left, right)
-            if not same or replace(one, arguments=()) != replace(other, arguments=()):
+            if not same or replace(a_step, arguments=()) != replace(b_step, arguments=()):
                 return False
-        elif one != other:
+        elif a_step != b_step:
             return False
     return True
 
@@ -358,42 +374,42 @@ def _value(step: Step) -> str:
     return name
 
 
-def _told_apart(a: Sequence[Step], b: Sequence[Step]) -> tuple[str, str]:
-    """The steps as texts that differ: short ones, where these do."""
+def _step_texts(a: Sequence[Step], b: Sequence[Step]) -> tuple[str, str]:
+    """Return two different texts for the steps: the short ones, unless they are equal."""
     left, right = ("; ".join(map(str, steps)) or "left as allocated" for steps in (a, b))
     return (left, right) if left != right else (repr(a), repr(b))
 
 
-def _keys(plan: InitPlan, entry: Entry) -> list[Key]:
+def _resolved_keys(plan: InitPlan, entry: Entry) -> list[Key]:
     return [draw.resolve(plan.key) for draw in entry.draws]
 
 
-def _sources(a_plan: InitPlan, a: Entry, b_plan: InitPlan, b: Entry) -> tuple[str, str]:
-    """Where the first numbers that differ come from, as two texts that differ."""
+def _source_texts(a_plan: InitPlan, a: Entry, b_plan: InitPlan, b: Entry) -> tuple[str, str]:
+    """Return two different texts for the sources of the first draws that differ."""
     if len(a.draws) != len(b.draws):
         return f"{len(a.draws)} draws", f"{len(b.draws)} draws"
-    one, other = next(
-        (one, other)
-        for one, other in zip(a.draws, b.draws, strict=True)
-        if one.resolve(a_plan.key) != other.resolve(b_plan.key)
+    a_draw, b_draw = next(
+        (a_draw, b_draw)
+        for a_draw, b_draw in zip(a.draws, b.draws, strict=True)
+        if a_draw.resolve(a_plan.key) != b_draw.resolve(b_plan.key)
     )
-    left, right = _source(a_plan.key, one), _source(b_plan.key, other)
-    # Of one model's key it is another name's numbers.
-    return (left, right) if left != right else (_whose(one), _whose(other))
+    left, right = _source_text(a_plan.key, a_draw), _source_text(b_plan.key, b_draw)
+    # With equal keys of the models, the draws belong to different names.
+    return (left, right) if left != right else (_name_text(a_draw), _name_text(b_draw))
 
 
-def _source(key: Key | None, draw: Draw) -> str:
+def _source_text(key: Key | None, draw: Draw) -> str:
     if draw.key is not None and (draw.fixed or key is None):
         return f"key {draw.key.seed:x}:{draw.key.offset:x}"
     assert key is not None
     return f"seed {key.seed}" + (f", offset {key.offset}" if key.offset else "")
 
 
-def _whose(draw: Draw) -> str:
-    return f"those of {draw.name}" + ("" if draw.place is None else f" at {draw.place}")
+def _name_text(draw: Draw) -> str:
+    return f"numbers of {draw.name}" + ("" if draw.place is None else f" at {draw.place}")
 
 
-def _sizes(shape: Sequence[int]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
@@ -404,14 +420,14 @@ def _sizes(shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor of a checkpoint, or what a plan would write there.
+    """A tensor of a checkpoint, or the tensor that a plan would write to one.
 
     Args:
-        dtype: its name
-        shape: its sizes
-        nbytes: how many bytes the values have
-        parts: gives them, flat and in order; None where they may be any
-        rounded: whether they are a plan's in another dtype than its own
+        dtype: the name of the dtype
+        shape: the shape
+        nbytes: the number of bytes of the values
+        parts: a function that yields the values in parts, flat and in order; None if they are undefined
+        rounded: whether the values come from a plan and are rounded to another dtype
     """
 
     dtype: str
@@ -421,76 +437,85 @@ class _Tensor:
     rounded: bool = False
 
 
-def _tensors(one: _Side, other: _Side, key: Key | None) -> dict[str, _Tensor]:
-    if isinstance(one, dict):
-        return {name: _of_file(found) for name, found in one.items()}
-    if isinstance(one, nn.Module):
-        return {saved.name: _of_saved(saved, key) for saved in contents_of_module(one, None).tensors}
-    assert isinstance(other, dict)
-    return _of_plan(one, other, key)
+def _tensors(side: _Side, other_side: _Side, key: Key | None) -> dict[str, _Tensor]:
+    if isinstance(side, dict):
+        return {name: _tensor_of_file(in_file) for name, in_file in side.items()}
+    if isinstance(side, nn.Module):
+        return {saved.name: _tensor_of_saved(saved, key) for saved in contents_of_module(side, None).tensors}
+    assert isinstance(other_side, dict)
+    return _tensors_of_plan(side, other_side, key)
 
 
-def _of_saved(saved: Saved, key: Key | None) -> _Tensor:
+def _tensor_of_saved(saved: SavedTensor, key: Key | None) -> _Tensor:
     return _Tensor(dtype_name(saved.dtype), saved.shape, saved.nbytes, lambda: saved.parts(key))
 
 
-def _of_file(one: Stored) -> _Tensor:
-    # Of a dtype that torch does not have, the bytes are compared.
-    readable = one if one.dtype is not None else replace(one, dtype=torch.uint8, shape=(one.nbytes,))
+def _tensor_of_file(in_file: StoredTensor) -> _Tensor:
+    # If torch lacks the dtype, the bytes are compared.
+    readable = (
+        in_file if in_file.dtype is not None else replace(in_file, dtype=torch.uint8, shape=(in_file.nbytes,))
+    )
     return _Tensor(
-        one.kind if one.dtype is None else dtype_name(one.dtype), one.shape, one.nbytes, readable.parts
+        in_file.kind if in_file.dtype is None else dtype_name(in_file.dtype),
+        in_file.shape,
+        in_file.nbytes,
+        readable.parts,
     )
 
 
-def _of_plan(plan: InitPlan, beside: Mapping[str, Stored], key: Key | None) -> dict[str, _Tensor]:
-    """What the plan would write to a checkpoint that has these names, in the dtypes that it has."""
+def _tensors_of_plan(
+    plan: InitPlan, checkpoint: Mapping[str, StoredTensor], key: Key | None
+) -> dict[str, _Tensor]:
+    """Return the tensors that the plan would write to this checkpoint, under its names and in its dtypes."""
     names: dict[str, list[Entry]] = {}
     for entry in plan:
         names.setdefault(plan.resolved(entry).name, []).append(entry)
-    found: dict[str, _Tensor] = {}
+    tensors: dict[str, _Tensor] = {}
     for tied in names.values():
-        there = [entry for entry in tied if entry.name in beside]
-        # Of tied ones a checkpoint has one, which need not be the first.
+        in_checkpoint = [entry for entry in tied if entry.name in checkpoint]
+        # A checkpoint holds one of several tied tensors, which is not always the first.
         saved = [entry for entry in tied if entry.kind in ("parameter", "buffer")][:1]
-        for entry in there or saved:
-            found[entry.name] = _of_entry(plan, entry, beside.get(entry.name), key)
-    return found
+        for entry in in_checkpoint or saved:
+            tensors[entry.name] = _tensor_of_entry(plan, entry, checkpoint.get(entry.name), key)
+    return tensors
 
 
-def _of_entry(plan: InitPlan, entry: Entry, beside: Stored | None, key: Key | None) -> _Tensor:
+def _tensor_of_entry(plan: InitPlan, entry: Entry, in_file: StoredTensor | None, key: Key | None) -> _Tensor:
     dtype = entry.dtype
-    if beside and beside.dtype and beside.dtype.is_floating_point and dtype.is_floating_point:
-        dtype = beside.dtype
+    if in_file and in_file.dtype and in_file.dtype.is_floating_point and dtype.is_floating_point:
+        dtype = in_file.dtype
     source = plan.resolved(entry)
     numel = math.prod(entry.shape)
-    # What was left as it was allocated has no values of its own.
-    give = (lambda: parts(plan, source, dtype, key)) if source.steps or not numel else None
-    return _Tensor(dtype_name(dtype), entry.shape, numel * dtype.itemsize, give, rounded=dtype != entry.dtype)
+    # A tensor without steps has undefined values.
+    give_parts = (lambda: parts(plan, source, dtype, key)) if source.steps or not numel else None
+    return _Tensor(
+        dtype_name(dtype), entry.shape, numel * dtype.itemsize, give_parts, rounded=dtype != entry.dtype
+    )
 
 
-def _of_values(a: Mapping[str, _Tensor], b: Mapping[str, _Tensor], advance: Advance) -> Comparison:
-    found: list[Difference] = []
+def _compare_values(a: Mapping[str, _Tensor], b: Mapping[str, _Tensor], advance: Advance) -> Comparison:
+    differences: list[Difference] = []
     total = sum(one.nbytes for name, one in a.items() if _is_compared(one, b.get(name)))
     done = names = rounded = 0
-    for name, only in _only(a, b):
+    for name, difference in _paired_names(a, b):
         names += 1
-        if only is not None:
-            found.append(only)
+        if difference is not None:
+            differences.append(difference)
             continue
         one, other = a[name], b[name]
         for what, left, right in (
             ("dtype", one.dtype, other.dtype),
-            ("shape", _sizes(one.shape), _sizes(other.shape)),
+            ("shape", _shape_text(one.shape), _shape_text(other.shape)),
         ):
             if left != right:
-                found.append(Difference(name, what, left, right))
+                differences.append(Difference(name, what, left, right))
         if not _is_compared(one, other):
             continue
         rounded += one.rounded or other.rounded
-        for count in _differing(name, one, other, found):
+        for count in _compare_tensors(name, one, other, differences):
             done += count
             advance(done, total)
-    return Comparison(tuple(found), names, total, rounded)
+    return Comparison(tuple(differences), names, total, rounded)
 
 
 def _is_compared(one: _Tensor, other: _Tensor | None) -> bool:
@@ -502,32 +527,32 @@ def _is_compared(one: _Tensor, other: _Tensor | None) -> bool:
     )
 
 
-def _differing(name: str, a: _Tensor, b: _Tensor, found: list[Difference]) -> Iterator[int]:
-    """Compare bit by bit, and append what differs; gives the bytes of each piece when it is done."""
+def _compare_tensors(name: str, a: _Tensor, b: _Tensor, differences: list[Difference]) -> Iterator[int]:
+    """Compare bit by bit and append any difference. Yield the number of bytes of each compared piece."""
     assert a.parts is not None
     assert b.parts is not None
     differing = place = 0
     first: int | None = None
     largest = 0.0
     for left, right in _side_by_side(a.parts(), b.parts()):
-        apart = bits(left) != bits(right)
-        if apart.any():
-            where = apart.nonzero().flatten()
-            differing += len(where)
-            first = place + int(where[0]) if first is None else first
-            gap = float((_wide(left[where]) - _wide(right[where])).abs().max())
-            largest = max(largest, gap, key=_nan_last)
+        different = bits(left) != bits(right)
+        if different.any():
+            places = different.nonzero().flatten()
+            differing += len(places)
+            first = place + int(places[0]) if first is None else first
+            distance = float((_widened(left[places]) - _widened(right[places])).abs().max())
+            largest = max(largest, distance, key=_nan_last)
         place += left.numel()
         yield left.numel() * left.itemsize
     if first is not None:
-        # Bytes are counted of a dtype that torch does not have.
+        # If torch lacks the dtype, the elements are bytes.
         shape = a.shape if math.prod(a.shape) == place else (place,)
-        values = Values(differing, place, index_at(first, shape), largest)
-        found.append(Difference(name, "values", values=values))
+        values = Values(differing, place, unravel_index(first, shape), largest)
+        differences.append(Difference(name, "values", values=values))
 
 
 def _side_by_side(a: Iterator[Tensor], b: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two streams of flat parts, cut where either has a cut."""
+    """Split two streams of flat parts into pairs of parts of equal length."""
     left = right = torch.empty(0)
     while True:
         if not left.numel():
@@ -541,5 +566,5 @@ def _side_by_side(a: Iterator[Tensor], b: Iterator[Tensor]) -> Iterator[tuple[Te
         left, right = left[length:], right[length:]
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

@@ -1,4 +1,4 @@
-"""``deferred_init``: a module on meta that knows how its tensors get their values; and its way to them."""
+"""``deferred_init`` and ``materialize_module``: record a module on meta, then create its tensors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext.key import Key
-from paraminit_ext.models.fills import is_recording
-from paraminit_ext.models.layout import Geometry, contiguous_stride, exchange
+from paraminit_ext.models.fill_calls import is_recording
+from paraminit_ext.models.layout import Geometry, contiguous_stride, swap_data
 from paraminit_ext.models.names import (
-    Named,
+    NamedTensor,
+    check_key,
     local_tensor,
     mesh_of,
     named_attributes,
     named_modules,
     named_tensors,
-    refuse_key,
 )
-from paraminit_ext.models.plan import Entry, InitPlan, recorded, remember
-from paraminit_ext.models.record import At, Drawn, Program
+from paraminit_ext.models.plan import Entry, InitPlan, plan_and_path, remember
+from paraminit_ext.models.record import Program, RecordedDraw, TensorRef
 from paraminit_ext.models.recorder import Recorder
 from paraminit_ext.models.steps import Draw
-from paraminit_ext.models.write import make, refuse_other_recordings, write
+from paraminit_ext.models.write import check_same_recordings, make, write
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-# The attribute of a tensor that waits.
+# The attribute that marks a tensor as not yet materialised.
 _MARK = "_paraminit_waiting"
 
 
@@ -44,30 +44,33 @@ _MARK = "_paraminit_waiting"
 def deferred_init(
     module_fn: Callable[..., _Module], *args: Any, key: Key | None = None, **kwargs: Any
 ) -> _Module:
-    r"""Build a module on meta and record how each of its tensors gets its values.
+    r"""Build a module on the meta device and record how its tensors are initialised.
 
-    The model's code runs once, with all its tensors on meta. What it does to parameters and buffers becomes
-    the module's :class:`InitPlan`: fills, arithmetic, copies, slices set to zero, ties. The module takes
-    ``.to``, ``.cuda``, ``.half`` and the like as a built one does; :func:`materialize_module` then makes its
-    tensors, straight into the dtype and on the device that these asked for.
+    The model's code runs once, with all its tensors on the meta device. Its operations on parameters and
+    buffers become the module's :class:`InitPlan`: fills, arithmetic, copies, zeroed slices and ties.
+
+    The module supports ``.to``, ``.cuda``, ``.half`` and similar conversions, like any other module.
+    :func:`.materialize_module` then creates each tensor directly in the converted dtype and on the converted
+    device.
 
     Args:
-        module_fn: makes the module: a class, or any function
-        args: its arguments
-        key: the numbers of each parameter come from ``key.fold_in(name)``, as under :class:`keyed` (further
-            random values that flow into the same parameter: ``key.fold_in(name).fold_in("#1")`` and so on).
-            With None each fill takes its draw from torch's generator now, in the order of the program, so
-            that the values are those of the module built under :class:`patch` from the same seed.
-        kwargs: its arguments by name
+        module_fn: a class or a function that returns the module
+        args: the positional arguments of ``module_fn``
+        key: the key of the model. The numbers of each parameter come from ``key.fold_in(name)``, as under
+            :class:`keyed`. Further random values that flow into the same parameter use
+            ``key.fold_in(name).fold_in("#1")`` and so on. If None (the default), each fill takes its draw
+            from torch's generator while it is recorded, in the order of the program. The values are then
+            the same as those of a module that is built under :class:`patch` from the same seed.
+        kwargs: the keyword arguments of ``module_fn``
 
     Raises:
-        TypeError: ``key`` is neither a :class:`Key` nor None, or ``module_fn`` returns no module.
-        RuntimeError: code that cannot be recorded, with its file and line: a value that hangs on random
-            numbers read back, a result whose shape hangs on values, more than 1 MiB of random values that
-            are no fill.
+        TypeError: ``key`` is neither a :class:`Key` nor None, or ``module_fn`` does not return a module.
+        RuntimeError: the code cannot be recorded, because it reads back a value that depends on random
+            numbers, because the shape of a result depends on values, or because more than 1 MiB of random
+            values do not come from a fill. The message names the file and the line.
 
     Returns:
-        What ``module_fn`` returned, on meta.
+        The module that ``module_fn`` returned, on the meta device.
 
     Examples:
         >>> import torch
@@ -78,12 +81,12 @@ def deferred_init(
         >>> materialize_module(model.half()).weight.dtype
         torch.float16
     """
-    refuse_key("deferred_init", key)
+    check_key("deferred_init", key)
     if is_recording():
         if key is not None:
             raise RuntimeError(
-                "paraminit_ext.deferred_init: expected no key inside another deferred_init, got one. The "
-                "outer one's names and key decide."
+                "paraminit_ext.deferred_init: expected no key inside another deferred_init, got one. Pass "
+                "the key to the outer deferred_init."
             )
         return module_fn(*args, **kwargs)
     recorder = Recorder(key)
@@ -94,108 +97,115 @@ def deferred_init(
             f"paraminit_ext.deferred_init: expected a function that returns a torch.nn.Module, got one that "
             f"returns {type(module).__name__}. Return the module."
         )
-    named = [one for one in _tensors_of(module) if _is_recorded(one, recorder)]
-    plan = _plan(named, recorder)
-    for one in named:
-        vars(one.tensor).setdefault(_MARK, _Waiting(plan, one.name, state_of(one.tensor)))
+    tensors = [named for named in _all_tensors(module) if _add_to_record(named, recorder)]
+    plan = _make_plan(tensors, recorder)
+    for named in tensors:
+        vars(named.tensor).setdefault(_MARK, _Pending(plan, named.name, state_of(named.tensor)))
     for path, inner in named_modules(module):
         remember(inner, plan, path)
-        # nn.Module's methods look it up on the instance: `.to()`, `.cuda()`, `.half()` come by here.
-        vars(inner)["_apply"] = _Apply(inner, plan, path)
+        # nn.Module's methods look up _apply on the instance, so .to(), .cuda() and .half() call this.
+        vars(inner)["_apply"] = _RecordingApply(inner, plan, path)
     return module
 
 
-def _tensors_of(module: nn.Module) -> list[Named]:
+def _all_tensors(module: nn.Module) -> list[NamedTensor]:
     return [*named_tensors(module), *named_attributes(module)]
 
 
-def _is_recorded(one: Named, recorder: Recorder) -> bool:
-    """Whether the plan has the tensor; one that has values by now is put on meta.
+def _add_to_record(named: NamedTensor, recorder: Recorder) -> bool:
+    """Add the tensor to the record and return whether the plan holds it. A tensor with data moves to meta.
 
-    One that the code itself put on meta stays there, as it does where the module is built directly.
+    A tensor that the model's code itself put on meta stays there, as in a module that is built directly.
     """
-    if nn.parameter.is_lazy(one.tensor):
+    if nn.parameter.is_lazy(named.tensor):
         return False
-    if one.kind == "attribute" and not recorder.record.knows(one.tensor):
+    if named.kind == "attribute" and not recorder.record.knows(named.tensor):
         return False
-    if not one.tensor.is_meta:
-        exchange(one.tensor, recorder.on_meta(one.tensor))
-    recorder.adopt(one.tensor)
-    if recorder.record.is_on_meta_itself(one.tensor):
-        vars(one.tensor)[_MARK] = None
+    if not named.tensor.is_meta:
+        swap_data(named.tensor, recorder.on_meta(named.tensor))
+    recorder.adopt(named.tensor)
+    if recorder.record.is_on_meta_itself(named.tensor):
+        vars(named.tensor)[_MARK] = None
         return False
-    if one.tensor.is_conj() or one.tensor.is_neg():
+    if named.tensor.is_conj() or named.tensor.is_neg():
         raise RuntimeError(
-            f"paraminit_ext.deferred_init: expected code that can be recorded, got {one.name}, a conjugate "
+            f"paraminit_ext.deferred_init: expected code that can be recorded, got {named.name}, a conjugate "
             "or negative view. Resolve it in the model's code (resolve_conj, resolve_neg)."
         )
     return True
 
 
-def _plan(named: list[Named], recorder: Recorder) -> InitPlan:
+def _make_plan(tensors: list[NamedTensor], recorder: Recorder) -> InitPlan:
     record = recorder.record
     entries: dict[str, Entry] = {}
-    names: dict[At, str] = {}
-    # Which tensors lie in each storage; mostly one does.
-    together: dict[int, dict[At, str]] = {}
-    for one in named:
-        at = record.at(one.tensor)
-        together.setdefault(at.storage, {}).setdefault(at, one.name)
+    names: dict[TensorRef, str] = {}
+    # The tensors in each storage, usually one.
+    by_storage: dict[int, dict[TensorRef, str]] = {}
+    for named in tensors:
+        at = record.at(named.tensor)
+        by_storage.setdefault(at.storage, {}).setdefault(at, named.name)
     values: dict[int, str] = {}
-    assigned: dict[Drawn, Draw] = {}
-    for one in named:
-        at = record.at(one.tensor)
+    assigned: dict[RecordedDraw, Draw] = {}
+    for named in tensors:
+        at = record.at(named.tensor)
         device = record.storages[at.storage].device
-        # torch's default device is what it is where the module is materialised.
-        asked = None if device in (None, torch.get_default_device()) else str(device)
-        shape = tuple(one.tensor.shape)
-        tie = names.setdefault(at, one.name)
-        if tie != one.name:
-            entries[one.name] = Entry(one.name, one.kind, one.tensor.dtype, shape, tie=tie, device=asked)
+        # None stands for the default device when the module is materialised.
+        requested_device = None if device in (None, torch.get_default_device()) else str(device)
+        shape = tuple(named.tensor.shape)
+        tie = names.setdefault(at, named.name)
+        if tie != named.name:
+            entries[named.name] = Entry(
+                named.name, named.kind, named.tensor.dtype, shape, tie=tie, device=requested_device
+            )
             continue
-        shared = together[at.storage]
-        first = next(iter(shared.values()))
-        # The first of them has the steps of all: the others may be views of its storage.
-        program = Program(record, at, values, tuple(shared) if first == one.name else (at,), len(shared) > 1)
-        draws = _draws(one.name, at, program.draws, assigned)
-        entries[one.name] = Entry(
-            one.name,
-            one.kind,
-            one.tensor.dtype,
+        same_storage = by_storage[at.storage]
+        first = next(iter(same_storage.values()))
+        # The first tensor of a storage has the steps of all, because the others may become views of it.
+        program = Program(
+            record, at, values, tuple(same_storage) if first == named.name else (at,), len(same_storage) > 1
+        )
+        draws = _draws(named.name, at, program.draws, assigned)
+        entries[named.name] = Entry(
+            named.name,
+            named.kind,
+            named.tensor.dtype,
             shape,
             steps=tuple(program.steps),
             draws=draws,
             layout=program.layout,
-            storage=first if first != one.name else None,
-            device=asked,
+            storage=first if first != named.name else None,
+            device=requested_device,
         )
-    kept = {name: record.log[index].value for index, name in values.items()}
-    return InitPlan(entries, recorder.key, kept)  # type: ignore[arg-type]
+    recorded_values = {name: record.log[index].value for index, name in values.items()}
+    return InitPlan(entries, recorder.key, recorded_values)  # type: ignore[arg-type]
 
 
 def _draws(
-    name: str, own: At, drawn: Iterable[tuple[Drawn, At]], assigned: dict[Drawn, Draw]
+    name: str,
+    whole: TensorRef,
+    recorded_draws: Iterable[tuple[RecordedDraw, TensorRef]],
+    assigned: dict[RecordedDraw, Draw],
 ) -> tuple[Draw, ...]:
-    """The draws of one tensor's fills; one that another tensor's values come from too is that one's."""
+    """Return the draws of one tensor's fills. A draw that an earlier tensor uses keeps that tensor's name."""
     draws: list[Draw] = []
-    further = 0
-    for one, at in drawn:
+    extra = 0
+    for draw, at in recorded_draws:
         place: int | str | None = None
-        if at.storage == own.storage and _is_proper_view(at, own):
-            place = (at.extent[0] - own.extent[0]) // at.geometry.dtype.itemsize
+        if at.storage == whole.storage and _is_proper_view(at, whole):
+            place = (at.extent[0] - whole.extent[0]) // at.geometry.dtype.itemsize
         else:
-            place = f"#{further}" if further else None
-            further += 1
-        draws.append(assigned.setdefault(one, Draw(name, place, one.key, one.fixed)))
+            place = f"#{extra}" if extra else None
+            extra += 1
+        draws.append(assigned.setdefault(draw, Draw(name, place, draw.key, draw.fixed)))
     return tuple(draws)
 
 
-def _is_proper_view(at: At, of: At) -> bool:
-    """Whether a fill is of a part of the tensor: by the rule of :class:`paraminit_ext.models.names.Names`."""
-    (begin, end), (start, stop) = at.extent, of.extent
+def _is_proper_view(view: TensorRef, whole: TensorRef) -> bool:
+    """Return whether a fill writes only a part of the tensor, by the rule of :class:`Names` in names.py."""
+    (begin, end), (start, stop) = view.extent, whole.extent
     inside = start <= begin and end <= stop
-    covers = at.is_dense and (begin, end) == (start, stop)
-    return inside and not covers and math.prod(at.geometry.size) != math.prod(of.geometry.size)
+    covers = view.is_dense and (begin, end) == (start, stop)
+    return inside and not covers and math.prod(view.geometry.size) != math.prod(whole.geometry.size)
 
 
 # ----------------------------------------------------------------------------------------
@@ -204,30 +214,30 @@ def _is_proper_view(at: At, of: At) -> bool:
 
 
 def state_of(tensor: Tensor) -> tuple[int, int]:
-    """What changes when a tensor on meta is written, or given another storage."""
+    """Return the version and storage of a tensor on meta. They change when it is written or replaced."""
     return (0 if tensor.is_inference() else tensor._version), tensor.untyped_storage()._cdata
 
 
 @dataclass
-class _Waiting:
-    """What a tensor on meta waits for, as it was then, and what it was converted to since."""
+class _Pending:
+    """The pending initialisation of a tensor on meta: its plan, its recorded state and later conversions."""
 
     plan: InitPlan
     name: str
     state: tuple[int, int]
     device: torch.device | None = None
     dtypes: list[torch.dtype] = field(default_factory=list)
-    # Which copies it came by: copies share no memory with what they are copies of.
+    # Identifies the deep copy that made the tensor, because copies share no memory with their originals.
     copied: object = None
 
 
-class _Apply:
-    """In place of a deferred module's ``_apply``: conversions, on meta, are remembered.
+class _RecordingApply:
+    """Replaces the ``_apply`` method of a deferred module, to remember conversions of tensors on meta.
 
     Args:
-        module: whose method it is
-        plan: the plan of the whole
-        path: the module's place in it
+        module: the module whose method this replaces
+        plan: the plan of the whole model
+        path: the path of the module in that model
     """
 
     def __init__(self, module: nn.Module, plan: InitPlan, path: str) -> None:
@@ -235,59 +245,59 @@ class _Apply:
         self.recorded = plan, path
 
     def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        given = fn if isinstance(fn, _Carried) else _Carried(fn)
+        conversion = fn if isinstance(fn, _MarkedConversion) else _MarkedConversion(fn)
         before = {place: vars(tensor).get(_MARK) for place, tensor in self.own_tensors()}
-        module: nn.Module = type(self.module)._apply(self.module, given, *args, **kwargs)
+        module: nn.Module = type(self.module)._apply(self.module, conversion, *args, **kwargs)
         for place, tensor in self.own_tensors():
-            mark: _Waiting | None = vars(tensor).get(_MARK) or before.get(place)
+            mark: _Pending | None = vars(tensor).get(_MARK) or before.get(place)
             if mark is not None and tensor.is_meta and local_tensor(tensor) is tensor:
                 mark.state = state_of(tensor)
                 vars(tensor)[_MARK] = mark
         return module
 
     def own_tensors(self) -> list[tuple[str, Tensor]]:
-        held = (*self.module._parameters.items(), *self.module._buffers.items())
-        return [(place, tensor) for place, tensor in held if tensor is not None]
+        items = (*self.module._parameters.items(), *self.module._buffers.items())
+        return [(place, tensor) for place, tensor in items if tensor is not None]
 
-    def __deepcopy__(self, memo: dict[Any, Any]) -> _Apply:
-        copied = _Apply(copy.deepcopy(self.module, memo), *self.recorded)
-        group = memo.setdefault(_MARK, object())
+    def __deepcopy__(self, memo: dict[Any, Any]) -> _RecordingApply:
+        copied = _RecordingApply(copy.deepcopy(self.module, memo), *self.recorded)
+        copy_id = memo.setdefault(_MARK, object())
         for _, tensor in self.own_tensors():
-            mark: _Waiting | None = vars(tensor).get(_MARK)
+            mark: _Pending | None = vars(tensor).get(_MARK)
             if mark is not None:
-                # torch copies no attributes of parameters.
+                # torch does not copy the attributes of parameters.
                 twin: Tensor = copy.deepcopy(tensor, memo)
                 twin_mark = replace(
-                    mark, state=state_of(twin), dtypes=list(mark.dtypes), copied=(mark.copied, group)
+                    mark, state=state_of(twin), dtypes=list(mark.dtypes), copied=(mark.copied, copy_id)
                 )
                 vars(twin)[_MARK] = twin_mark
         return copied
 
 
-class _Carried:
-    """A conversion of tensors that takes those on meta along."""
+class _MarkedConversion:
+    """A conversion of tensors that preserves the pending initialisation of tensors on meta."""
 
     def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
         self._fn = fn
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        waiting: _Waiting | None = vars(tensor).get(_MARK) if tensor.is_meta else None
-        if waiting is None:
+        pending: _Pending | None = vars(tensor).get(_MARK) if tensor.is_meta else None
+        if pending is None:
             return self._fn(tensor)
         try:
-            made = self._fn(tensor)
+            converted = self._fn(tensor)
         except NotImplementedError:
-            # There is no way from meta to a device with data; a tensor of no elements shows what was meant.
+            # A meta tensor has no data to copy. The result for an empty tensor shows the dtype and device.
             probe = self._fn(torch.empty((0,) * tensor.dim(), dtype=tensor.dtype, device="cpu"))
-            made = torch.empty_like(tensor, dtype=probe.dtype)
-            waiting.device = probe.device
-        if made.is_meta:
-            if made.dtype != (waiting.dtypes[-1] if waiting.dtypes else tensor.dtype):
-                waiting.dtypes.append(made.dtype)
-            if made is not tensor:
-                waiting.state = state_of(made)
-                vars(made)[_MARK] = waiting
-        return made
+            converted = torch.empty_like(tensor, dtype=probe.dtype)
+            pending.device = probe.device
+        if converted.is_meta:
+            if converted.dtype != (pending.dtypes[-1] if pending.dtypes else tensor.dtype):
+                pending.dtypes.append(converted.dtype)
+            if converted is not tensor:
+                pending.state = state_of(converted)
+                vars(converted)[_MARK] = pending
+        return converted
 
 
 # ----------------------------------------------------------------------------------------
@@ -301,24 +311,27 @@ def materialize_module(
     dtype: torch.dtype | None = None,
     filter: Callable[[str], bool] | None = None,  # noqa: A002
 ) -> _Module:
-    r"""Give the tensors of a module that :func:`deferred_init` made their values, in place.
+    r"""Materialise the tensors of a module that :func:`.deferred_init` made, in place, with their values.
 
-    The objects stay the same, so that optimizers, ties and other references see the real tensors;
-    ``requires_grad``, hooks and attributes stay. What has values already is left.
+    The tensor objects stay the same, so that optimizers, ties and other references see the materialised
+    tensors. ``requires_grad``, hooks and attributes are kept. Tensors that already have values are left
+    unchanged.
 
     Args:
-        module: the module, or a part of it, sharded or not
-        device: where the tensors are made (default: where the model's code, or a later ``.to``, asked for;
-            else the device of the mesh, of a module that is on one, or torch's default one). FSDP's
-            ``CPUOffloadPolicy`` wants ``"cpu"``.
-        dtype: what floating-point parameters and persistent buffers are converted to; non-persistent ones
-            keep their own dtype, as in transformers
-        filter: which tensors: called with the name of each in ``module`` (default: all)
+        module: the module or one of its submodules, sharded or not
+        device: the device of the materialised tensors. By default, this is the device that the model's code
+            or a later ``.to`` requested. If none was requested, it is the device of the mesh for a module on
+            a mesh, and torch's default device otherwise. FSDP's ``CPUOffloadPolicy`` requires ``"cpu"``.
+        dtype: the dtype to which floating-point parameters and persistent buffers are converted.
+            Non-persistent buffers keep their own dtype, as in transformers.
+        filter: a function that receives the name of each tensor in ``module`` and returns whether to
+            materialise it (default: all tensors)
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a tensor on meta that no plan is known for, or that has another shape than its plan.
-        RuntimeError: without a key, ranks of a mesh that recorded other draws.
+        TypeError: an argument has the wrong type.
+        ValueError: a tensor on the meta device has no plan, has another shape than its plan, or was written
+            after it was recorded.
+        RuntimeError: the plan has no key, and the ranks of a mesh recorded different draws.
 
     Returns:
         ``module``.
@@ -336,7 +349,7 @@ def materialize_module(
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"paraminit_ext.materialize_module: expected a torch.nn.Module, got {type(module).__name__}. "
-            "Pass what deferred_init returned."
+            "Pass the module that deferred_init returned."
         )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(
@@ -345,61 +358,65 @@ def materialize_module(
         )
     if is_recording():
         return module
-    waiting: dict[int, tuple[Tensor, _Waiting]] = {}
-    for one in _tensors_of(module):
-        tensor = one.tensor
-        if not tensor.is_meta or id(tensor) in waiting or (filter is not None and not filter(one.name)):
+    pending: dict[int, tuple[Tensor, _Pending]] = {}
+    for named in _all_tensors(module):
+        tensor = named.tensor
+        if not tensor.is_meta or id(tensor) in pending or (filter is not None and not filter(named.name)):
             continue
         if nn.parameter.is_lazy(tensor):
             continue
-        mark = mark_of(one)
+        mark = mark_of(named)
         if mark is None:
-            if one.kind == "attribute" or _MARK in vars(tensor):
+            if named.kind == "attribute" or _MARK in vars(tensor):
                 continue
             raise ValueError(
-                f"paraminit_ext.materialize_module: expected tensors that deferred_init made, got {one.name} "
-                "on meta without a plan. Build the module by deferred_init, or call to_empty and fill it."
+                f"paraminit_ext.materialize_module: expected tensors that deferred_init made, got "
+                f"{named.name} on meta without a plan. Build the module with deferred_init, or call to_empty "
+                "and fill it."
             )
-        waiting[id(tensor)] = tensor, mark
-    meshes = (mesh for tensor, _ in waiting.values() if (mesh := mesh_of(tensor)))
+        pending[id(tensor)] = tensor, mark
+    meshes = (mesh for tensor, _ in pending.values() if (mesh := mesh_of(tensor)))
     default = next((torch.device(mesh.device_type) for mesh in meshes), torch.get_default_device())
-    asked = None if device is None else torch.device(device)
-    distributed = _materialize(list(waiting.values()), asked, dtype, default)
+    requested_device = None if device is None else torch.device(device)
+    distributed = _materialize(list(pending.values()), requested_device, dtype, default)
     if distributed:
-        # By the module's own method, which keeps the objects and tells FSDP of their new local tensors.
+        # The module's own method keeps the parameter objects and gives FSDP the new local tensors.
         apply: Callable[..., nn.Module] = type(module)._apply
         apply(module, lambda tensor: distributed.pop(id(tensor), tensor))
     for _, inner in named_modules(module):
         if isinstance(inner, nn.RNNBase):
             inner.flatten_parameters()
-        instead = vars(inner).get("_apply")
-        if isinstance(instead, _Apply) and not any(tensor.is_meta for _, tensor in instead.own_tensors()):
+        replacement = vars(inner).get("_apply")
+        if isinstance(replacement, _RecordingApply) and not any(
+            tensor.is_meta for _, tensor in replacement.own_tensors()
+        ):
             del vars(inner)["_apply"]
     return module
 
 
-def mark_of(one: Named) -> _Waiting | None:
-    """What the tensor waits for: by itself, or, for a DTensor made of one that waited, by its place."""
-    mark: _Waiting | None = vars(one.tensor).get(_MARK)
-    if mark is None and local_tensor(one.tensor) is not one.tensor:
-        found = recorded(one.owner)
-        if found is not None:
-            plan, path = found
-            name = f"{path}.{one.attribute}" if path else one.attribute
+def mark_of(named: NamedTensor) -> _Pending | None:
+    """Return the pending initialisation of a tensor, if any. An unmarked DTensor is looked up by name."""
+    mark: _Pending | None = vars(named.tensor).get(_MARK)
+    if mark is None and local_tensor(named.tensor) is not named.tensor:
+        recording = plan_and_path(named.owner)
+        if recording is not None:
+            plan, path = recording
+            name = f"{path}.{named.attribute}" if path else named.attribute
             if name in plan.entries:
-                return _Waiting(plan, name, state_of(local_tensor(one.tensor)))
+                return _Pending(plan, name, state_of(local_tensor(named.tensor)))
     return mark
 
 
 def materialize_tensor(tensor: Tensor) -> Tensor:
-    r"""Give one tensor of a module that :func:`deferred_init` made its values, in place.
+    r"""Materialise one tensor of a module that :func:`.deferred_init` made, in place, with its values.
 
     Args:
-        tensor: a parameter or buffer; one that has values is left
+        tensor: a parameter or buffer. A tensor that already has values is left unchanged.
 
     Raises:
-        TypeError: not a tensor.
-        ValueError: a tensor on meta that :func:`deferred_init` did not make.
+        TypeError: ``tensor`` is not a tensor.
+        ValueError: ``tensor`` is on the meta device and :func:`.deferred_init` did not make it, or it was
+            written after it was recorded.
 
     Returns:
         ``tensor``.
@@ -419,7 +436,7 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
             "parameter of a module that deferred_init made."
         )
     if tensor.is_meta:
-        mark: _Waiting | None = vars(tensor).get(_MARK)
+        mark: _Pending | None = vars(tensor).get(_MARK)
         if mark is None:
             raise ValueError(
                 "paraminit_ext.materialize_tensor: expected a tensor that deferred_init made, got one on "
@@ -431,92 +448,93 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _materialize(
-    waiting: list[tuple[Tensor, _Waiting]],
+    pending: list[tuple[Tensor, _Pending]],
     device: torch.device | None,
     dtype: torch.dtype | None,
     default: torch.device,
 ) -> dict[int, Tensor]:
-    """Make what the tensors wait for; DTensors are returned by the id of the one that waits.
+    """Materialise plain tensors in place. Return new DTensors by the ids of the tensors that they replace.
 
     Args:
-        waiting: the tensors, and what each waits for
-        device: where they are made; None for where the model's code asked for, or ``default``
-        dtype: what parameters and persistent buffers are converted to
-        default: where they are made if nothing asked for a device
+        pending: the tensors and the pending initialisation of each
+        device: the target device, or None for the device that the model's code requested
+        dtype: the dtype to which parameters and persistent buffers are converted
+        default: the target device if neither ``device`` nor the model's code requests one
     """
-    made: list[Tensor] = []
-    # By plan, copy, device and name: what is made, and in the plan's own dtype.
-    shared: dict[tuple[Any, ...], Tensor] = {}
-    # By plan, what its fills are to write.
+    new_tensors: list[Tensor] = []
+    # New tensors in the plan's own dtype, by plan, copy, device and name.
+    shareable: dict[tuple[Any, ...], Tensor] = {}
+    # The tensors that each plan writes, by the id of the plan.
     targets: dict[int, tuple[InitPlan, list[tuple[Entry, Tensor]]]] = {}
-    later: list[tuple[int, torch.dtype]] = []
-    for tensor, mark in waiting:
+    later_conversions: list[tuple[int, torch.dtype]] = []
+    for tensor, mark in pending:
         entry = mark.plan.entries[mark.name]
         if mark.state != state_of(local_tensor(tensor)):
             raise ValueError(
-                f"paraminit_ext.materialize_module: expected {mark.name} as it was recorded, got it written "
-                "or given other memory since, which is lost. Do that inside deferred_init, or afterwards."
+                f"paraminit_ext.materialize_module: expected {mark.name} as it was recorded, got a tensor "
+                "that was written or given another storage since. Change it inside deferred_init, or after "
+                "materialize_module."
             )
         if tuple(tensor.shape) != entry.shape:
             raise ValueError(
                 f"paraminit_ext.materialize_module: expected shape {entry.shape} for {mark.name}, got "
-                f"{tuple(tensor.shape)}. Materialise a module before its tensors are exchanged."
+                f"{tuple(tensor.shape)}. Materialise the module before you replace its tensors."
             )
         kind, source = entry.kind, mark.plan.resolved(entry)
         dtypes = [source.dtype, *mark.dtypes, tensor.dtype]
         if dtype is not None and tensor.is_floating_point() and kind in ("parameter", "buffer"):
             dtypes.append(dtype)
-        dtypes = [one for one, _ in itertools.groupby(dtypes)]
-        where = device or mark.device or (torch.device(entry.device) if entry.device else default)
-        # What lies in one memory where the module is built directly, and is converted to nothing.
+        dtypes = [distinct for distinct, _ in itertools.groupby(dtypes)]
+        target_device = device or mark.device or (torch.device(entry.device) if entry.device else default)
+        # Tensors that share a storage in a directly built module share one here, unless converted.
         is_local = local_tensor(tensor) is tensor
-        together = len(dtypes) == 1 and is_local
-        group = id(mark.plan), mark.copied, torch.empty(0, device=where).device
-        found = shared.get((group, source.name)) if together else None
-        base = shared.get((group, source.storage)) if together and source.storage else None
-        if found is not None:
-            made.append(found)
+        may_share = len(dtypes) == 1 and is_local
+        group = id(mark.plan), mark.copied, torch.empty(0, device=target_device).device
+        existing = shareable.get((group, source.name)) if may_share else None
+        base = shareable.get((group, source.storage)) if may_share and source.storage else None
+        if existing is not None:
+            new_tensors.append(existing)
             continue
         if base is not None:
             assert source.layout is not None
-            made.append(source.layout.view(base))
+            new_tensors.append(source.layout.view(base))
             continue
-        # A fill rounds to the first dtype that it is converted to by itself.
-        filled = dtypes[:2][-1]
+        # The fill itself does the first conversion.
+        fill_dtype = dtypes[:2][-1]
         if not is_local:
-            new = torch.empty_like(tensor, dtype=filled, device=where)
+            new = torch.empty_like(tensor, dtype=fill_dtype, device=target_device)
         elif source.is_allocated_first:
-            new = _empty(tensor, filled, where)
+            new = _allocate(tensor, fill_dtype, target_device)
         else:
-            new = make(mark.plan, source, where, None)
-            if together:
-                shared[group, source.name] = new
-            made.append(_converted(new, dtypes[1:]))
+            new = make(mark.plan, source, target_device, None)
+            if may_share:
+                shareable[group, source.name] = new
+            new_tensors.append(_converted(new, dtypes[1:]))
             continue
-        if together:
-            shared[group, source.name] = new
+        if may_share:
+            shareable[group, source.name] = new
         targets.setdefault(id(mark.plan), (mark.plan, []))[1].append((source, new))
-        later += [(len(made), one) for one in dtypes[2:]]
-        made.append(new)
+        later_conversions += [(len(new_tensors), later_dtype) for later_dtype in dtypes[2:]]
+        new_tensors.append(new)
     for plan, pairs in targets.values():
         if plan.key is None:
-            refuse_other_recordings("materialize_module", pairs)
+            check_same_recordings("materialize_module", pairs)
     for plan, pairs in targets.values():
         write(plan, pairs, None)
-    for place, one in later:
-        made[place] = made[place].to(one)
+    for place, later_dtype in later_conversions:
+        new_tensors[place] = new_tensors[place].to(later_dtype)
     distributed: dict[int, Tensor] = {}
-    for (tensor, _), new in zip(waiting, made, strict=True):
+    for (tensor, _), new in zip(pending, new_tensors, strict=True):
         vars(tensor).pop(_MARK, None)
         if local_tensor(tensor) is tensor:
-            exchange(tensor, new)
+            swap_data(tensor, new)
         else:
             distributed[id(tensor)] = new
     return distributed
 
 
-def _empty(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A new tensor that lies as the one on meta does, which may have been given a memory format."""
+def _allocate(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an empty tensor with the strides of the tensor on meta, which may have a memory format."""
     shape, stride = tuple(tensor.shape), tensor.stride()
     if stride == contiguous_stride(shape) or not Geometry.of(tensor).is_dense:
         return torch.empty(shape, dtype=dtype, device=device)

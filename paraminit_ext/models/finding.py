@@ -1,4 +1,4 @@
-"""A finding of an audit, what it is about, and all of them together."""
+"""The findings of an audit, the :class:`.Audit` that collects them, and the tensors that it examines."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from paraminit_ext.models import seen
+from paraminit_ext.models import storage_log
+from paraminit_ext.models.checkpoint_reader import StoredTensor
 from paraminit_ext.models.law import Law
-from paraminit_ext.models.look import Statistics, pattern_of
 from paraminit_ext.models.plan import Entry, InitPlan
-from paraminit_ext.models.stored import Stored
+from paraminit_ext.models.summary import Statistics, layer_pattern
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
-# The kinds of findings, worst first: what each is called.
+# The kinds of findings, worst first, each with a short description.
 KINDS = {
-    "meta": "on meta, without values",
-    "unwritten": "never written since it was allocated",
-    "partitioned": "no elements here",
+    "meta": "on the meta device, without values",
+    "unwritten": "allocated and never written",
+    "partitioned": "no elements on this process",
     "nan": "not a number",
     "inf": "infinite",
-    "junk": "numbers that no initialisation gives",
-    "differs": "not what the plan says",
-    "constant": "one number where random ones were asked for",
-    "missed": "a fill that reached a copy",
-    "shard": "scaled by a part of the tensor",
-    "law": "not the law that was asked for",
+    "junk": "values that no initialisation produces",
+    "differs": "not equal to the plan",
+    "constant": "one number where random numbers were requested",
+    "missed": "a fill that wrote a copy",
+    "shard": "scaled by the fan of a shard",
+    "law": "not the requested law",
     "replicas": "replicas that differ",
-    "tied twice": "one tensor, filled twice by different laws",
+    "tied twice": "one tensor that was filled twice, by different laws",
     "equal": "equal tensors that are not tied",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that looks wrong.
+    """One problem that :func:`.audit` found.
 
     Args:
-        kind: what it is, one of those that ``audit`` lists
-        names: of which tensors
-        reason: why it is one
-        remedy: what to do
+        kind: one of the kinds that :func:`.audit` lists
+        names: the names of the affected tensors
+        reason: what is wrong with them
+        remedy: how to fix it
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Finding:
     remedy: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON has them."""
+        """Return the fields as a dictionary of JSON types."""
         return {"kind": self.kind, "names": list(self.names), "reason": self.reason, "remedy": self.remedy}
 
     def __str__(self) -> str:
@@ -63,11 +63,14 @@ class Finding:
 
 
 class Audit:
-    """What :func:`audit` found, worst first; ``len()`` is the number of findings."""
+    """The result of :func:`.audit`: an iterable of :class:`.Finding` objects, worst first.
+
+    ``len(result)`` is the number of findings. ``bool(result)`` is always true.
+    """
 
     def __init__(self, findings: Iterable[Finding], tensors: int, is_proven: bool) -> None:
         order = {kind: place for place, kind in enumerate(KINDS)}
-        self.findings = tuple(sorted(findings, key=lambda one: order[one.kind]))
+        self.findings = tuple(sorted(findings, key=lambda finding: order[finding.kind]))
         self.tensors = tensors
         self.is_proven = is_proven
 
@@ -78,11 +81,11 @@ class Audit:
         return len(self.findings)
 
     def __bool__(self) -> bool:
-        # An audit is there, whether it found something or not.
+        # Otherwise __len__ would make an audit without findings false.
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Return the result as a dictionary of JSON types."""
         return {
             "tensors": self.tensors,
             "proven": self.is_proven,
@@ -90,24 +93,32 @@ class Audit:
         }
 
     def _grouped(self) -> list[tuple[str, Finding]]:
-        """Findings of repeated layers as one: of which tensors, and the first of them."""
+        """Group the findings of repeated layers: for each group, its names as text and its first finding."""
         groups: dict[tuple[str, ...], list[Finding]] = {}
         for finding in self:
-            groups.setdefault((finding.kind, *map(pattern_of, finding.names)), []).append(finding)
+            groups.setdefault((finding.kind, *map(layer_pattern, finding.names)), []).append(finding)
         return [
-            (", ".join(of[0].names) if len(of) == 1 else f"{', '.join(patterns)} x {len(of)}", of[0])
-            for (_, *patterns), of in groups.items()
+            (
+                ", ".join(members[0].names)
+                if len(members) == 1
+                else f"{', '.join(patterns)} x {len(members)}",
+                members[0],
+            )
+            for (_, *patterns), members in groups.items()
         ]
 
     def _foot(self) -> str:
         if self.findings:
             count = len(self)
             return f"{count} finding{'s' if count > 1 else ''} in {self.tensors} tensors"
-        said = f"nothing found in {self.tensors} tensors"
-        return f"{said}: bit for bit what the plan says" if self.is_proven else said
+        text = f"no findings in {self.tensors} tensors"
+        return f"{text}: bit for bit what the plan says" if self.is_proven else text
 
     def __str__(self) -> str:
-        lines = [f"{one.kind}: {names}: {one.reason}. {one.remedy}" for names, one in self._grouped()]
+        lines = [
+            f"{finding.kind}: {names}: {finding.reason}. {finding.remedy}"
+            for names, finding in self._grouped()
+        ]
         return "\n".join([*lines, self._foot()])
 
     def __repr__(self) -> str:
@@ -117,30 +128,30 @@ class Audit:
         from rich.padding import Padding
         from rich.text import Text
 
-        for names, one in self._grouped():
-            yield Text.assemble((one.kind, "bold red"), "  ", (names, "bold"))
-            yield Padding(f"{one.reason}. {one.remedy}", (0, 0, 0, 2))  # type: ignore[misc]
+        for names, finding in self._grouped():
+            yield Text.assemble((finding.kind, "bold red"), "  ", (names, "bold"))
+            yield Padding(f"{finding.reason}. {finding.remedy}", (0, 0, 0, 2))  # type: ignore[misc]
         yield Text(self._foot(), style="red" if self.findings else "green")
 
 
 # ----------------------------------------------------------------------------------------
-# What is looked at
+# Audited tensors
 # ----------------------------------------------------------------------------------------
 
 
 @dataclass
-class Looked:
-    """A tensor of a module or of a checkpoint, with all that is known of it."""
+class AuditedTensor:
+    """A tensor of a module or a checkpoint, with everything that an audit knows about it."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     tensor: Tensor | None = None
-    file: Stored | None = None
+    file: StoredTensor | None = None
     names: list[str] = field(default_factory=list)
-    read: Statistics | None = None
-    memory: seen.Memory | None = None
+    statistics: Statistics | None = None
+    memory: storage_log.StorageRecord | None = None
     plan: InitPlan | None = None
     entry: Entry | None = None
     law: Law | None = None

@@ -1,4 +1,4 @@
-"""The law of a fill: which distribution a call of :mod:`paraminit_ext.init` asks for, as numbers."""
+"""The law of a fill: the distribution that a call of :mod:`paraminit_ext.init` requests, as numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paraminit_ext.many import DRAWING, resolve_fill
+from paraminit_ext.many import DRAWING_FUNCTIONS, resolve_fill
 
 if TYPE_CHECKING:
     from paraminit_ext.models.plan import Entry
@@ -20,14 +20,14 @@ class Law:
     """The distribution of the elements of a tensor.
 
     Args:
-        name: of the function that was called
-        fill: ``"uniform_"``, ``"normal_"``, ``"trunc_normal_"``, ``"sparse_"``, ``"orthogonal_"`` or
-            ``"constant_"``
-        mean: of an element
-        std: of an element
-        low: no element is less
-        high: no element is greater
-        parameters: those of ``fill``, in their order
+        name: the name of the called function
+        fill: the kind of distribution: ``"uniform_"``, ``"normal_"``, ``"trunc_normal_"``, ``"sparse_"``,
+            ``"orthogonal_"`` or ``"constant_"``
+        mean: the mean of an element
+        std: the standard deviation of an element
+        low: the lower bound of the elements
+        high: the upper bound of the elements
+        parameters: the parameters of ``fill``, in order
     """
 
     name: str
@@ -48,19 +48,19 @@ class Law:
         return f"{self.name}: mean {self.mean:.4g}, std {self.std:.4g}"
 
     def density(self, x: float) -> float:
-        """Of an element at x, where the law is continuous there; of ``sparse_`` that beside zero."""
+        """Return the density at ``x``, without point masses (constants and the zeros of ``sparse_``)."""
         if self.is_constant or not self.low <= x <= self.high:
             return 0.0
         if self.fill == "uniform_":
             return 1 / (self.high - self.low)
         if self.fill == "trunc_normal_":
             mean, std, low, high = self.parameters
-            inside = _normal_cdf((high - mean) / std) - _normal_cdf((low - mean) / std)
-            return _normal_pdf((x - mean) / std) / std / inside
+            mass = _normal_cdf((high - mean) / std) - _normal_cdf((low - mean) / std)
+            return _normal_pdf((x - mean) / std) / std / mass
         if self.fill == "sparse_":
             std, kept = self.parameters
             return kept * _normal_pdf(x / std) / std
-        # An element of a Haar matrix is close to a normal.
+        # A normal density, exact for normal_. An element of a Haar matrix is approximately normal.
         return _normal_pdf((x - self.mean) / self.std) / self.std
 
 
@@ -75,60 +75,65 @@ def _normal_cdf(z: float) -> float:
 def law_of(
     name: str, arguments: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> Law | None:
-    """The law of ``init.<name>(tensor, **arguments)`` for a tensor of this shape.
+    """Return the law of ``init.<name>(tensor, **arguments)`` for a tensor of this shape.
 
-    None where elements follow no law of their own (``eye_``, ``dirac_``, ``delta_orthogonal_``), and where
-    there are none.
+    Return None if the elements have no common law (``eye_``, ``dirac_``, ``delta_orthogonal_``) or if there
+    are no elements.
     """
     if name in ("constant_", "ones_", "zeros_"):
         value = arguments["val"] if name == "constant_" else float(name == "ones_")
         if isinstance(value, complex) or not isinstance(value, int | float):
             return None
         return Law(name, "constant_", float(value), 0.0, float(value), float(value), (float(value),))
-    if name not in DRAWING or 0 in shape or dtype.is_complex:
+    if name not in DRAWING_FUNCTIONS or 0 in shape or dtype.is_complex:
         return None
-    found = resolve_fill(torch.empty(shape, dtype=dtype, device="meta"), name, arguments)
-    if found is None:
+    resolved = resolve_fill(torch.empty(shape, dtype=dtype, device="meta"), name, arguments)
+    if resolved is None:
         return None
-    fill, numbers = found
+    fill, parameters = resolved
     if fill == "uniform_":
-        low, high = numbers
-        return Law(name, fill, (low + high) / 2, (high - low) / math.sqrt(12), low, high, numbers)
+        low, high = parameters
+        return Law(name, fill, (low + high) / 2, (high - low) / math.sqrt(12), low, high, parameters)
     if fill == "normal_":
-        mean, std = numbers
-        return Law(name, fill, mean, std, -math.inf, math.inf, numbers)
+        mean, std = parameters
+        return Law(name, fill, mean, std, -math.inf, math.inf, parameters)
     if fill == "trunc_normal_":
-        return _truncated(name, numbers)
+        return _truncated(name, parameters)
     if fill == "sparse_":
-        std, zeros = numbers
+        std, zeros = parameters
         kept = 1 - zeros / shape[0]
         return Law(name, fill, 0.0, std * math.sqrt(kept), -math.inf, math.inf, (std, kept))
     if fill == "orthogonal_":
-        (gain,) = numbers
+        (gain,) = parameters
         rows, columns = shape[0], math.prod(shape[1:])
-        return Law(name, fill, 0.0, abs(gain) / math.sqrt(max(rows, columns)), -abs(gain), abs(gain), numbers)
+        return Law(
+            name, fill, 0.0, abs(gain) / math.sqrt(max(rows, columns)), -abs(gain), abs(gain), parameters
+        )
     return None
 
 
 def law_of_fill(entry: Entry) -> Law | None:
-    """The law of the fill that an entry of a plan begins with, whatever follows it."""
+    """Return the law of the first fill of a plan's entry, regardless of later steps."""
     step = entry.fill
     return None if step is None else law_of(step.do, step.options, entry.shape, entry.dtype)
 
 
-def _truncated(name: str, numbers: tuple[float, ...]) -> Law | None:
-    """By the moments of a normal between two bounds (Johnson, Kotz and Balakrishnan 1994, section 10.1)."""
-    mean, std, low, high = numbers
+def _truncated(name: str, parameters: tuple[float, ...]) -> Law | None:
+    """Return the law of a truncated normal, from its moments.
+
+    Source: Johnson, Kotz and Balakrishnan (1994), section 10.1.
+    """
+    mean, std, low, high = parameters
     a, b = (low - mean) / std, (high - mean) / std
-    inside = _normal_cdf(b) - _normal_cdf(a)
+    mass = _normal_cdf(b) - _normal_cdf(a)
     if low == high:
         return Law(name, "constant_", low, 0.0, low, high, (low,))
-    # Far out in a tail differences of distribution functions are nothing but rounding.
-    if inside < 1e-9:
+    # Far out in a tail, the difference of the distribution functions is only rounding error.
+    if mass < 1e-9:
         return None
     at_a, at_b = _normal_pdf(a), _normal_pdf(b)
-    moved = (at_a - at_b) / inside
+    shift = (at_a - at_b) / mass
     a_part = a * at_a if math.isfinite(a) else 0.0
     b_part = b * at_b if math.isfinite(b) else 0.0
-    variance = 1 + (a_part - b_part) / inside - moved**2
-    return Law(name, "trunc_normal_", mean + std * moved, std * math.sqrt(variance), low, high, numbers)
+    variance = 1 + (a_part - b_part) / mass - shift**2
+    return Law(name, "trunc_normal_", mean + std * shift, std * math.sqrt(variance), low, high, parameters)

@@ -1,4 +1,4 @@
-"""How a tensor lies in its storage; its elements by their bits and places."""
+"""The layout of a tensor in its storage, and access to the bits and indices of its elements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a tensor lies in its storage; sizes, strides and offset in elements."""
+    """The layout of a tensor in its storage. Sizes, strides and the offset are in elements."""
 
     dtype: torch.dtype
     size: tuple[int, ...]
@@ -24,12 +24,12 @@ class Geometry:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether this is what ``torch.empty(size)`` makes."""
+        """Whether this is the layout of ``torch.empty(size)``."""
         return self.offset == 0 and self.stride == contiguous_stride(self.size)
 
     @property
     def extent(self) -> tuple[int, int]:
-        """The bytes of the storage that the tensor reaches: from, to."""
+        """The range of bytes of the storage that the tensor spans: begin and end."""
         if 0 in self.size:
             return 0, 0
         reach = sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
@@ -37,21 +37,21 @@ class Geometry:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the tensor has every byte of its extent, once."""
-        reach = 1
+        """Whether the elements cover every byte of the extent exactly once."""
+        expected = 1
         for stride, size in sorted(
             (stride, size) for stride, size in zip(self.stride, self.size, strict=True) if size != 1
         ):
-            if stride != reach:
+            if stride != expected:
                 return False
-            reach *= size
+            expected *= size
         return True
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The view of the tensor's storage.
+        """Return the view of the tensor's storage that has this layout.
 
         Raises:
-            ValueError: it reaches past the storage's end.
+            ValueError: the view extends past the end of the storage.
         """
         if self.extent[1] > tensor.untyped_storage().nbytes():
             raise ValueError(f"a view of {self.extent[1]} bytes of {tensor.untyped_storage().nbytes()}")
@@ -61,18 +61,19 @@ class Geometry:
         return tensor.as_strided(self.size, self.stride, self.offset)
 
     def empty(self, device: torch.device | str | None) -> Tensor:
-        """A new tensor that lies like this from its storage's beginning."""
+        """Return an empty tensor with these sizes and strides and offset 0."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A view that has a range of indices of each dimension of the whole.
+    """A view that covers a contiguous range of indices in each dimension of the whole tensor.
 
     Args:
-        begin: the first index of each dimension of the whole
-        end: the one after the last
-        dims: for each dimension of the view the one of the whole, or None for a size of one that is its own
+        begin: the first index in each dimension of the whole tensor
+        end: the index after the last one in each dimension of the whole tensor
+        dims: for each dimension of the view, the dimension of the whole tensor; None for an added dimension
+            of size 1
     """
 
     begin: tuple[int, ...]
@@ -81,25 +82,29 @@ class Box:
 
     @staticmethod
     def at(start: Sequence[int], sizes: Sequence[int]) -> Box:
-        """A box that has all dimensions of the whole."""
+        """Return a box whose view has the same dimensions as the whole tensor."""
         end = (begin + size for begin, size in zip(start, sizes, strict=True))
         return Box(tuple(start), tuple(end), tuple(range(len(start))))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The view's sizes."""
+        """The shape of the view."""
         return tuple(1 if dim is None else self.end[dim] - self.begin[dim] for dim in self.dims)
 
     def within(self, piece: Tensor, start: Sequence[int]) -> tuple[Tensor, tuple[int, ...]] | None:
-        """What a piece of the whole has of the view: a view of the piece, and where in this one it begins."""
-        low = [max(begin, at) for begin, at in zip(self.begin, start, strict=True)]
-        high = [min(end, at + size) for end, at, size in zip(self.end, start, piece.shape, strict=True)]
+        """Return the part of the view that a piece of the whole holds, and its offset in the view."""
+        low = [max(begin, offset) for begin, offset in zip(self.begin, start, strict=True)]
+        high = [
+            min(end, offset + size) for end, offset, size in zip(self.end, start, piece.shape, strict=True)
+        ]
         if any(first >= last for first, last in zip(low, high, strict=True)):
             return None
-        part = piece[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start, strict=True))]
+        part = piece[
+            tuple(slice(a - offset, b - offset) for a, b, offset in zip(low, high, start, strict=True))
+        ]
         kept = [dim for dim in self.dims if dim is not None]
         part = part.permute([*kept, *(dim for dim in range(part.dim()) if dim not in kept)])
-        # Of the others the view has one index.
+        # The view has a single index in every other dimension.
         while part.dim() > len(kept):
             part = part.select(-1, 0)
         for place, dim in enumerate(self.dims):
@@ -109,7 +114,7 @@ class Box:
 
 
 def box_of(shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry | None) -> Box | None:
-    """A view as a box of the whole, which lies as a new tensor does; None if it is none."""
+    """Return a view of a contiguous whole tensor as a box, or None if it is not a box."""
     if geometry is None:
         return Box.at((0,) * len(shape), shape)
     if geometry.dtype != dtype or 0 in shape:
@@ -122,11 +127,11 @@ def box_of(shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry | None
         if size == 1:
             dims.append(None)
             continue
-        found = [d for d in range(len(shape)) if strides[d] == stride and shape[d] > 1 and d not in dims]
-        if not found or begin[found[0]] + size > shape[found[0]]:
+        matches = [d for d in range(len(shape)) if strides[d] == stride and shape[d] > 1 and d not in dims]
+        if not matches or begin[matches[0]] + size > shape[matches[0]]:
             return None
-        end[found[0]] = begin[found[0]] + size
-        dims.append(found[0])
+        end[matches[0]] = begin[matches[0]] + size
+        dims.append(matches[0])
     return Box(tuple(begin), tuple(end), tuple(dims))
 
 
@@ -134,30 +139,31 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The bits of each element as an integer: equality tells -0 from +0, and a NaN equals itself.
+    """Return the bits of each element as an integer, so that -0 differs from +0 and a NaN equals itself.
 
-    Of complex128, which no integer is wide enough for, they are two along a last dimension.
+    No integer is as wide as complex128. Its elements become two integers along an added last dimension.
     """
     if tensor.element_size() > 8:
         tensor = torch.view_as_real(tensor)
     return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
 
 
-def index_at(place: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """The index of the element at that place in row-major order."""
-    found: list[int] = []
+def unravel_index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the index of the element at position ``place`` in row-major order."""
+    indices: list[int] = []
     for size in reversed(shape):
         place, index = divmod(place, size)
-        found.insert(0, index)
-    return tuple(found)
+        indices.insert(0, index)
+    return tuple(indices)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` of ``torch.float32``."""
+    """Return the name of a dtype without the prefix: ``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 def contiguous_stride(size: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor of this shape."""
     strides: list[int] = []
     reach = 1
     for length in reversed(size):
@@ -166,21 +172,21 @@ def contiguous_stride(size: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def exchange(tensor: Tensor, new: Tensor) -> None:
-    """Give the object ``tensor`` what ``new`` holds; its class, attributes and hooks stay.
+def swap_data(tensor: Tensor, new: Tensor) -> None:
+    """Give the object ``tensor`` the data of ``new``. It keeps its class, attributes and hooks.
 
-    What ``torch.utils.swap_tensors`` does, which takes class and attributes over as well and refuses objects
-    that have weak references (an LSTM's weights have): whoever holds one is to see the new values.
+    ``torch.utils.swap_tensors`` cannot do this: it also swaps the class and the attributes, and it refuses
+    objects with weak references, such as the weights of an LSTM.
     """
     with torch._C.DisableTorchFunctionSubclass():
         _exchange(tensor, new)
 
 
 def _exchange(tensor: Tensor, new: Tensor) -> None:
-    hooks, after = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
+    hooks, accumulate_hooks = tensor._backward_hooks, getattr(tensor, "_post_accumulate_grad_hooks", None)
     other = new.detach().requires_grad_(tensor.requires_grad and tensor.is_leaf)
     torch._C._swap_tensor_impl(tensor, other)
     if hooks is not None:
         tensor._backward_hooks = hooks
-    if after is not None:
-        tensor._post_accumulate_grad_hooks = after
+    if accumulate_hooks is not None:
+        tensor._post_accumulate_grad_hooks = accumulate_hooks

@@ -1,6 +1,6 @@
-"""The names of a module's tensors, and the one rule that makes keys of them.
+"""The names of a module's tensors, and the rule that derives keys from names.
 
-A name is the fully qualified one, without what wrappers add. ``keyed`` fills by it; plans ask here too.
+A name is the fully qualified name without the parts that wrappers add. ``keyed`` and plans use the same rule.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from paraminit_ext.geometry import Shard, loaded
+from paraminit_ext.geometry import Shard, class_if_imported
 from paraminit_ext.key import Key
-from paraminit_ext.many import DRAWING
-from paraminit_ext.models import seen, stock
-from paraminit_ext.models.fills import Fill, FillMode
+from paraminit_ext.many import DRAWING_FUNCTIONS
+from paraminit_ext.models import init_hooks, storage_log
+from paraminit_ext.models.dtensor_views import view_of
+from paraminit_ext.models.fill_calls import Fill, FillMode
 from paraminit_ext.models.layout import Geometry
-from paraminit_ext.models.views import view_of
 
 Kind: TypeAlias = Literal["parameter", "buffer", "non-persistent buffer", "attribute"]
 
 
-class Named(NamedTuple):
-    """A tensor of a module: its name, where it is held, and as what."""
+class NamedTensor(NamedTuple):
+    """A tensor of a module: its name, the module and attribute that hold it, and its kind."""
 
     name: str
     tensor: Tensor
@@ -39,21 +39,21 @@ class Named(NamedTuple):
 
 
 def key_of(key: Key, name: str, place: int | str | None = None) -> Key:
-    """The key of the tensor called ``name``: the one rule for which numbers a parameter gets.
+    """Return the key of the tensor called ``name``. This rule decides which numbers a parameter gets.
 
     Args:
         key: the key of the model
         name: the fully qualified name
-        place: None for the fill of the tensor as a whole; the offset of a view from the tensor's beginning
-            in storage, in elements, for a fill of that view; ``"#1"``, ``"#2"``, ... for further random
-            values that flow into the tensor
+        place: None for a fill of the whole tensor. For a fill of a view, the storage offset of the view from
+            the tensor's first element, in elements. For further random values that flow into the tensor,
+            ``"#1"``, ``"#2"`` and so on.
     """
     own = key.fold_in(name)
     return own if place is None else own.fold_in(place)
 
 
-def refuse_key(name: str, key: object) -> None:
-    """Raise TypeError unless the function called ``name`` was given a key or None."""
+def check_key(name: str, key: object) -> None:
+    """Raise TypeError if the ``key`` argument of the function called ``name`` is neither a key nor None."""
     if not (key is None or isinstance(key, Key)):
         raise TypeError(
             f"paraminit_ext.{name}: expected a paraminit_ext.Key or None for key, got {type(key).__name__}. "
@@ -65,7 +65,7 @@ def refuse_key(name: str, key: object) -> None:
 # Names
 # ----------------------------------------------------------------------------------------
 
-# Wrappers whose module is what they wrap, by the attribute that holds it: (module, class, attribute).
+# Wrapper classes and the attribute that holds the wrapped module: (module, class, attribute).
 _WRAPPERS = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
@@ -86,23 +86,23 @@ _WRAPPERS = (
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    """The attribute under which a wrapper holds its module; None for a module that is no wrapper."""
+    """Return the attribute that holds the wrapped module, or None if the module is not a wrapper."""
     for place, name, attribute in _WRAPPERS:
-        kind = loaded(place, name)
+        kind = class_if_imported(place, name)
         if kind is not None and isinstance(module, kind):
             return attribute
     return None
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module itself, without wrappers around it."""
+    """Return the module without the wrappers around it."""
     while (attribute := _wrapped(module)) is not None:
         module = module._modules[attribute]  # type: ignore[assignment]
     return module
 
 
 def named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, under its first name, parents first: torch's ``named_modules`` but for wrappers."""
+    """Yield each module once, under its first name, parents first. Wrappers add nothing to a name."""
     seen: set[int] = set()
     waiting = [(prefix, module)]
     while waiting:
@@ -117,80 +117,80 @@ def named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
             for name, child in current._modules.items()
             if child is not None
         ]
-        # What is wrapped comes first: a wrapper may hold it a second time.
+        # The wrapped module comes first, because a wrapper may hold it under a second name.
         children.sort(key=lambda child: child[0] != path)
         waiting += reversed(children)
 
 
-def named_tensors(module: nn.Module, prefix: str = "") -> Iterator[Named]:
-    """All parameters and buffers, tied ones under each of their names; a module's parameters come first."""
+def named_tensors(module: nn.Module, prefix: str = "") -> Iterator[NamedTensor]:
+    """Yield all parameters and buffers, tied ones under each name, and parameters before buffers."""
     for path, owner in named_modules(module, prefix):
         dot = f"{path}." if path else ""
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
-                yield Named(dot + attribute, parameter, owner, attribute, "parameter")
+                yield NamedTensor(dot + attribute, parameter, owner, attribute, "parameter")
         for attribute, buffer in owner._buffers.items():
             if buffer is not None:
                 persistent = attribute not in owner._non_persistent_buffers_set
                 kind: Kind = "buffer" if persistent else "non-persistent buffer"
-                yield Named(dot + attribute, buffer, owner, attribute, kind)
+                yield NamedTensor(dot + attribute, buffer, owner, attribute, kind)
 
 
-def named_attributes(module: nn.Module, prefix: str = "") -> Iterator[Named]:
-    """Tensors that modules hold as plain attributes, or in lists and dicts of such, and nowhere else."""
-    own = {id(tensor) for _, tensor, *_ in named_tensors(module)}
+def named_attributes(module: nn.Module, prefix: str = "") -> Iterator[NamedTensor]:
+    """Yield the unregistered tensors in attributes of modules, also inside lists, tuples and dicts."""
+    registered = {id(tensor) for _, tensor, *_ in named_tensors(module)}
     for path, owner in named_modules(module, prefix):
         dot = f"{path}." if path else ""
         for attribute, value in vars(owner).items():
-            if attribute not in _OF_MODULES:
-                for place, tensor in _within(value, depth=3):
-                    if id(tensor) not in own:
-                        yield Named(f"{dot}{attribute}{place}", tensor, owner, attribute, "attribute")
+            if attribute not in _MODULE_ATTRIBUTES:
+                for place, tensor in _nested_tensors(value, depth=3):
+                    if id(tensor) not in registered:
+                        yield NamedTensor(f"{dot}{attribute}{place}", tensor, owner, attribute, "attribute")
 
 
-# What torch itself keeps in every module.
-_OF_MODULES = frozenset(vars(nn.Module()))
+# The attributes that torch itself sets on every module.
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
-def _within(value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _nested_tensors(value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield "", value
     elif depth and isinstance(value, list | tuple | dict):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            for place, tensor in _within(inner, depth - 1):
+        for key, item in items:
+            for place, tensor in _nested_tensors(item, depth - 1):
                 yield f"[{key!r}]{place}", tensor
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """What of a tensor is held here: a DTensor's local one."""
+    """Return the local tensor of a DTensor, or the tensor itself if it is not a DTensor."""
     local: Tensor = getattr(tensor, "_local_tensor", tensor)
     return local
 
 
 def mesh_of(tensor: object) -> Any:
-    """The mesh of a DTensor, or None."""
+    """Return the mesh of a DTensor, or None."""
     return getattr(tensor, "device_mesh", None)
 
 
-class _Held(NamedTuple):
-    """A tensor of the module in its storage."""
+class _HeldTensor(NamedTuple):
+    """The range of bytes that a tensor of the module spans in its storage."""
 
     name: str
     begin: int
     end: int
     numel: int
-    # Kept, so that no other storage takes its place.
+    # Held, so that no other storage can get the same address.
     storage: torch.UntypedStorage
 
 
 class Names:
-    """Finds the name of a tensor that is one of a module's, or a view of one.
+    """Finds the name of a tensor that belongs to a module or is a view of such a tensor.
 
     Args:
-        module: whose tensors have names
-        prefix: stands before each name, with a dot
-        aliases: other names to use, for the module's own: for a tensor, or for all of a submodule
+        module: the module whose tensors have names
+        prefix: the prefix of each name, without the dot
+        aliases: replacements for the module's own names, for a tensor or for a whole submodule
     """
 
     def __init__(self, module: nn.Module, prefix: str = "", aliases: Mapping[str, str] | None = None) -> None:
@@ -200,17 +200,17 @@ class Names:
         self._read()
 
     def _read(self) -> None:
-        self._held: dict[int, list[_Held]] = {}
+        self._held: dict[int, list[_HeldTensor]] = {}
         for name, tensor, *_ in named_tensors(self._module):
             if tensor.layout is not torch.strided or nn.parameter.is_lazy(tensor):
                 continue
             local = local_tensor(tensor)
             storage = local.untyped_storage()
-            held = _Held(self._full(name), *Geometry.of(local).extent, tensor.numel(), storage)
+            held = _HeldTensor(self._full(name), *Geometry.of(local).extent, tensor.numel(), storage)
             self._held.setdefault(storage._cdata, []).append(held)
 
     def _full(self, name: str) -> str:
-        # The longest name that an alias is for decides: the tensor's own, then its module's, and so on.
+        # The longest name with an alias wins: that of the tensor, then that of its module, and so on.
         head, tail = name, ""
         while head and head not in self._aliases:
             head, _, last = head.rpartition(".")
@@ -219,31 +219,33 @@ class Names:
         return f"{self._prefix}.{full}" if self._prefix else full
 
     def find(self, tensor: Tensor) -> tuple[str, int | None] | None:
-        """The name, and for a proper view its storage offset from the tensor's own, in elements.
+        """Return the name of a tensor, and for a proper view its offset from the whole tensor, in elements.
+
+        Return None if the tensor does not belong to the module.
 
         Raises:
-            NotImplementedError: a proper view of a DTensor, whose place in the whole is not known.
+            NotImplementedError: the tensor is a proper view of a DTensor, at an unknown place in the whole.
         """
         view = view_of(tensor)
         if view is not None:
-            # Of the whole as it would lie in one process.
+            # The offset in the whole tensor, as it would lie in a single process.
             whole = self.find(view.whole)
             return whole and (whole[0], (whole[1] or 0) + int(view.shadow.storage_offset()))
         local = local_tensor(tensor)
-        found = self._held.get(local.untyped_storage()._cdata)
-        if found is None:
-            # The module may have other tensors by now, from `to_empty` for example.
+        same_storage = self._held.get(local.untyped_storage()._cdata)
+        if same_storage is None:
+            # The module may have new tensors by now, for example from to_empty.
             self._read()
-            found = self._held.get(local.untyped_storage()._cdata)
-        if found is None:
+            same_storage = self._held.get(local.untyped_storage()._cdata)
+        if same_storage is None:
             return None
-        here = Geometry.of(local)
-        begin, end = here.extent
-        around = [held for held in found if held.begin <= begin and end <= held.end]
-        if not around:
+        geometry = Geometry.of(local)
+        begin, end = geometry.extent
+        enclosing = [held for held in same_storage if held.begin <= begin and end <= held.end]
+        if not enclosing:
             return None
-        held = min(around, key=lambda held: held.end - held.begin)
-        covers = here.is_dense and (begin, end) == (held.begin, held.end)
+        held = min(enclosing, key=lambda held: held.end - held.begin)
+        covers = geometry.is_dense and (begin, end) == (held.begin, held.end)
         if covers or tensor.numel() == held.numel:
             return held.name, None
         if local is not tensor:
@@ -259,29 +261,32 @@ class Names:
 # ----------------------------------------------------------------------------------------
 
 
-class keyed(stock.Entering):  # noqa: N801
-    r"""Have each fill of a tensor of ``module`` use the key of its name: ``key.fold_in(name)``.
+class keyed(init_hooks.ModeContext):  # noqa: N801
+    r"""Context manager that makes each fill of a tensor of ``module`` use the key of its name.
 
-    A context manager, for the thread that enters it. What fills is the code inside: the functions of this
-    package, and those of torch that :class:`patch` makes ours, for tensors of the module alone. A fill of any
-    other tensor goes on as outside. Values then depend neither on the order of layers nor on what else was
-    filled, nor on which stage of a pipeline holds them.
+    The key of a tensor is ``key.fold_in(name)``. The values then do not depend on the order of the layers, on
+    other fills, or on the pipeline stage that holds the tensor.
 
-    The name is the fully qualified one of ``named_parameters`` or ``named_buffers``, without what
-    DistributedDataParallel, FullyShardedDataParallel, ``torch.compile`` and checkpoint wrappers add; tied
-    tensors go by their first name. A fill of a proper view of a tensor uses
-    ``key.fold_in(name).fold_in(d)``, ``d`` being the view's storage offset from the tensor's, in elements. A
-    :class:`Key` that the code passes itself is kept; a generator is not.
+    The context manager affects only the thread that enters it, and only fills of the module's tensors. Such
+    fills are calls of this package's functions and of the torch functions that :class:`patch` replaces. Fills
+    of other tensors work as outside the context.
+
+    The name is the fully qualified name of ``named_parameters`` or ``named_buffers``, without the parts that
+    DistributedDataParallel, FullyShardedDataParallel, ``torch.compile`` and checkpoint wrappers add. A tied
+    tensor uses its first name. A fill of a proper view of a tensor uses ``key.fold_in(name).fold_in(d)``,
+    where ``d`` is the storage offset of the view from the tensor, in elements. If the code passes a
+    :class:`Key` itself, that key is used. If it passes a generator, the generator is ignored.
 
     Args:
-        module: whose parameters and buffers are meant
+        module: the module whose parameters and buffers are filled by name
         key: the key of the model
-        prefix: put before each name, with a dot: where the module stands in the model
-        aliases: names to use in place of the module's own (before the prefix), for a tensor or for all of a
-            submodule: ``{"layers.0": "layers.8"}`` on the second stage of a pipeline
+        prefix: the path of the module in the model. It is prepended to each name with a dot (default: no
+            prefix).
+        aliases: replacements for the module's own names, for a tensor or for a whole submodule. They apply
+            before the prefix. Example: ``{"layers.0": "layers.8"}`` on the second stage of a pipeline.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: an argument has the wrong type.
 
     Examples:
         >>> import torch
@@ -309,24 +314,28 @@ class keyed(stock.Entering):  # noqa: N801
 
     def _watching(self) -> AbstractContextManager[None]:
         named = named_tensors(self._arguments[0])
-        return seen.watching_parameters([one.tensor for one in named if one.kind == "parameter"])
+        return storage_log.watching_parameters([one.tensor for one in named if one.kind == "parameter"])
 
     def _mode(self) -> FillMode:
         names = Names(*self._arguments)
 
         def fill(fill: Fill, call: Callable[[], Any]) -> Any:
             tensor = fill.tensor.local if type(fill.tensor) is Shard else fill.tensor
-            if fill.name in DRAWING and not isinstance(fill.generator, Key) and isinstance(tensor, Tensor):
-                found = names.find(tensor)
-                if found is not None:
-                    return fill.run(key_of(self._key, *found))
+            if (
+                fill.name in DRAWING_FUNCTIONS
+                and not isinstance(fill.generator, Key)
+                and isinstance(tensor, Tensor)
+            ):
+                name_and_place = names.find(tensor)
+                if name_and_place is not None:
+                    return fill.run(key_of(self._key, *name_and_place))
             if view_of(tensor) is not None:
-                # torch's own call would reach a copy.
+                # torch's own function would fill a copy of the view.
                 return fill.run(fill.generator)
-            made = call()
+            result = call()
             if isinstance(tensor, Tensor):
-                seen.fill(fill.name, fill.arguments, fill.tensor.shape, tensor)
-            return made
+                storage_log.fill(fill.name, fill.arguments, fill.tensor.shape, tensor)
+            return result
 
         return FillMode(fill, factories=False)
 

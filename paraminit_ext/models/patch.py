@@ -1,4 +1,4 @@
-"""``patch()``: existing code, filled by this package without an edit."""
+"""``patch()`` and ``install()``: let this package do the fills of existing code, without an edit."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 from torch.utils._device import _device_constructors
 
 from paraminit_ext.key import Key
-from paraminit_ext.models import stock
-from paraminit_ext.models.fills import FACTORIES, READERS, Fill, FillMode, Source
-from paraminit_ext.models.names import refuse_key
+from paraminit_ext.models import init_hooks
+from paraminit_ext.models.fill_calls import FACTORIES, READERS, Fill, FillMode, Source
+from paraminit_ext.models.names import check_key
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class _Numbers:
-    """Where fills get their numbers: from torch's generator, or each from the next of a key's numbers."""
+    """Chooses the source of each fill: torch's generator, or the next key folded from the given key."""
 
     def __init__(self, key: Key | None) -> None:
         self.key = key
         self.count = itertools.count()
 
     def source(self, fill: Fill) -> Source:
-        """Of a fill that draws."""
+        """Return the source of the random numbers of a fill that draws."""
         if self.key is None or fill.generator is not None:
             return fill.generator
         return self.key.fold_in(next(self.count))
@@ -38,22 +38,28 @@ class _Numbers:
         return fill.run(self.source(fill) if fill.draws else fill.generator)
 
 
-class patch(stock.Entering, ContextDecorator):  # noqa: N801
-    r"""Have the code inside filled by this package: its own calls, unchanged, under whatever name they stand.
+class patch(init_hooks.ModeContext, ContextDecorator):  # noqa: N801
+    r"""Let this package initialise the parameters in existing code, which stays unchanged.
 
-    A context manager and a decorator, for the thread that enters it. Ours are then the functions of
-    ``torch.nn.init`` however they were captured (``from torch.nn.init import ...``, default arguments,
-    partials, the tables of transformers, timm's truncated normals), ``Tensor.normal_`` and ``uniform_``, and
-    ``torch.randn``, ``rand``, ``normal``, ``randn_like`` and ``rand_like`` where a module is being built: in
-    its ``__init__`` or a method named ``init...``, ``reset_param...``, ``build...``, ``setup`` or ``apply``.
+    This class is a context manager and a decorator. It affects only the thread that enters it. Inside, this
+    package replaces the following functions of torch:
 
-    Everything else is torch's, with torch's numbers: what a module's forward draws, data that is made outside
-    of modules, other distributions, integer tensors, and tensors of classes that this package does not know.
+    * The functions of ``torch.nn.init``, however the code refers to them: by ``from torch.nn.init import``,
+      default arguments, partials, or the tables of transformers. The truncated normal functions of timm are
+      replaced as well.
+    * :meth:`torch.Tensor.normal_` and :meth:`torch.Tensor.uniform_`.
+    * :func:`torch.randn`, :func:`torch.rand`, :func:`torch.normal`, :func:`torch.randn_like` and
+      :func:`torch.rand_like`, while a module is being built: in its ``__init__``, or in a method whose name
+      starts with ``init``, ``reset_param``, ``build``, ``setup`` or ``apply``.
+
+    All other calls run in torch and return the numbers of torch. This applies to the draws of a module's
+    forward, to data created outside of modules, to other distributions, to integer tensors, and to tensor
+    subclasses that this package does not know.
 
     Args:
-        key: the n-th fill that draws uses ``key.fold_in(n)``, n counted from 0; with None (the default) each
-            takes its one draw from torch's generator, as ``torch.manual_seed`` set it. A generator that the
-            code passes itself stays where its numbers come from.
+        key: the n-th fill that draws uses ``key.fold_in(n)``, where n counts from 0. If None, each fill that
+            draws takes one draw from torch's default generator, which :func:`torch.manual_seed` seeds. If the
+            code itself passes a generator, the fill always uses that generator. Default: None
 
     Raises:
         TypeError: ``key`` is neither a :class:`Key` nor None.
@@ -72,7 +78,7 @@ class patch(stock.Entering, ContextDecorator):  # noqa: N801
     """
 
     def __init__(self, key: Key | None = None) -> None:
-        refuse_key("patch", key)
+        check_key("patch", key)
         super().__init__()
         self.key = key
 
@@ -95,39 +101,41 @@ class patch(stock.Entering, ContextDecorator):  # noqa: N801
 
 
 # ----------------------------------------------------------------------------------------
-# The process
+# The whole process
 # ----------------------------------------------------------------------------------------
 
-# What was bound to the names that `install()` binds anew: (owner, name, what was there or None).
+# The attributes that `install()` has replaced: (owner, name, previous value, or None if it was inherited).
 _bound: list[tuple[Any, str, Any]] = []
 
 
-def _asking(function: Callable[..., Any], numbers: _Numbers) -> Callable[..., Any]:
-    """``function``, asked first whether the call is a fill of ours."""
+def _redirected(function: Callable[..., Any], numbers: _Numbers) -> Callable[..., Any]:
+    """Return a wrapper of ``function`` that fills with this package if the call is one of its fills."""
     reader = READERS[function]
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        # A mode sees the call of the function itself, and a graph that is traced is to hold it.
-        if not torch.compiler.is_compiling() and not stock.has_mode():
+        # A mode handles the call of the original function. A traced graph must contain the original function.
+        if not torch.compiler.is_compiling() and not init_hooks.has_mode():
             fill = reader(args, kwargs)
             if fill is not None:
                 return numbers.fill(fill, lambda: function(*args, **kwargs))
         return function(*args, **kwargs)
 
-    # A mode is told of a method by what the class has under its name.
+    # torch passes the current attribute of the class to a mode, which is this wrapper for a method.
     READERS[wrapper] = reader
     return wrapper
 
 
 def install(key: Key | None = None) -> None:
-    """Do for all threads of the process what :class:`patch` does for one, until :func:`uninstall`.
+    """Apply :class:`patch` to all threads of the process, until :func:`uninstall` is called.
 
-    Other calls of torch cost nothing more. What was captured by name before is reached in ``torch.nn.init``
-    alone: a ``from torch import randn`` of earlier stays torch's. Calling it again begins anew.
+    Other calls of torch have no overhead. References that the code took before this call are replaced only
+    for functions of ``torch.nn.init``: after an earlier ``from torch import randn``, that ``randn`` stays
+    torch's. A second call replaces the first one and restarts the count of fills.
 
     Args:
-        key: as for :class:`patch`; with several threads, which fill is the n-th is a matter of their pace
+        key: see :class:`patch`. If several threads fill tensors, the order of the fills, and so the key of
+            each fill, depends on thread scheduling. Default: None
 
     Raises:
         TypeError: ``key`` is neither a :class:`Key` nor None.
@@ -139,17 +147,17 @@ def install(key: Key | None = None) -> None:
         >>> layer = torch.nn.Linear(1024, 4096)
         >>> paraminit_ext.uninstall()
     """
-    refuse_key("install", key)
+    check_key("install", key)
     numbers = _Numbers(key)
     uninstall()
-    # torch remembers its factories, by what their names are bound to when it is first asked.
+    # torch caches its list of factory functions at the first call, so call it before replacing any of them.
     _device_constructors()
-    stock.hold()
-    stock.set_installed(numbers.fill)
+    init_hooks.install_hooks()
+    init_hooks.set_installed(numbers.fill)
     for name in ("normal_", "uniform_"):
-        _bind(Tensor, name, _asking(getattr(Tensor, name), numbers))
+        _bind(Tensor, name, _redirected(getattr(Tensor, name), numbers))
     for function in FACTORIES:
-        _bind(torch, function.__name__, _asking(function, numbers))
+        _bind(torch, function.__name__, _redirected(function, numbers))
 
 
 def _bind(owner: Any, name: str, value: Any) -> None:
@@ -158,7 +166,7 @@ def _bind(owner: Any, name: str, value: Any) -> None:
 
 
 def uninstall() -> None:
-    """Undo :func:`install`; without one it does nothing.
+    """Undo :func:`install`. Does nothing if :func:`install` was not called.
 
     Examples:
         >>> import paraminit_ext
@@ -169,10 +177,10 @@ def uninstall() -> None:
     while _bound:
         owner, name, value = _bound.pop()
         READERS.pop(getattr(owner, name), None)
-        # A name that the class inherits is taken from it again.
+        # The attribute was inherited, so remove the override.
         if value is None:
             delattr(owner, name)
         else:
             setattr(owner, name, value)
-    stock.set_installed(None)
-    stock.release()
+    init_hooks.set_installed(None)
+    init_hooks.remove_hooks()

@@ -1,6 +1,6 @@
-"""Steps that can be done on any piece of a tensor, without the rest of it: elementwise fills and constants.
+"""Steps that can run on any piece of a tensor, without the rest of it: element-wise fills and constants.
 
-Checkpoints are written so, tensors of another dtype are, and the shards of a mesh.
+Used to write checkpoints, tensors of another dtype than the plan's, and the shards of a mesh.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paraminit_ext.models.steps import Step, View
 if TYPE_CHECKING:
     from paraminit_ext.models.plan import Entry
 
-# Fills of which a part costs no more than its elements.
+# Fills whose cost on a piece is proportional to the elements of the piece.
 _FILLS = frozenset(
     {
         "dirac_",
@@ -40,15 +40,15 @@ _FILLS = frozenset(
         "xavier_uniform_",
     }
 )
-# Steps that write one number, whatever was there.
+# Steps that write one number to all elements and read nothing.
 _CONSTANTS = frozenset({"aten.fill_.Scalar", "aten.zero_.default", "constant_", "ones_", "zeros_"})
 
 
 class Pieces:
-    """The steps of an entry, to be done on pieces of its tensor.
+    """The steps of an entry, prepared to run on pieces of its tensor.
 
     Args:
-        entry: whose steps; :func:`is_in_pieces` has to hold
+        entry: the entry; :func:`can_run_in_pieces` must be true for it
         key: the key of the model
     """
 
@@ -61,17 +61,17 @@ class Pieces:
             self._steps.append((step, boxes, draw))
 
     def fill(self, piece: Tensor, start: Sequence[int]) -> None:
-        """Give a piece of the whole that begins at ``start`` its values."""
+        """Write the values of a piece that begins at index ``start`` of the whole tensor."""
         for step, boxes, key in self._steps:
             for box in boxes:
-                found = box.within(piece, start)
-                if found is None:
+                overlap = box.within(piece, start)
+                if overlap is None:
                     continue
-                part, offset = found
+                part, offset = overlap
                 if step.do in _CONSTANTS:
                     (name, _), *rest = step.arguments
-                    here = replace(step, arguments=((name, View(0)), *rest))
-                    steps.run([here], {0: part}, _no_draw, {}, part.device)
+                    step_on_part = replace(step, arguments=((name, View(0)), *rest))
+                    steps.run([step_on_part], {0: part}, _no_draw, {}, part.device)
                 else:
                     source = {} if key is None else {"generator": key}
                     getattr(init, step.do)(shard(part, box.shape, offset), **step.options, **source)
@@ -81,27 +81,31 @@ def _no_draw(index: int) -> Key:
     raise AssertionError(index)
 
 
-def is_in_pieces(entry: Entry) -> bool:
-    """Whether each step is a fill or a constant that can be done on any piece of the tensor."""
+def can_run_in_pieces(entry: Entry) -> bool:
+    """Return whether every step is a fill or a constant that can run on any piece of the tensor."""
     if not entry.steps or not entry.is_allocated_first or entry.layout is not None:
         return False
     return all(_boxes(entry, step) is not None for step in entry.steps)
 
 
-# Steps of which a 16-bit value is the float32 value, rounded: a uniform fill keeps below its bound besides.
+# Steps whose 16-bit result is the rounded float32 result. A uniform fill is not one of them: it also keeps
+# rounded values below its upper bound.
 _ROUNDED = frozenset(
     {"aten.zero_.default", "kaiming_normal_", "normal_", "ones_", "xavier_normal_", "zeros_"}
 )
 
 
-def may_be_done_in(dtype: torch.dtype, entry: Entry) -> bool:
-    """Whether steps done in this dtype give what they give in the entry's, converted."""
+def commutes_with_cast(dtype: torch.dtype, entry: Entry) -> bool:
+    """Return whether the steps give the same in ``dtype`` as in the entry's dtype with a conversion."""
     is_rounding = entry.dtype == torch.float32 and dtype in (torch.bfloat16, torch.float16)
     return dtype == entry.dtype or (is_rounding and all(step.do in _ROUNDED for step in entry.steps))
 
 
-def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:
-    """The range in row-major order to which the step writes a constant; None if it does anything else."""
+def constant_range(entry: Entry, step: Step) -> tuple[int, int] | None:
+    """Return the range of elements, in row-major order, to which the step writes a constant.
+
+    Returns None if the step does anything else.
+    """
     if step.do not in _CONSTANTS:
         return None
     view = step.arguments[0][1]
@@ -112,7 +116,7 @@ def overwritten(entry: Entry, step: Step) -> tuple[int, int] | None:
 
 
 def _boxes(entry: Entry, step: Step) -> list[Box] | None:
-    """The boxes of the tensor that the step fills or overwrites; None if it does anything else."""
+    """Return the boxes of the tensor that the step fills or sets to a constant; None for other steps."""
     if step.do not in _FILLS and step.do not in _CONSTANTS:
         return None
     (_, view), *rest = step.arguments
@@ -121,24 +125,27 @@ def _boxes(entry: Entry, step: Step) -> list[Box] | None:
     box = box_of(entry.shape, entry.dtype, view.geometry)
     if box is not None:
         return [box]
-    reach = overwritten(entry, step)
-    if reach is None:
+    element_range = constant_range(entry, step)
+    if element_range is None:
         return None
-    # One number in a range of rows that begins or ends within one.
-    return [Box.at(*cut) for cut in cuts(entry.shape, *reach, math.prod(entry.shape))]
+    # A constant in a range that may begin or end inside a row, so it takes several boxes.
+    return [Box.at(*cut) for cut in cuts(entry.shape, *element_range, math.prod(entry.shape))]
 
 
 def cuts(
     shape: tuple[int, ...], begin: int, end: int, elements: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes (start, sizes) of at most ``elements`` that are the range from ``begin`` to ``end``, in order."""
-    # A scalar is cut as a row of one.
+    """Split the range from ``begin`` to ``end``, in row-major order, into boxes of at most ``elements``.
+
+    Yields (start, sizes) of each box, in order.
+    """
+    # Treat a scalar as a vector of one element.
     sizes = shape or (1,)
     lengths = contiguous_stride(sizes)
     while begin < end:
         most = min(elements, end - begin)
         start = tuple(begin // length % size for length, size in zip(lengths, sizes, strict=True))
-        # The first dimension of which the next indices are whole.
+        # The outermost dimension whose next index starts at `begin` and fits into the box.
         dim = next(d for d, length in enumerate(lengths) if length <= most and begin % length == 0)
         count = min(most // lengths[dim], sizes[dim] - start[dim])
         box = (1,) * dim + (count,) + sizes[dim + 1 :]

@@ -1,4 +1,4 @@
-"""``InitPlan``: a model's initialisation as data."""
+"""``InitPlan``: the initialisation of a model as plain data."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 from paraminit_ext.key import Key
 from paraminit_ext.models.layout import Geometry
-from paraminit_ext.models.names import Kind, named_tensors, refuse_key, unwrapped
+from paraminit_ext.models.names import Kind, check_key, named_tensors, unwrapped
 from paraminit_ext.models.steps import Draw, Step, View, is_allocated_first
-from paraminit_ext.models.write import refuse_other_recordings, write
+from paraminit_ext.models.write import check_same_recordings, write
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a plan holds of one tensor.
+    """The part of a plan that describes one tensor.
 
     Args:
         name: the fully qualified name
         kind: ``"parameter"``, ``"buffer"``, ``"non-persistent buffer"`` or ``"attribute"``
-        dtype: the dtype in which the steps are done
-        shape: the sizes
-        tie: the name of the tensor that this one is another name of
-        steps: what gives the values, in order: the live steps alone; empty for a tied tensor, and for one
-            that the model left as it was allocated
-        draws: where the fills among the steps get their numbers
-        layout: how the tensor lies in its storage, where otherwise than a new one of this shape does
-        storage: the name of an earlier tensor in whose storage this one lies; its steps are those that it
-            needs alone
-        device: the device that the model's code asked for; None for torch's default
+        dtype: the dtype in which the steps run
+        shape: the shape
+        tie: for a tied tensor, the name of the earlier tensor that it is identical to
+        steps: the live steps that write the values, in order. Empty for a tied tensor, and for a tensor that
+            the model allocates and never writes
+        draws: the sources of the random numbers of the fills among the steps
+        layout: the strides and offset of the tensor in its storage; None for those of a new contiguous tensor
+        storage: the name of an earlier tensor whose storage this one shares. The steps of this entry still
+            give its values without that tensor
+        device: the device that the model's code requested; None for torch's default
     """
 
     name: str
@@ -51,23 +51,24 @@ class Entry:
 
     @property
     def is_allocated_first(self) -> bool:
-        """Whether the first thing is an empty tensor of the entry's own shape (no step makes slot 0)."""
+        """Whether the program starts from an empty tensor of the entry's shape (no step creates slot 0)."""
         return is_allocated_first(self.steps)
 
     @property
     def fill(self) -> Step | None:
-        """The first step, where that is a fill of the whole tensor."""
+        """The first step if it is a fill of the whole tensor; otherwise None."""
         first = self.steps[0] if self.steps and self.is_allocated_first else None
         return first if first and first.is_fill and dict(first.arguments)["tensor"] == View(0) else None
 
 
 class InitPlan:
-    r"""How each parameter and buffer of a model gets its values: what :func:`deferred_init` recorded.
+    r"""The recorded initialisation of each parameter and buffer of a model.
 
-    A plan is plain data. It holds, for each name, dtype, shape, kind, tie, and the steps that are live: a
-    fill that a later one overwrites whole is gone. A step is the name of a function of
-    :mod:`paraminit_ext.init`, or of an operator of torch, and its arguments by name. ``print(plan)`` shows
-    it as a table.
+    :func:`.deferred_init` records a plan; :meth:`of` returns it. A plan is plain data. For each name, it
+    holds the dtype, the shape, the kind, the tie to another tensor, and the live steps. A fill that a later
+    fill overwrites completely is not a live step. Each step is the name of a function of
+    :mod:`paraminit_ext.init`, or of an operator of torch, with its arguments by name. ``print(plan)`` shows
+    the plan as a table.
 
     Examples:
         >>> import torch
@@ -91,17 +92,17 @@ class InitPlan:
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """What the plan holds of each tensor, by name, in the order of the model."""
+        """The entries of the plan, by the name of the tensor, in the order of the model."""
         return self._entries
 
     @property
     def key(self) -> Key | None:
-        """The key of the model; None if each draw was taken from a generator."""
+        """The key of the model. If it is None, each recorded draw has a key of its own."""
         return self._key
 
     @property
     def values(self) -> Mapping[str, Tensor]:
-        """The recorded values that steps name."""
+        """The recorded values that steps refer to, by name."""
         return self._values
 
     def __iter__(self) -> Iterator[Entry]:
@@ -129,7 +130,7 @@ class InitPlan:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InitPlan:
-        # Nothing in it changes.
+        # A plan is immutable.
         return self
 
     def __str__(self) -> str:
@@ -156,14 +157,19 @@ class InitPlan:
 
     @staticmethod
     def of(module: nn.Module) -> InitPlan:
-        """Return the plan of a module that :func:`deferred_init` made, or of a part of one.
+        """Return the plan of a module that :func:`.deferred_init` returned, or of one of its submodules.
+
+        The module may be wrapped (by FSDP, for example) and may be materialised.
 
         Args:
-            module: the module or one of its submodules, wrapped or not, materialised or not
+            module: the module that :func:`.deferred_init` returned, or one of its submodules
+
+        Returns:
+            The plan. The plan of a submodule has names relative to the submodule.
 
         Raises:
-            TypeError: ``module`` is not a module.
-            ValueError: no plan was recorded for it.
+            TypeError: ``module`` is not a :class:`torch.nn.Module`.
+            ValueError: no plan was recorded for ``module``.
 
         Examples:
             >>> import torch
@@ -175,19 +181,19 @@ class InitPlan:
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"paraminit_ext.InitPlan.of: expected a torch.nn.Module, got {type(module).__name__}. Pass "
-                "what deferred_init returned."
+                "the module that deferred_init returned."
             )
-        found = recorded(module)
+        found = plan_and_path(module)
         if found is None:
             raise ValueError(
                 f"paraminit_ext.InitPlan.of: expected a module that deferred_init made, got a "
-                f"{type(module).__name__} without a plan. Pass what deferred_init returned."
+                f"{type(module).__name__} without a plan. Pass the module that deferred_init returned."
             )
         plan, prefix = found
         return plan._under(prefix) if prefix else plan
 
     def _under(self, prefix: str) -> InitPlan:
-        """The part of a submodule, its names without the prefix; keys stay those of the whole."""
+        """Return the plan of a submodule, with names relative to it. The keys of its tensors stay as is."""
         dot = f"{prefix}."
         kept: dict[str, Entry] = {}
         for entry in self:
@@ -196,35 +202,38 @@ class InitPlan:
             name = entry.name.removeprefix(dot)
             source = self.resolved(entry)
             tie = source.name.removeprefix(dot) if entry.tie and source.name.startswith(dot) else None
-            # One that is tied to a tensor outside has that one's steps.
-            of = entry if tie else source
-            storage = of.storage.removeprefix(dot) if of.storage and of.storage.startswith(dot) else None
-            kept[name] = replace(of, name=name, kind=entry.kind, tie=tie, storage=storage)
+            # A tensor that is tied to a tensor outside of the submodule takes over the steps of that tensor.
+            base = entry if tie else source
+            storage = (
+                base.storage.removeprefix(dot) if base.storage and base.storage.startswith(dot) else None
+            )
+            kept[name] = replace(base, name=name, kind=entry.kind, tie=tie, storage=storage)
         return InitPlan(kept, self._key, self._values)
 
     def resolved(self, entry: Entry) -> Entry:
-        """The entry that has the steps: the one that this one is tied to, if it is."""
+        """Return the entry that holds the steps: for a tied entry, the entry that it is tied to."""
         return self._entries[entry.tie] if entry.tie else entry
 
     def apply(self, module: nn.Module, key: Key | None = None) -> nn.Module:
-        """Initialise a module that has these names and shapes, whatever built it.
+        """Initialise a module with the names and shapes of the plan.
 
-        Its parameters and buffers are written in place, on the device where each is. One of another dtype
-        than the plan's gets the plan's values, rounded.
+        :func:`.deferred_init` need not have built the module. The parameters and buffers are written in
+        place, on their own devices. If a tensor has another dtype than the plan, the values of the plan are
+        rounded to that dtype.
 
         Args:
-            module: the module, wrapped or not; it may be a part of the plan's model that has the same names
-            key: the key of the model in place of the plan's own: the numbers of each name then are this
-                key's. Keys that the model's code passed itself stay.
-
-        Raises:
-            TypeError: an argument of another type.
-            ValueError: a parameter or persistent buffer that the plan does not know or knows with another
-                shape or another kind of dtype, or that is on meta. Nothing has then been written.
-            RuntimeError: a plan without a key that ranks of a mesh recorded with other draws.
+            module: the module, wrapped or not. It may have fewer tensors than the plan, with the same names
+            key: the key of the model, which replaces the keys of the plan. A key that the model's code itself
+                passed to a fill is not replaced. If None, the keys of the plan are used. Default: None
 
         Returns:
             ``module``.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: the plan lacks the name of a parameter or persistent buffer, or has another shape or
+                another kind of dtype for it, or the tensor is on the meta device. Nothing is written.
+            RuntimeError: the plan has no key, and the ranks of a mesh recorded different draws.
 
         Examples:
             >>> import torch
@@ -237,9 +246,9 @@ class InitPlan:
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"paraminit_ext.InitPlan.apply: expected a torch.nn.Module, got {type(module).__name__}. "
-                "Pass the module that is to be initialised."
+                "Pass the module to initialise."
             )
-        refuse_key("InitPlan.apply", key)
+        check_key("InitPlan.apply", key)
         targets: dict[int, tuple[Entry, Tensor]] = {}
         for name, tensor, _, _, kind in named_tensors(module):
             if nn.parameter.is_lazy(tensor):
@@ -249,24 +258,27 @@ class InitPlan:
                 if kind == "non-persistent buffer":
                     continue
                 raise ValueError(
-                    f"paraminit_ext.InitPlan.apply: expected the names of the plan, got {name}, which it does"
-                    " not have. Apply a plan that was recorded from the same model."
+                    f"paraminit_ext.InitPlan.apply: expected the names of the plan, got {name}, which the "
+                    "plan does not have. Apply a plan that was recorded from the same model."
                 )
             _refuse_misfit(entry, tensor)
             targets.setdefault(id(tensor), (self.resolved(entry), tensor))
         if (key or self._key) is None:
-            refuse_other_recordings("InitPlan.apply", targets.values())
+            check_same_recordings("InitPlan.apply", targets.values())
         write(self, list(targets.values()), key)
         return module
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to one safetensors file: steps as JSON in its metadata, recorded values as tensors.
+        """Save the plan to a safetensors file.
+
+        The metadata of the file holds the steps as JSON. The tensors of the file are the recorded values. The
+        file is written completely or not at all.
 
         Args:
-            path: the file, which is written whole or not at all
+            path: the path of the file
 
         Raises:
-            ModuleNotFoundError: safetensors is not installed.
+            ModuleNotFoundError: the package ``safetensors`` is not installed.
             OSError: the file cannot be written.
         """
         from paraminit_ext.models import planfile
@@ -275,16 +287,21 @@ class InitPlan:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> InitPlan:
-        """Read a plan that :meth:`save` wrote. Everything in it is checked, and nothing is run.
+        """Load a plan from a file that :meth:`save` wrote.
+
+        Every field of the file is checked. No code from the file is run.
 
         Args:
-            path: the file
+            path: the path of the file
+
+        Returns:
+            The plan.
 
         Raises:
-            ModuleNotFoundError: safetensors is not installed.
+            ModuleNotFoundError: the package ``safetensors`` is not installed.
             OSError: the file cannot be read.
-            ValueError: it is not a plan, or not of this version, or truncated, or names what a plan cannot
-                hold.
+            ValueError: the file is not a plan, has another version, is truncated, or names a function or an
+                argument that a plan cannot hold.
         """
         from paraminit_ext.models import planfile
 
@@ -292,7 +309,7 @@ class InitPlan:
 
 
 def _refuse_misfit(entry: Entry, tensor: Tensor) -> None:
-    """Raise unless the entry's values can be written to the tensor."""
+    """Raise unless the values of the entry can be written to the tensor."""
     if tuple(tensor.shape) != entry.shape:
         raise ValueError(
             f"paraminit_ext.InitPlan.apply: expected shape {entry.shape} for {entry.name}, got "
@@ -313,11 +330,11 @@ def _refuse_misfit(entry: Entry, tensor: Tensor) -> None:
 
 
 # ----------------------------------------------------------------------------------------
-# Whose plan is which
+# The plan of each module
 # ----------------------------------------------------------------------------------------
 
-# The plan of each module that deferred_init made, and the module's place in it. A copy of such a module is in
-# no table, but has a copy of what stands in place of its `_apply`.
+# The plan of each module that deferred_init made, and the module's prefix in it. A copy of the module is not
+# in this table, but it has a copy of the `_apply` replacement, which holds the same pair as `recorded`.
 _plans: weakref.WeakKeyDictionary[nn.Module, tuple[InitPlan, str]] = weakref.WeakKeyDictionary()
 
 
@@ -325,7 +342,7 @@ def remember(module: nn.Module, plan: InitPlan, prefix: str) -> None:
     _plans[module] = plan, prefix
 
 
-def recorded(module: nn.Module) -> tuple[InitPlan, str] | None:
-    """The plan and the place in it, for a module that deferred_init made or a wrapper of one."""
+def plan_and_path(module: nn.Module) -> tuple[InitPlan, str] | None:
+    """Return the plan and the prefix in it of a module that deferred_init made, or of its wrapper."""
     inner = unwrapped(module)
     return _plans.get(inner) or getattr(inner.__dict__.get("_apply"), "recorded", None)

@@ -1,4 +1,7 @@
-"""A plan as one safetensors file, as ``docs/plan.md`` describes it. Reading checks it all, runs nothing."""
+"""Save and load a plan as one safetensors file; ``docs/plan.md`` describes the format.
+
+Loading checks every field and runs no code from the file.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from torch import Tensor
 
 from paraminit_ext import init
 from paraminit_ext.key import Key
-from paraminit_ext.many import DRAWING, NAMES
+from paraminit_ext.many import DRAWING_FUNCTIONS, FUNCTION_NAMES
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.plan import Entry, InitPlan
 from paraminit_ext.models.steps import Draw, Step, View, make, operator_of
 
 VERSION = 1
-# The one entry of the file's metadata.
+# The only entry of the file's metadata.
 METADATA = "paraminit_ext.InitPlan"
 _KINDS = ("parameter", "buffer", "non-persistent buffer", "attribute")
 _MAX_BYTES = (1 << 63) - 1
@@ -34,8 +37,13 @@ _DTYPES = {
     if isinstance(dtype, torch.dtype)
 }
 _FORMATS = {
-    str(one).removeprefix("torch."): one
-    for one in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+    str(memory_format).removeprefix("torch."): memory_format
+    for memory_format in (
+        torch.contiguous_format,
+        torch.preserve_format,
+        torch.channels_last,
+        torch.channels_last_3d,
+    )
 }
 
 
@@ -67,10 +75,10 @@ def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
             safetensors.torch.save_file(values, temporary, metadata={METADATA: text})
         except KeyError as error:
             raise TypeError(
-                f"paraminit_ext.InitPlan.save: expected recorded values of a dtype that safetensors has, got "
-                f"{error}. Initialise the module without saving its plan."
+                "paraminit_ext.InitPlan.save: expected recorded values of a dtype that safetensors supports, "
+                f"got {error}. Initialise the module without saving its plan."
             ) from None
-        # mkstemp's file is for its owner alone, which a plan need not be.
+        # mkstemp creates a file that only its owner can read. Give it the permissions of a new file.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -174,14 +182,15 @@ def _value_to_json(value: Any) -> Any:
 
 
 class _WrongError(ValueError):
-    """What is wrong with a file, without its name."""
+    """A fault of a file. The message names the fault, not the file."""
 
 
 def load(path: str | os.PathLike[str]) -> InitPlan:
     safetensors = _safetensors("load")
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"paraminit_ext.InitPlan.load: expected a file, got {os.fspath(path)}. Pass what save wrote."
+            f"paraminit_ext.InitPlan.load: expected a file, got {os.fspath(path)}. Pass a file that save "
+            "wrote."
         )
     try:
         try:
@@ -189,7 +198,7 @@ def load(path: str | os.PathLike[str]) -> InitPlan:
                 metadata = file.metadata() or {}
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
-            raise _WrongError(f"a file that is no safetensors file or is cut short ({error})") from None
+            raise _WrongError(f"a file that is not a safetensors file or is truncated ({error})") from None
         if METADATA not in metadata:
             raise _WrongError("a safetensors file without a plan")
         try:
@@ -210,9 +219,9 @@ def _wrong(what: str) -> NoReturn:
 
 
 def _take(fields: Any, what: str, names: Mapping[str, Any]) -> list[Any]:
-    """The values of an object's fields by name; ``...`` marks one that must be there."""
+    """Return the fields of a JSON object. ``names`` maps names to defaults; ``...`` means required."""
     if not isinstance(fields, dict):
-        _wrong(f"{what} that is no object")
+        _wrong(f"{what} that is not a JSON object")
     unknown = fields.keys() - names.keys()
     if unknown:
         _wrong(f"{what} with the unknown field {min(unknown)!r:.60}")
@@ -227,7 +236,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a text that can be hashed, as one with half a surrogate pair cannot."""
+    """Return whether the value is a string that can be encoded. Lone surrogates cannot."""
     return isinstance(value, str) and not any(0xD800 <= ord(letter) < 0xE000 for letter in value)
 
 
@@ -250,7 +259,7 @@ def _key_from_json(value: Any) -> Key:
     return Key(seed, offset)
 
 
-# How deep lists of lists go in arguments: those of operators are one or two deep.
+# Maximum depth of nested lists in arguments. The arguments of operators nest one or two deep.
 _DEPTH = 8
 
 
@@ -265,7 +274,7 @@ def _geometry_from_json(value: Any) -> Geometry:
         _counts([offset], "an offset")[0],
     )
     if len(geometry.size) != len(geometry.stride):
-        _wrong("a layout with another number of strides than of sizes")
+        _wrong("a layout with different numbers of sizes and strides")
     if geometry.extent[1] > _MAX_BYTES:
         _wrong(f"a tensor of {geometry.extent[1]} bytes")
     return geometry
@@ -281,7 +290,7 @@ def _value_from_json(value: Any, depth: int = 0) -> Any:
     if "slot" in value:
         slot, view = _take(value, "a tensor", {"slot": ..., "view": None})
         if not _is_count(slot):
-            _wrong("a slot that is no count")
+            _wrong("a slot that is not a count")
         return View(slot, None if view is None else _geometry_from_json(view))
     if len(value) == 1:
         ((kind, inner),) = value.items()
@@ -303,15 +312,15 @@ def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
     names = {"do": ..., "arguments": ..., "out": [], "draw": None, "lies": []}
     do, given, out, draw, lies = _take(value, "a step", names)
     if not isinstance(lies, list) or len(lies) not in (0, len(out)):
-        _wrong("a step whose results lie in other ways than there are")
+        _wrong("a step with a different number of layouts than of results")
     if not isinstance(do, str) or not isinstance(given, dict):
         _wrong("a step without a name or arguments")
     arguments = {name: _value_from_json(one) for name, one in given.items()}
-    if do in NAMES:
+    if do in FUNCTION_NAMES:
         known = set(inspect.signature(getattr(init, do)).parameters) - {"generator"}
         if not isinstance(arguments.get("tensor"), View):
-            _wrong(f"{do} of no tensor")
-        if (draw is not None) != (do in DRAWING):
+            _wrong(f"{do} without a tensor")
+        if (draw is not None) != (do in DRAWING_FUNCTIONS):
             _wrong(f"{do} with a wrong draw")
     elif do == "value":
         known = {"value"}
@@ -331,9 +340,9 @@ def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
     if unknown:
         _wrong(f"the unknown argument {min(unknown)!r:.60} of {do}")
     if draw is not None and not _is_count(draw):
-        _wrong("a draw that is no count")
+        _wrong("a draw that is not a count")
     if do in ("value", "empty") and len(_counts(out, "the results of a step")) != 1:
-        _wrong(f"{do} with other than one result")
+        _wrong(f"{do} without exactly one result")
     layouts = tuple(None if one is None else _geometry_from_json(one) for one in lies)
     return Step(do, tuple(arguments.items()), _counts(out, "the results of a step"), draw, layouts)
 
@@ -343,7 +352,7 @@ def _program_from_json(value: Any, values: Mapping[str, Tensor]) -> Entry:
         value, "a program", {"dtype": ..., "shape": ..., "steps": ..., "layout": None}
     )
     if not isinstance(listed, list):
-        _wrong("steps that are no list")
+        _wrong("steps that are not a list")
     steps = tuple(_step_from_json(one, values) for one in listed)
     draws = [step.draw for step in steps if step.draw is not None]
     if draws != list(range(len(draws))):
@@ -364,14 +373,14 @@ def _program_from_json(value: Any, values: Mapping[str, Tensor]) -> Entry:
 
 
 def _refuse_misfit(entry: Entry, values: Mapping[str, Tensor]) -> None:
-    """Raise unless the steps fit each other and give this shape: they are gone through on meta."""
+    """Raise unless the steps fit each other and give the entry's shape. Runs the steps on the meta device."""
     on_meta = {name: value.to("meta") for name, value in values.items()}
     try:
         with torch.no_grad():
             made = make(
                 entry.steps, entry.shape, entry.dtype, entry.layout, lambda _: Key(0), on_meta, "meta"
             )
-    except Exception as error:  # what torch raises for arguments that do not fit is of many kinds
+    except Exception as error:  # torch raises many types for arguments that do not fit
         _wrong(f"steps that do not fit ({error})"[:300])
     if tuple(made.shape) != entry.shape or made.dtype != entry.dtype:
         _wrong(
@@ -382,7 +391,7 @@ def _refuse_misfit(entry: Entry, values: Mapping[str, Tensor]) -> None:
 def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> tuple[Draw, ...]:
     listed: Sequence[Any] = [{}] * len(program.draws) if value is None else value
     if not isinstance(listed, list) or len(listed) != len(program.draws):
-        _wrong(f"another number of draws for {name} than of fills")
+        _wrong(f"a different number of draws than of fills for {name}")
     draws: list[Draw] = []
     for one in listed:
         of, place, own, fixed = _take(
@@ -398,7 +407,7 @@ def _draws_from_json(value: Any, name: str, program: Entry, key: Key | None) -> 
     return tuple(draws)
 
 
-# Arguments that say where and as what a tensor is: a plan is for any place.
+# Arguments that a plan must not hold, because it applies to any device.
 _WHERE = {"device", "layout", "pin_memory", "generator", "non_blocking"}
 _FIELDS = {"kind": ..., "program": None, "tie": None, "draws": None, "storage": None, "device": None}
 
@@ -426,7 +435,7 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
         if tie is not None:
             source = entries.get(tie) if isinstance(tie, str) else None
             if source is None or source.tie or index is not None:
-                _wrong(f"{name!r:.60} tied to something that does not stand before it")
+                _wrong(f"{name!r:.60} tied to a tensor that is not listed before it")
             entries[name] = Entry(name, kind, source.dtype, source.shape, tie=tie, device=device)
             continue
         if not _is_count(index) or index >= len(programs):
@@ -435,7 +444,7 @@ def _plan_from_json(listed: Any, values: Mapping[str, Tensor]) -> InitPlan:
         if storage is not None and (
             not isinstance(storage, str) or storage not in entries or program.layout is None
         ):
-            _wrong(f"{name!r:.60} in the storage of something that does not stand before it")
+            _wrong(f"{name!r:.60} in the storage of a tensor that is not listed before it")
         entries[name] = Entry(
             name,
             kind,

@@ -1,6 +1,6 @@
-"""What happened to the tensors of a model's code, and the live part of it for one of them.
+"""The record of a model's operations on tensors, and the live part of the record for one tensor.
 
-Storages are what is followed; views need no record, since a tensor on meta has its sizes, strides and offset.
+The record tracks storages. Views need no entries: a meta tensor has its own sizes, strides and offset.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def is_meta_device(device: Any) -> bool:
 
 
 # ----------------------------------------------------------------------------------------
-# What cannot be recorded
+# Code that cannot be recorded
 # ----------------------------------------------------------------------------------------
 
-# Whose frames are not the model's code: torch's and this package's, the wrapper of what torch deprecates, and
-# the standard library's, in whose folder other packages may lie.
+# Files that are not the model's code: torch, this package, typing_extensions (it wraps deprecated functions
+# of torch) and the standard library, whose directory may contain other packages.
 _PLUMBING = (Path(torch.__file__).parent, Path(__file__).parents[1], Path(typing_extensions.__file__))
 _STANDARD = Path(inspect.__file__).parent
 
@@ -47,22 +47,22 @@ def _is_plumbing(path: Path) -> bool:
 
 
 def line_of_code() -> str:
-    """The line of the model's code that is at work: the innermost one outside torch and this package."""
+    """Return the current line of the model's code: the innermost one outside torch and this package."""
     frame: FrameType | None = sys._getframe(1)
-    inside = "unknown line"
+    line = "unknown line"
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith("<"):
-            inside = f"{name}:{frame.f_lineno}"
+            line = f"{name}:{frame.f_lineno}"
             if not _is_plumbing(Path(name)):
                 break
         frame = frame.f_back
-    return inside
+    return line
 
 
-def refuse(what: str, at_work: bool = True) -> NoReturn:
-    """Raise, with the line that is at work unless the code has run by now."""
-    place = f" at {line_of_code()}" if at_work else ""
+def refuse(what: str, with_line: bool = True) -> NoReturn:
+    """Raise, naming the current line of the model's code unless the code has already returned."""
+    place = f" at {line_of_code()}" if with_line else ""
     raise RuntimeError(
         f"paraminit_ext.deferred_init: expected code that can be recorded, got {what}{place}. "
         "Build the model on a real device under paraminit_ext.patch()."
@@ -75,40 +75,40 @@ def refuse(what: str, at_work: bool = True) -> NoReturn:
 
 
 @dataclass(frozen=True, slots=True)
-class At:
-    """A tensor on meta: a view of a storage."""
+class TensorRef:
+    """A meta tensor, identified as a view of a recorded storage."""
 
     storage: int
     geometry: Geometry
 
     @property
     def extent(self) -> tuple[int, int]:
-        """The bytes of the storage that it reaches."""
+        """The range of bytes of the storage that the tensor spans."""
         return self.geometry.extent
 
     @property
     def is_dense(self) -> bool:
-        """Whether it has every byte of its extent."""
+        """Whether the tensor covers every byte of its extent."""
         return self.geometry.is_dense
 
 
 @dataclass(slots=True)
-class Happened:
-    """Something that happened: a call, which tensors it read, wrote and made."""
+class RecordedCall:
+    """A call, and the tensors that it read, wrote and created."""
 
     do: str
     arguments: tuple[tuple[str, Any], ...]
-    reads: tuple[At, ...] = ()
-    writes: tuple[At, ...] = ()
-    made: tuple[At, ...] = ()
-    draw: Drawn | None = None
+    reads: tuple[TensorRef, ...] = ()
+    writes: tuple[TensorRef, ...] = ()
+    made: tuple[TensorRef, ...] = ()
+    draw: RecordedDraw | None = None
     value: Tensor | None = None
-    refused: str = ""  # why it is not to be replayed, if so
+    refused: str = ""  # why the call cannot be replayed; empty if it can
 
 
 @dataclass(slots=True, eq=False)
-class Drawn:
-    """The draw of one fill: its key if one was taken, and whether the code passed it."""
+class RecordedDraw:
+    """The draw of one fill: its key, if one was drawn, and whether the model's code passed that key."""
 
     key: Key | None
     fixed: bool
@@ -116,17 +116,17 @@ class Drawn:
 
 @dataclass(slots=True)
 class _Storage:
-    kept: torch.UntypedStorage
+    storage: torch.UntypedStorage  # keeps it alive, so that its address is not used again
     base: Geometry
-    device: torch.device | None  # what the code takes it to be on; meta where it put it there itself
+    device: torch.device | None  # the device that the code requested; meta only if the code requested meta
     writers: list[int] = field(default_factory=list)
 
 
 class Record:
-    """What happened, in order, and to which storages."""
+    """The recorded calls, in order, and the storages that they use."""
 
     def __init__(self) -> None:
-        self.log: list[Happened] = []
+        self.log: list[RecordedCall] = []
         self.storages: list[_Storage] = []
         self._index: dict[int, int] = {}
 
@@ -138,20 +138,20 @@ class Record:
             return None
         return self._index.get(tensor.untyped_storage()._cdata)
 
-    def at(self, tensor: Tensor) -> At:
+    def at(self, tensor: Tensor) -> TensorRef:
         index = self._index_of(tensor)
         assert index is not None
-        return At(index, Geometry.of(tensor))
+        return TensorRef(index, Geometry.of(tensor))
 
     def device_of(self, tensor: Tensor) -> torch.device | None:
         index = self._index_of(tensor)
         return None if index is None else self.storages[index].device
 
-    def add_storage(self, tensor: Tensor, device: torch.device | None) -> At:
-        """Follow the storage of a new tensor on meta."""
+    def add_storage(self, tensor: Tensor, device: torch.device | None) -> TensorRef:
+        """Start to track the storage of a new meta tensor."""
         storage = tensor.untyped_storage()
         base = Geometry.of(tensor)
-        at = At(len(self.storages), base)
+        at = TensorRef(len(self.storages), base)
         if at.extent != (0, storage.nbytes()):
             flat = storage.nbytes() // base.dtype.itemsize
             base = Geometry(base.dtype, (flat,), (1,))
@@ -159,51 +159,52 @@ class Record:
         self.storages.append(_Storage(storage, base, device))
         return at
 
-    def look_again(self, tensor: Tensor) -> None:
-        """Follow a tensor whose storage is another now, or another size."""
+    def refresh(self, tensor: Tensor) -> None:
+        """Update the record of a tensor whose storage was replaced or resized."""
         index = self._index_of(tensor)
         if index is None:
             self.add_storage(tensor, None)
             return
         known = self.storages[index]
-        flat = known.kept.nbytes() // known.base.dtype.itemsize
-        if known.base.extent[1] < known.kept.nbytes():
+        flat = known.storage.nbytes() // known.base.dtype.itemsize
+        if known.base.extent[1] < known.storage.nbytes():
             if known.writers:
-                refuse("a tensor made larger that has values")
+                refuse("a resize that enlarges a tensor with values")
             known.base = Geometry(known.base.dtype, (flat,), (1,))
 
-    def add(self, happened: Happened) -> None:
-        for at in (*happened.writes, *happened.made):
+    def add(self, call: RecordedCall) -> None:
+        for at in (*call.writes, *call.made):
             writers = self.storages[at.storage].writers
             if not writers or writers[-1] != len(self.log):
                 writers.append(len(self.log))
-        self.log.append(happened)
+        self.log.append(call)
 
     def add_value(self, value: Tensor, device: torch.device | None) -> Tensor:
-        """A tensor on meta that has a recorded value."""
+        """Record a value, and return a meta tensor that stands for it."""
         tensor = torch.empty(value.shape, dtype=value.dtype, device=META)
         at = self.add_storage(tensor, device)
-        self.add(Happened("value", (), made=(at,), value=value.detach().cpu().contiguous()))
+        self.add(RecordedCall("value", (), made=(at,), value=value.detach().cpu().contiguous()))
         return tensor
 
     def is_on_meta_itself(self, tensor: Tensor) -> bool:
-        """Whether the code put the tensor on meta, or it was there before."""
+        """Return whether the model's code put the tensor on meta, or the tensor existed on meta before."""
         return is_meta_device(self.device_of(tensor))
 
-    # -- what is alive ---------------------------------------------------------------------
+    # -- live calls ------------------------------------------------------------------------
 
-    def live(self, wanted: Iterable[At]) -> list[int]:
-        """Which entries of the log the values of these tensors come from, in order.
+    def live(self, wanted: Iterable[TensorRef]) -> list[int]:
+        """Return the indices of the calls that determine the values of these tensors, in order.
 
         Raises:
-            RuntimeError: some come from a tensor that the code itself has on meta.
+            RuntimeError: some values depend on a tensor that the code itself put on meta.
         """
+        # By storage, the ranges of bytes whose values are needed.
         needed: dict[int, list[tuple[int, int]]] = {}
-        waiting: list[int] = []  # a heap of negated places in the log: the latest comes first
+        waiting: list[int] = []  # a heap of negated indices in the log: the latest call comes first
         seen: set[int] = set()
         alive: list[int] = []
 
-        def want(at: At, before: int) -> None:
+        def want(at: TensorRef, before: int) -> None:
             begin, end = at.extent
             if begin == end:
                 return
@@ -217,39 +218,39 @@ class Record:
             want(at, len(self.log))
         while waiting:
             index = -heapq.heappop(waiting)
-            happened = self.log[index]
-            written = (*happened.writes, *happened.made)
-            if not any(_meet(at.extent, needed.get(at.storage, ())) for at in written):
+            call = self.log[index]
+            written = (*call.writes, *call.made)
+            if not any(_overlaps(at.extent, needed.get(at.storage, ())) for at in written):
                 continue
             alive.append(index)
             for at in written:
-                # What is written without being read is not needed from before.
-                if at not in happened.reads and at.storage in needed:
-                    if at in happened.made:
+                # Bytes that the call overwrites without reading: their earlier values are not needed.
+                if at not in call.reads and at.storage in needed:
+                    if at in call.made:
                         needed[at.storage] = []
                     elif at.is_dense:
-                        needed[at.storage] = _without(needed[at.storage], at.extent)
-            for at in happened.reads:
+                        needed[at.storage] = _subtract(needed[at.storage], at.extent)
+            for at in call.reads:
                 want(at, index)
         for storage, intervals in needed.items():
             if intervals and is_meta_device(self.storages[storage].device):
-                refuse("the values of a tensor that the code itself put on meta", at_work=False)
+                refuse("the values of a tensor that the code itself put on meta", with_line=False)
         return alive[::-1]
 
 
-def _meet(extent: tuple[int, int], intervals: Iterable[tuple[int, int]]) -> bool:
+def _overlaps(extent: tuple[int, int], intervals: Iterable[tuple[int, int]]) -> bool:
     begin, end = extent
     return any(begin < stop and start < end for start, stop in intervals)
 
 
-def _without(intervals: Iterable[tuple[int, int]], extent: tuple[int, int]) -> list[tuple[int, int]]:
+def _subtract(intervals: Iterable[tuple[int, int]], extent: tuple[int, int]) -> list[tuple[int, int]]:
     begin, end = extent
-    left: list[tuple[int, int]] = []
+    remaining: list[tuple[int, int]] = []
     for start, stop in intervals:
-        left += [
+        remaining += [
             piece for piece in ((start, min(stop, begin)), (max(start, end), stop)) if piece[0] < piece[1]
         ]
-    return left
+    return remaining
 
 
 # ----------------------------------------------------------------------------------------
@@ -261,23 +262,23 @@ class Program:
     """The live part of a record for one tensor, as steps of a plan.
 
     Args:
-        record: what happened
+        record: the record
         at: the tensor
-        values: the recorded values that are in use, by their place in the log: the name of each is added
-        wanted: what is to have its values in the end (default: ``at``)
-        is_shared: whether other tensors lie in the storage, so that the layout is said in any case
+        values: the names of the recorded values in use, by index in the log. New names are added to it
+        wanted: the tensors whose values the steps must give (default: ``at``)
+        is_shared: whether other tensors share the storage; the layout is then always stored
     """
 
     def __init__(
         self,
         record: Record,
-        at: At,
+        at: TensorRef,
         values: dict[int, str],
-        wanted: Iterable[At] = (),
+        wanted: Iterable[TensorRef] = (),
         is_shared: bool = False,
     ) -> None:
         self.steps: list[programs.Step] = []
-        self.draws: list[tuple[Drawn, At]] = []
+        self.draws: list[tuple[RecordedDraw, TensorRef]] = []
         self._record = record
         self._values = values
         self._at = at
@@ -285,40 +286,41 @@ class Program:
         self.layout = None if at.geometry == base and not is_shared else at.geometry
         self._slots = {at.storage: 0}
         self._made: set[int] = set()
-        # A new tensor of this shape is what the program begins with, unless it lies otherwise.
+        # The program starts from a new contiguous tensor, unless the tensor has another layout.
         if self.layout is None and base.is_contiguous:
             self._made.add(at.storage)
         alive = record.live(wanted or [at])
         for index in alive:
             if record.log[index].refused:
-                refuse(record.log[index].refused, at_work=False)
-            # One that a call makes is not allocated before.
+                refuse(record.log[index].refused, with_line=False)
+            # A storage that a call creates needs no allocation before it.
             self._made.difference_update(made.storage for made in record.log[index].made)
-        # The storages of which more is used than the tensor that was made with them.
+        # The storages that are used through another view than the tensor that they were created with.
         used = [
             at,
-            *(one for index in alive for one in (*record.log[index].reads, *record.log[index].writes)),
+            *(view for index in alive for view in (*record.log[index].reads, *record.log[index].writes)),
         ]
-        self._viewed = {one.storage for one in used if one.geometry != record.storages[one.storage].base}
+        self._viewed = {view.storage for view in used if view.geometry != record.storages[view.storage].base}
         for index in alive:
             self._add(index, record.log[index])
         if at.storage not in self._made:
             self._allocate(at.storage)
 
-    def _add(self, index: int, happened: Happened) -> None:
-        arguments = tuple((name, self._view(value)) for name, value in happened.arguments)
+    def _add(self, index: int, call: RecordedCall) -> None:
+        arguments = tuple((name, self._view(value)) for name, value in call.arguments)
         draw = None
-        if happened.draw is not None:
+        if call.draw is not None:
             draw = len(self.draws)
-            self.draws.append((happened.draw, happened.writes[0]))
-        if happened.value is not None:
+            self.draws.append((call.draw, call.writes[0]))
+        if call.value is not None:
             name = self._values.setdefault(index, f"value.{len(self._values)}")
             arguments = (("value", name),)
-        out = tuple(self._slot(at.storage) for at in happened.made)
-        self._made.update(at.storage for at in happened.made)
-        # A device's operator may lay its result out otherwise than meta's: where views of it follow, as here.
-        lies = tuple(at.geometry if at.storage in self._viewed else None for at in happened.made)
-        step = programs.Step(happened.do, arguments, out, draw, lies if any(lies) else ())
+        out = tuple(self._slot(at.storage) for at in call.made)
+        self._made.update(at.storage for at in call.made)
+        # On another device, an operator may give its result another layout than on meta. If later steps use
+        # views of the result, record the layout that it has on meta.
+        lies = tuple(at.geometry if at.storage in self._viewed else None for at in call.made)
+        step = programs.Step(call.do, arguments, out, draw, lies if any(lies) else ())
         self.steps.append(step)
 
     def _slot(self, storage: int) -> int:
@@ -326,8 +328,8 @@ class Program:
 
     def _view(self, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._view(one) for one in value)
-        if not isinstance(value, At):
+            return tuple(self._view(item) for item in value)
+        if not isinstance(value, TensorRef):
             return value
         if value.storage not in self._made:
             self._allocate(value.storage)
@@ -341,9 +343,17 @@ class Program:
         self.steps.append(programs.Step("empty", arguments, (self._slot(storage),)))
 
     def run_on_cpu(self) -> Tensor:
-        lies = self._at.geometry
+        geometry = self._at.geometry
         values = {name: self._record.log[index].value for index, name in self._values.items()}
-        return programs.make(self.steps, lies.size, lies.dtype, self.layout, _no_draw, values, "cpu")  # type: ignore[arg-type]
+        return programs.make(
+            self.steps,
+            geometry.size,
+            geometry.dtype,
+            self.layout,
+            _no_draw,
+            values,  # type: ignore[arg-type]
+            "cpu",
+        )
 
 
 def _no_draw(index: int) -> Key:

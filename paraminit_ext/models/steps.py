@@ -1,7 +1,7 @@
-"""A program: the steps that give one tensor its values, as plain data, and what runs them.
+"""Programs: the steps that give one tensor its values, as plain data, and the functions that run them.
 
 A step is a fill of :mod:`paraminit_ext.init`, an operator of torch (``aten.mul.Tensor``), an allocation or a
-recorded value. Slot 0 is the tensor itself, other slots are temporaries of the program.
+recorded value. Slot 0 is the tensor itself. Other slots are temporaries of the program.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from paraminit_ext import init
 from paraminit_ext.key import Key
-from paraminit_ext.many import DRAWING, NAMES
+from paraminit_ext.many import DRAWING_FUNCTIONS, FUNCTION_NAMES
 from paraminit_ext.models.layout import Geometry
 from paraminit_ext.models.names import key_of
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor in a program: what a slot holds, or another view of its storage."""
+    """A tensor in a program: the tensor of a slot, or another view of that tensor's storage."""
 
     slot: int
     geometry: Geometry | None = None
@@ -32,13 +32,13 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Where a fill's numbers come from.
+    """The source of a fill's random numbers.
 
     Args:
-        name: the tensor whose key it is, under the model's key
-        place: which of that tensor's keys (see :func:`paraminit_ext.models.names.key_of`)
-        key: the key drawn when the fill was recorded, for a plan without a key of its own
-        fixed: the code passed ``key`` itself, so no other key takes its place
+        name: the name of the tensor whose key the fill uses, under the model's key
+        place: selects one of the keys of that tensor (see :func:`paraminit_ext.models.names.key_of`)
+        key: the key that was drawn when the fill was recorded, for a plan without a key of the model
+        fixed: whether the model's code passed ``key`` itself, so that no other key replaces it
     """
 
     name: str
@@ -47,6 +47,7 @@ class Draw:
     fixed: bool = False
 
     def resolve(self, key: Key | None) -> Key:
+        """Return the key of the fill under the key of the model."""
         if self.key is not None and (self.fixed or key is None):
             return self.key
         assert key is not None
@@ -59,11 +60,11 @@ class Step:
 
     Args:
         do: the name of a function of :mod:`paraminit_ext.init`, or ``aten.<operator>.<overload>``, or
-            ``empty`` (an allocation without values), or ``value`` (a recorded one)
-        arguments: by name; a tensor is a :class:`View`
-        out: the slots of the new tensors that the call gives
-        draw: for a fill that draws, which of the tensor's draws
-        lies: how each of the new tensors is to lie, or None where that does not matter; empty for all None
+            ``empty`` (allocate an uninitialised tensor), or ``value`` (copy a recorded value)
+        arguments: the arguments by name; a tensor is a :class:`View`
+        out: the slots of the new tensors that the call returns
+        draw: for a fill that draws, the index of its draw among the draws of the tensor
+        lies: the required layout of each new tensor, or None for any layout. Empty if all are None
     """
 
     do: str
@@ -74,16 +75,16 @@ class Step:
 
     @property
     def is_fill(self) -> bool:
-        return self.do in NAMES
+        return self.do in FUNCTION_NAMES
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of a fill, the arguments but for the tensor."""
+        """The arguments of a fill, except the tensor."""
         return {name: value for name, value in self.arguments if name != "tensor"}
 
     def __str__(self) -> str:
         shown = (
-            _shown(value) if name in ("tensor", "self") else f"{name}={_shown(value)}"
+            _formatted(value) if name in ("tensor", "self") else f"{name}={_formatted(value)}"
             for name, value in self.arguments
             if not (name in ("tensor", "self") and value == View(0))
         )
@@ -91,14 +92,14 @@ class Step:
         return f"{name}({', '.join(shown)})"
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, View):
         own = "self" if value.slot == 0 else f"t{value.slot}"
         if value.geometry is None:
             return own
         return f"{own}@{value.geometry.offset}{list(value.geometry.size)}"
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
+        return f"[{', '.join(map(_formatted, value))}]"
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value).removeprefix("torch.")
@@ -108,12 +109,12 @@ def _shown(value: Any) -> str:
 # Which operators a program may call
 # ----------------------------------------------------------------------------------------
 
-# Operators of torch beside the pointwise ones, which torch tags: pure functions of their arguments.
+# The permitted operators besides the pointwise ones, which torch tags: pure functions of their arguments.
 _NAMES = """
-made from numbers: arange eye full full_like linspace logspace new_full new_ones new_zeros ones
+created from numbers: arange eye full full_like linspace logspace new_full new_ones new_zeros ones
     ones_like scalar_tensor tril_indices triu_indices zeros zeros_like
 copies and constants: _to_copy clone copy copy_ fill fill_ lift_fresh_copy zero_
-elements in other places: cat constant_pad_nd diag_embed diagonal_scatter flip gather index index_add
+moved or selected elements: cat constant_pad_nd diag_embed diagonal_scatter flip gather index index_add
     index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select
     masked_fill masked_fill_ masked_scatter masked_scatter_ repeat repeat_interleave roll scatter
     scatter_ scatter_add scatter_add_ select_scatter slice_scatter sort stack take topk tril tril_ triu
@@ -127,7 +128,7 @@ _OPERATORS = frozenset(re.sub("^.*?:", "", _NAMES, flags=re.MULTILINE).split())
 
 @functools.cache
 def operator_of(do: str) -> torch._ops.OpOverload | None:
-    """The operator that a step names, or None: unknown, random, or none of those that a program may call."""
+    """Return the operator that a step names; None if it is unknown or a program may not call it."""
     parts = do.split(".")
     if len(parts) != 3 or parts[0] != "aten":
         return None
@@ -139,19 +140,19 @@ def operator_of(do: str) -> torch._ops.OpOverload | None:
 
 
 def is_recordable(operator: torch._ops.OpOverload) -> bool:
-    """Whether a program may call the operator."""
+    """Return whether a program may call the operator. Random operators are not permitted."""
     if operator.namespace != "aten" or torch.Tag.nondeterministic_seeded in operator.tags:
         return False
     name = operator._schema.name.removeprefix("aten::")
     return torch.Tag.pointwise in operator.tags or name in _OPERATORS or name.startswith("_foreach_")
 
 
-# Whole arguments that are overwritten and not read.
+# Operators that overwrite their whole argument and do not read it.
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_"})
 
 
 def overwrites(operator: torch._ops.OpOverload) -> bool:
-    """Whether the operator reads nothing of the arguments that it writes."""
+    """Return whether the operator overwrites its written arguments without reading them."""
     name = operator._schema.name.removeprefix("aten::")
     return name in _OVERWRITES or any(argument.is_out for argument in operator._schema.arguments)
 
@@ -162,7 +163,7 @@ def overwrites(operator: torch._ops.OpOverload) -> bool:
 
 
 def is_allocated_first(steps: Sequence[Step]) -> bool:
-    """Whether the first thing is an empty tensor of the program's own shape: no step makes slot 0."""
+    """Return whether the program starts from an empty tensor of its shape: no step creates slot 0."""
     return all(0 not in step.out for step in steps)
 
 
@@ -175,7 +176,7 @@ def make(
     values: Mapping[str, Tensor],
     device: torch.device | str,
 ) -> Tensor:
-    """The new tensor of this shape and dtype that the steps give, lying in its storage as ``layout`` says."""
+    """Run the steps for a new tensor of this shape and dtype. Return it in ``layout``, if that is given."""
     slots: dict[int, Tensor] = {}
     if is_allocated_first(steps):
         slots[0] = torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -183,12 +184,12 @@ def make(
     return slots[0] if layout is None else layout.view(slots[0])
 
 
-def _given(value: Any, slots: Mapping[int, Tensor]) -> Any:
-    """An argument with the tensors that its views name."""
+def _resolved(value: Any, slots: Mapping[int, Tensor]) -> Any:
+    """Return an argument with its views replaced by tensors."""
     if isinstance(value, View):
         tensor = slots[value.slot]
         return tensor if value.geometry is None else value.geometry.view(tensor)
-    return [_given(one, slots) for one in value] if isinstance(value, tuple) else value
+    return [_resolved(item, slots) for item in value] if isinstance(value, tuple) else value
 
 
 def run(
@@ -198,19 +199,19 @@ def run(
     values: Mapping[str, Tensor],
     device: torch.device | str,
 ) -> None:
-    """Run the steps in order; ``slots`` begins with what is allocated, and ends with all slots.
+    """Run the steps in order.
 
     Args:
-        steps: what is to be run
-        slots: the tensors by slot
-        draw: the key of the n-th draw
+        steps: the steps
+        slots: the tensors by slot. The steps add the slots that they create
+        draw: returns the key of the n-th draw
         values: the recorded values by name
-        device: where new slots lie
+        device: the device of new slots
     """
     for step in steps:
-        arguments = {name: _given(value, slots) for name, value in step.arguments}
+        arguments = {name: _resolved(value, slots) for name, value in step.arguments}
         if step.is_fill:
-            if step.do in DRAWING:
+            if step.do in DRAWING_FUNCTIONS:
                 arguments["generator"] = None if step.draw is None else draw(step.draw)
             getattr(init, step.do)(**arguments)
         elif step.do == "value":

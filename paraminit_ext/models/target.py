@@ -1,11 +1,11 @@
-"""What a text of the command line names: a checkpoint, a plan, or a model that is built.
+"""Resolve an argument of the command line to a checkpoint, a plan, or a model.
 
 ============================  ==========================================================================
-``checkpoint/``               a directory of safetensors files; an index in one; one such file
-``config.json``               a configuration of transformers; a directory that has no checkpoint beside it
-``package.module:function``   what returns a ``torch.nn.Module``, or is one; the current directory is looked
-                              in first
-``model.plan``                a file that :meth:`InitPlan.save` wrote, whatever it is called
+``checkpoint/``               a directory of safetensors files, an index file in it, or one safetensors file
+``config.json``               a configuration of transformers, or a directory with one and no checkpoint
+``package.module:function``   a function that returns a ``torch.nn.Module``, or a module; the current
+                              directory is searched first
+``model.plan``                a file that :meth:`InitPlan.save` wrote, with any name
 ============================  ==========================================================================
 """
 
@@ -26,15 +26,15 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from paraminit_ext.key import Key
+from paraminit_ext.models.checkpoint_reader import header_of
 from paraminit_ext.models.deferred import deferred_init, materialize_module
 from paraminit_ext.models.plan import InitPlan
 from paraminit_ext.models.planfile import METADATA
-from paraminit_ext.models.stored import header_of
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory of safetensors files, an index in one, or one such file."""
+    """A directory of safetensors files, an index file in it, or one safetensors file."""
 
     path: Path
 
@@ -48,7 +48,7 @@ class PlanFile:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What builds a model, and the text that named it."""
+    """A function that builds a model, and the argument that named it."""
 
     text: str
     build: Callable[[], nn.Module]
@@ -58,13 +58,15 @@ Target: TypeAlias = Checkpoint | PlanFile | Model | nn.Module
 
 
 def parse(text: str) -> Target:
-    """What the text names; of ``module:function`` the module is imported, nothing else is run or read.
+    """Return the target that the text names.
+
+    For ``module:function``, the module is imported and the function is not called.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: a file, a directory or an attribute that is none of what is known.
-        TypeError: an attribute that cannot be called.
-        ImportError: a module, or transformers, that cannot be imported.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file or directory has no known format, or the attribute does not exist.
+        TypeError: the attribute is not callable.
+        ImportError: the module, or transformers, cannot be imported.
     """
     path = Path(text)
     if path.is_dir():
@@ -73,37 +75,37 @@ def parse(text: str) -> Target:
         return _of_file(path)
     if re.fullmatch(r"[\w.]+:[\w.]+", text):
         return _imported(text)
-    what = (
+    message = (
         f"paraminit_ext: expected a checkpoint, a config.json, a plan or module:function, got {text}, which "
-        "is not there. Name another one."
+        "does not exist. Name another one."
     )
-    raise FileNotFoundError(errno.ENOENT, what)
+    raise FileNotFoundError(errno.ENOENT, message)
 
 
 def deferred(target: Target, seed: int = 0) -> nn.Module:
-    """The model on meta with its plan, whose numbers are those of ``Key(seed)``.
+    """Return the model on the meta device, with its plan under ``Key(seed)``.
 
     Raises:
-        TypeError: what is named is no model that can be built.
+        TypeError: the target is not a model that can be built.
     """
     if isinstance(target, Model):
         return deferred_init(target.build, key=Key(seed))
     raise TypeError(
-        f"paraminit_ext: expected a config.json or module:function, got {_told(target)}. Name what builds "
-        "the model."
+        f"paraminit_ext: expected a config.json or module:function, got {_described(target)}. Name a "
+        "function or a configuration that builds the model."
     )
 
 
 def readable(target: Target, seed: int = 0) -> nn.Module | Path:
-    """What has values: a path, or a module; a model is built, with the numbers of ``Key(seed)``.
+    """Return a path or a module that has values. A model is built and initialised under ``Key(seed)``.
 
     Raises:
-        TypeError: a plan, which has no values.
+        TypeError: the target is a plan, which has no values.
     """
     if isinstance(target, PlanFile):
         raise TypeError(
-            f"paraminit_ext: expected a checkpoint or a model, got {_told(target)}. Write its checkpoint "
-            "first, or show the plan."
+            f"paraminit_ext: expected a checkpoint or a model, got {_described(target)}. Write its "
+            "checkpoint first, or use the command show."
         )
     if isinstance(target, Model):
         return materialize_module(deferred(target, seed))
@@ -111,17 +113,19 @@ def readable(target: Target, seed: int = 0) -> nn.Module | Path:
 
 
 def loaded_plan(target: Target) -> InitPlan:
-    """The plan in a file.
+    """Return the plan in a plan file.
 
     Raises:
-        TypeError: what is named is no plan.
+        TypeError: the target is not a plan file.
     """
     if isinstance(target, PlanFile):
         return InitPlan.load(target.path)
-    raise TypeError(f"paraminit_ext: expected a plan, got {_told(target)}. Name what plan.save wrote.")
+    raise TypeError(
+        f"paraminit_ext: expected a plan, got {_described(target)}. Name a file that plan.save wrote."
+    )
 
 
-def _told(target: Target) -> str:
+def _described(target: Target) -> str:
     if isinstance(target, Checkpoint):
         return f"{target.path}, a checkpoint"
     if isinstance(target, PlanFile):
@@ -168,12 +172,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of itself; nothing for a damaged one, of which its reader tells."""
+    """Return the metadata of a safetensors file; empty if it is damaged, which its reader reports later."""
     try:
-        found = header_of(path)[0].get("__metadata__")
+        metadata = header_of(path)[0].get("__metadata__")
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
+        metadata = None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 # ----------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def _of_config(path: Path) -> Model:
     transformers = _transformers(path)
-    # Code that comes with a configuration is not run.
+    # Never run code that comes with a configuration.
     config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
     names = config.architectures or []
     if any(name.endswith("ForCausalLM") for name in names):
@@ -208,15 +212,15 @@ def _transformers(path: Path) -> ModuleType:
 
 def _imported(text: str) -> Target:
     name, _, attribute = text.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    directory = os.getcwd()
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
     try:
         found: Any = importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"paraminit_ext: expected a module {name} for {text}, got: {error}. Install what is missing, or "
-            "run this where the module is."
+            f"paraminit_ext: expected a module {name} for {text}, got: {error}. Install the missing package, "
+            "or run this command in the directory of the module."
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
