@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything is installed into .venv (CPU) and .venv-cuda, nothing outside this folder.
+# `make help` lists the targets. Python packages are installed only into the .venv* environments in this folder.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -28,19 +28,19 @@ MODELS_PY := $(MODELS_VENV)/bin/python
 PIP := -m pip --disable-pip-version-check -qq install
 BUILD := -m pip --disable-pip-version-check -v install --no-build-isolation --no-deps
 
-# Compiled sources; the Python files of the package are used in place.
+# The inputs of a build. Python files of the package are used in place.
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 FACE := $(wildcard paraminit_ext/*.py paraminit_ext/*/*.py paraminit_ext/*.pyi paraminit_ext/py.typed paraminit_ext/golden.json)
 REQUIREMENTS := $(wildcard requirements/*.txt)
-# ninja's lines ("[3/9] c++ ... -c csrc/torch/ops.cpp ...") shortened to what a person wants to see; the whole goes to a log.
+# Shortens ninja's lines ("[3/9] c++ ... -c csrc/torch/ops.cpp ...") to the step and the file. The whole output goes to a log.
 SHORTEN := sed -unE 's/.*(\[[0-9]+\/[0-9]+\]).* -c ([^ ]+).*/\1 \2/p; /[0-9)]: (warning|error|fatal error)|paraminit_ext: (building|FORCE)|ptxas error/p'
 
-.PHONY: build demo test lint bench instructions wheel wheel-trials clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help
+.PHONY: build demo test lint docs bench instructions wheel wheel-trials clean cuda-build gpu gpu-binary gpu-rehearsal models prove sanitize matrix help
 
 help:
 	@sed -nE 's/^# (make [a-z-]+) *: (.*)/\1\t\2/p' Makefile | expand -t 20
 
-# Stamps name the torch that they stand for: another TORCH= installs it and builds anew.
+# The names of stamps contain the version of torch, so that another TORCH= installs that torch and builds again.
 TORCH_STAMP := $(VENV)/stamp-torch-$(TORCH)
 TOOLS_STAMP := $(VENV)/stamp-tools-$(TORCH)
 BUILD_STAMP := build/stamp-$(TORCH)
@@ -49,7 +49,7 @@ $(TORCH_STAMP):
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/stamp-* build/stamp-*
 	echo "installing torch $(TORCH) into $(VENV)"
-	# In a call of its own and first: what is installed later then finds a torch and brings no other.
+	# Install torch first, in its own call, so that later packages find it and install no other torch.
 	$(PY) $(PIP) torch==$(TORCH)
 	touch $@
 
@@ -65,18 +65,18 @@ $(BUILD_STAMP): $(TOOLS_STAMP) $(SOURCES)
 	    tail -n 40 build/build.log; exit 1; }
 	touch $@
 
-# make build      : .venv with torch (TORCH=2.13.0), the pinned tools and the package, built in place
+# make build      : set up .venv with torch (TORCH=2.13.0) and the pinned tools, and build the package in place
 build: $(BUILD_STAMP)
 
 # make demo       : initialise a model of 1.1 billion parameters with stock and with this package (ARGS="--preset small")
 demo: build
 	@$(PY) -m paraminit_ext demo $(ARGS)
 
-# make test       : the whole suite on the CPU, every instruction set (ARGS="-k shard")
+# make test       : run the whole suite on the CPU, with every instruction set (ARGS="-k shard")
 test: build
 	@$(PY) -m pytest --doctest-modules tests paraminit_ext $(ARGS)
 
-# make models     : the tests of whole models in an environment with timm, its torchvision and the torch of that
+# make models     : run the tests of whole models in an environment with timm, torchvision and its torch
 MODELS_TOOLS_STAMP := $(MODELS_VENV)/stamp-tools-$(MODELS_TORCH)
 MODELS_BUILD_STAMP := $(MODELS_VENV)/stamp-build-$(MODELS_TORCH)
 
@@ -100,9 +100,9 @@ models: $(MODELS_BUILD_STAMP)
 	@here=$$PWD
 	cd $(MODELS_VENV)  # so that the installed package is imported, not the sources
 	"$$here/$(MODELS_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider \
-	    "$$here"/tests/test_{models,patch,keyed,deferred,plan,audit,files}.py $(ARGS)
+	    "$$here"/tests/test_{models,patch,keyed,deferred,plan,audit,checkpoint}.py $(ARGS)
 
-# make prove      : what takes minutes to prove: all 2^32 words, long samples, dieharder (ARGS="--only numbers", ARGS=--update)
+# make prove      : run the checks that take minutes: all 2^32 words, long samples, dieharder (ARGS="--only numbers", ARGS=--update)
 prove: build
 	@if ! command -v dieharder >/dev/null && [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 	    echo "installing dieharder"
@@ -111,7 +111,7 @@ prove: build
 	fi
 	$(PY) -m prove $(ARGS)
 
-# make lint       : ruff, mypy, clang-format; needs no compiled package
+# make lint       : run ruff, mypy and clang-format; needs no compiled package
 lint: $(TOOLS_STAMP)
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -119,11 +119,23 @@ lint: $(TOOLS_STAMP)
 	find csrc benchmarks prove tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	echo "lint: clean"
 
-# make bench      : what fills cost against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
+# make docs       : the documentation, in build/docs; warnings are errors (ARGS="-b linkcheck" checks external links)
+DOCS_STAMP := $(VENV)/stamp-docs-$(TORCH)
+
+$(DOCS_STAMP): $(TOOLS_STAMP) requirements/docs.txt
+	@$(PY) $(PIP) -r requirements/docs.txt
+	touch $@
+
+docs: build $(DOCS_STAMP)
+	@rm -rf build/docs
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs $(ARGS)
+	echo "docs: build/docs/index.html"
+
+# make bench      : time fills against stock and a plain fill (ARGS="--quick", ARGS="--group fill --filter normal")
 bench: build
 	@$(PY) -m benchmarks $(ARGS)
 
-# make instructions : what each fill takes, counted under valgrind, against the committed figures (ARGS=--update)
+# make instructions : count the instructions of fills under valgrind, and compare with the committed figures (ARGS=--update)
 instructions: $(TOOLS_STAMP)
 	@if ! command -v valgrind >/dev/null; then
 	    if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
@@ -136,7 +148,7 @@ instructions: $(TOOLS_STAMP)
 	fi
 	$(PY) -m benchmarks.instructions $(ARGS)
 
-# make sanitize   : the CPU fills and operators under sanitizers and valgrind (ARGS="--only threads")
+# make sanitize   : run the CPU fills and operators under sanitizers and valgrind (ARGS="--only threads")
 sanitize: $(TOOLS_STAMP)
 	@if ! command -v valgrind >/dev/null && [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 	    echo "installing valgrind"
@@ -148,7 +160,7 @@ sanitize: $(TOOLS_STAMP)
 matrix: $(TOOLS_STAMP)
 	@$(PY) -m tools.matrix $(ARGS)
 
-# make wheel      : dist/: a source distribution and, built from it, a wheel for each Python (ARGS="--only 3.11", ARGS=--cuda)
+# make wheel      : build a source distribution and, from it, a wheel for each Python, in dist/ (ARGS="--only 3.11", ARGS=--cuda)
 WHEEL_TOOLS_STAMP := $(VENV)/stamp-wheel-$(TORCH)
 
 $(WHEEL_TOOLS_STAMP): $(TOOLS_STAMP) requirements/wheel.txt
@@ -158,14 +170,14 @@ $(WHEEL_TOOLS_STAMP): $(TOOLS_STAMP) requirements/wheel.txt
 wheel: $(WHEEL_TOOLS_STAMP)
 	@$(PY) -m tools.wheel build $(ARGS)
 
-# make wheel-trials : those wheels beside torch 2.11 to 2.15 and under each Python, the sdist too (ARGS="--only sdist", --remove)
+# make wheel-trials : test these wheels with torch 2.11 to 2.15 and with each Python, and the source distribution (ARGS="--only sdist", --remove)
 wheel-trials: $(WHEEL_TOOLS_STAMP)
 	@$(PY) -m tools.wheel try $(ARGS)
 
-# Does what follows where the machine has no CUDA compiler and headers of its own.
+# Runs the command that follows only if the machine has no CUDA toolkit.
 WITHOUT_TOOLKIT := [ -n "$${CUDA_HOME:-}" ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] ||
 
-# make cuda-build : compile the CUDA kernels (no GPU needed), refuse spills, run the stream tests with that torch
+# make cuda-build : compile the CUDA kernels (no GPU needed), fail on spills, run the stream tests with CUDA_TORCH
 CUDA_TOOLS_STAMP := $(CUDA_VENV)/stamp-tools-$(CUDA_TORCH)
 CUDA_BUILD_STAMP := $(CUDA_VENV)/stamp-build-$(CUDA_TORCH)
 CUDA_FACE_STAMP := $(CUDA_VENV)/stamp-face-$(CUDA_TORCH)
@@ -180,7 +192,7 @@ $(CUDA_TOOLS_STAMP): requirements/build.txt requirements/test.txt requirements/c
 	$(WITHOUT_TOOLKIT) $(CUDA_PY) $(PIP) -r requirements/cuda-toolkit.txt
 	touch $@
 
-# A regular install, built in a folder of its own: the in-place CPU build stays as it is.
+# A regular install, built in its own folder, so that the in-place CPU build stays unchanged.
 $(CUDA_BUILD_STAMP): $(CUDA_TOOLS_STAMP) $(SOURCES)
 	@echo "building for CUDA $(CUDA_ARCHITECTURES) (the whole output is in build/cuda-build.log)"
 	mkdir -p build
@@ -195,7 +207,7 @@ $(CUDA_BUILD_STAMP): $(CUDA_TOOLS_STAMP) $(SOURCES)
 	echo "cuda-build: $$kernels device functions, no stack frame, no spill"
 	touch $@
 
-# Only Python changed: the objects are there, and ninja compiles none of them again.
+# If only Python files changed, all objects exist and ninja compiles nothing.
 $(CUDA_FACE_STAMP): $(CUDA_BUILD_STAMP) $(FACE)
 	@$(CUDA_BUILD) >build/cuda-install.log 2>&1 || { tail -n 40 build/cuda-install.log; exit 1; }
 	touch $@
@@ -207,16 +219,16 @@ cuda-build: $(CUDA_FACE_STAMP)
 	"$$here/$(CUDA_PY)" -m pytest -c "$$here/pyproject.toml" --rootdir "$$here" -p no:cacheprovider "$$here/tests/test_stream.py" "$$here/tests/test_triton_kernels.py"
 	"$$here/$(CUDA_PY)" "$$here/benchmarks/instructions/sass.py" lib/python*/site-packages/paraminit_ext/_cuda*.so
 
-# make gpu        : on a machine with a GPU and its own torch, no network: build, test, measure (ONLY=3 stages, GPU_SECONDS=480)
-#   Nothing here is downloaded. In OUT: rows as JSON lines, what became of each step, logs, and the table printed last.
+# make gpu        : build, test and measure on a machine with a GPU and its own torch (ONLY=3 runs a stage, GPU_SECONDS=480)
+#   This downloads nothing. OUT has rows as JSON lines, the outcome of each step, logs, and the table that is printed last.
 gpu:
 	@$(PYTHON) -m tools.gpu --out "$(OUT)" --seconds "$(GPU_SECONDS)" --only "$(ONLY)"
 
-# make gpu-binary : build/gpu: a binary for a machine with GPU_PYTHON, CUDA_TORCH and CUDA_ARCHITECTURES, to be carried there
+# make gpu-binary : build a binary in build/gpu for another machine with GPU_PYTHON, CUDA_TORCH and CUDA_ARCHITECTURES
 GPU_TOOLS_STAMP := $(GPU_VENV)/stamp-tools-$(CUDA_TORCH)
 
 $(GPU_TOOLS_STAMP): requirements/build.txt requirements/gpu.txt requirements/cuda-toolkit.txt
-	@echo "installing torch $(CUDA_TORCH) and what a GPU machine has besides into $(GPU_VENV)"
+	@echo "installing torch $(CUDA_TORCH) and the packages of a GPU machine into $(GPU_VENV)"
 	test -x $(GPU_PY) || $(GPU_PYTHON) -m venv $(GPU_VENV)
 	rm -f $(GPU_VENV)/stamp-*
 	$(GPU_PY) $(PIP) torch==$(CUDA_TORCH)
@@ -230,11 +242,11 @@ gpu-binary: $(GPU_TOOLS_STAMP)
 	rm -rf build/gpu
 	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" $(GPU_PY) setup.py build_ext --build-lib build/gpu 2>&1 |
 	    tee build/gpu-build.log | $(SHORTEN) || { tail -n 40 build/gpu-build.log; exit 1; }
-	# A machine's own may be too old to read pyproject.toml.
+	# The setuptools of that machine may be too old to read pyproject.toml.
 	$(GPU_PY) $(PIP) --target build/gpu/site --no-compile "$$(grep setuptools requirements/build.txt)"
 	du -sh build/gpu/paraminit_ext/_*.so build/gpu/site
 
-# make gpu-rehearsal : `make gpu` in a copy, with a GPU machine's packages, no network and no GPU: only the build can pass
+# make gpu-rehearsal : run `make gpu` in a copy with a GPU machine's packages, without network and GPU: only the build can pass
 gpu-rehearsal: $(GPU_TOOLS_STAMP)
 	@rm -rf build/rehearsal
 	git clone -q . build/rehearsal
@@ -243,7 +255,7 @@ gpu-rehearsal: $(GPU_TOOLS_STAMP)
 	unshare -rn $(MAKE) gpu PYTHON="$(CURDIR)/$(GPU_PY)" OUT="$(CURDIR)/build/rehearsal/out" ONLY="$(ONLY)" || true
 	ls out
 
-# make clean      : remove what was built (the environments stay; `rm -r .venv .venv-cuda` removes those)
+# make clean      : remove build outputs, but not the environments (`rm -r .venv*` removes those)
 clean:
 	@rm -rf build dist *.egg-info paraminit_ext/*.so paraminit_ext/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(CUDA_VENV)/stamp-build-* $(CUDA_VENV)/stamp-face-* $(MODELS_VENV)/stamp-build-*
