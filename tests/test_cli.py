@@ -164,6 +164,24 @@ def test_help_is_whole_sentences_that_fit_eighty_columns(command: str) -> None:
     assert "paraminit-ext" in "\n".join(lines[1:])
 
 
+# reStructuredText: double backticks, roles, literal blocks and rules.
+MARKUP = re.compile(r"``|:\w+:`|::|={4}|^\.\. ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_no_markup(command: str) -> None:
+    assert MARKUP.search(":func:`summary`")
+    assert not MARKUP.search(check_output(*command.split(), "--help"))
+
+
+@pytest.mark.parametrize("command", ["", "info", "verify"])
+def test_help_without_optional_packages_shows_no_markup(command: str, workdir: Path) -> None:
+    shown = run_in_process(workdir, *command.split(), "--help", before=block_imports("typer", "rich"))
+    assert shown.returncode == 0, shown.stderr
+    assert "paraminit-ext" in shown.stdout
+    assert not MARKUP.search(shown.stdout)
+
+
 @pytest.mark.parametrize("status", ["0", "1", "2", "130"])
 def test_the_help_says_what_each_exit_status_means(status: str) -> None:
     assert re.search(rf"^ +{status} +\w", check_output("--help").partition("Exit status")[2], re.MULTILINE)
