@@ -50,7 +50,8 @@ class patch(init_hooks.ModeContext, ContextDecorator):  # noqa: N801
     * :meth:`torch.Tensor.normal_` and :meth:`torch.Tensor.uniform_`.
     * :func:`torch.randn`, :func:`torch.rand`, :func:`torch.normal`, :func:`torch.randn_like` and
       :func:`torch.rand_like`, while a module is being built: in its ``__init__``, or in a method whose name
-      starts with ``init``, ``reset_param``, ``build``, ``setup`` or ``apply``.
+      starts with ``init``, ``reset_param``, ``build``, ``setup``, ``configure_model``, ``apply``,
+      ``smart_apply`` or ``post_init`` (leading underscores do not count).
 
     All other calls run in torch and return the numbers of torch. This applies to the draws of a module's
     forward, to data created outside of modules, to other distributions, to integer tensors, and to tensor
