@@ -7,6 +7,7 @@ build requires torch. In both cases the build works with torch 2.11 and every la
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import site
@@ -24,19 +25,30 @@ OLDEST_TORCH = (2, 11)
 
 def environment_folders() -> list[str]:
     """Return the folders with the packages of this Python's environment, which an isolated build hides."""
-    return [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    folders = site.getsitepackages()
+    base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+    # A virtual environment sees the packages of the user only if it sees those of the system.
+    if sys.prefix == sys.base_prefix or sysconfig.get_path("purelib", vars=base) in folders:
+        folders.append(site.getusersitepackages())
+    return folders
 
 
 def find_torch() -> bool:
     """Return whether a supported torch can be imported. Add the environment's packages if necessary."""
     if importlib.util.find_spec("torch") is not None:
         return True
+    before = list(sys.path)
     for found in metadata.distributions(name="torch", path=environment_folders()):
         numbers = re.match(r"(\d+)\.(\d+)", found.version)
-        if numbers is not None and tuple(map(int, numbers.groups())) >= OLDEST_TORCH:
-            # Append the folder, so that the packages that the build requires come first.
-            sys.path.append(str(found.locate_file("")))
+        if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
+            continue
+        # The folder comes last, so that the packages that the build requires come first. One of its .pth
+        # files may lead to an editable install of torch.
+        site.addsitedir(str(found.locate_file("")))
+        importlib.invalidate_caches()
+        if importlib.util.find_spec("torch") is not None:
             return True
+        sys.path[:] = before
     return False
 
 

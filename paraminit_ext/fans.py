@@ -134,14 +134,15 @@ def xavier_std(name: str, part: Part, gain: float) -> float:
 def uniform_bound(name: str, part: Part, bound: float, argument: str, value: float) -> float:
     """Check the bound of a uniform distribution on [-bound, bound) for the dtype, and return it.
 
-    The error names ``argument`` and ``value``, which the caller of the public function passed.
+    The error names ``argument`` and ``value``, which the caller of the public function passed. While a
+    function is compiled, the numbers may be symbolic, and the operator itself refuses them.
 
     Raises:
         RuntimeError: if the bound is negative or not finite, or the dtype cannot hold ``2 * bound``.
     """
-    if not 0.0 <= 2.0 * bound <= _LARGEST.get(part.local.dtype, math.inf):
-        raise RuntimeError(_refusal(name, part, argument, value, f"a bound of {bound:.4g}"))
-    return bound
+    if torch.compiler.is_compiling() or 0.0 <= 2.0 * bound <= _LARGEST.get(part.local.dtype, math.inf):
+        return bound
+    raise RuntimeError(_refusal(name, part, argument, value, "bound", bound))
 
 
 def normal_std(
@@ -153,18 +154,20 @@ def normal_std(
         RuntimeError: if the standard deviation is negative or not finite in the dtype in which values are
             computed, or 0 although ``positive`` is True.
     """
+    if torch.compiler.is_compiling():
+        return std
     wide = part.local.dtype in (torch.float64, torch.complex128)
     # 2**-150, half of the smallest float32, rounds to 0.
     underflows = positive and std <= (0.0 if wide else 2.0**-150)
-    if underflows or not 0.0 <= std <= _LARGEST[torch.float64 if wide else torch.float32]:
-        raise RuntimeError(_refusal(name, part, argument, value, f"a standard deviation of {std:.4g}"))
-    return std
+    if not underflows and 0.0 <= std <= _LARGEST[torch.float64 if wide else torch.float32]:
+        return std
+    raise RuntimeError(_refusal(name, part, argument, value, "standard deviation", std))
 
 
-def _refusal(name: str, part: Part, argument: str, value: float, gives: str) -> str:
+def _refusal(name: str, part: Part, argument: str, value: float, noun: str, number: float) -> str:
     return (
         f"paraminit_ext.{name}: expected a finite {argument} >= 0 within the range of {part.local.dtype}, "
-        f"got {argument}={value}, which gives {gives}. Pass another {argument}."
+        f"got {argument}={value}, which gives a {noun} of {number:.4g}. Pass another {argument}."
     )
 
 
@@ -172,7 +175,8 @@ def kaiming_std(name: str, part: Part, a: float, mode: FanMode, nonlinearity: No
     """Return the standard deviation of He et al. (2015), equations 10 and 14, for a nonlinearity."""
     fan = fan_of(name, part, mode)
     gain = gain_of(name, nonlinearity, "a", a)
-    if not math.isfinite(gain) or (gain == 0.0):
+    # A comparison, because torch.compile cannot trace math.isfinite of a symbolic number.
+    if not 0.0 < gain < math.inf:
         raise ValueError(
             f"paraminit_ext.{name}: expected a finite negative slope for a, got {a}. Its gain is {gain}."
         )

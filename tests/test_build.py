@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import site
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -82,17 +85,54 @@ def test_an_isolated_build_takes_the_torch_of_its_environment(tmp_path: Path) ->
     assert required(tmp_path) == ([[], [], []], True)
 
 
-@pytest.mark.parametrize("version", [None, "2.10.1"])
-def test_an_isolated_build_without_a_torch_that_serves_asks_for_one(
-    tmp_path: Path, version: str | None
-) -> None:
-    (tmp_path / "site").mkdir()
-    if version is not None:
-        folder = tmp_path / "site" / f"torch-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
-    before = f"build_backend.environment_folders = lambda: [{str(tmp_path / 'site')!r}]"
+def fake_torch(folder: Path, version: str) -> str:
+    """Write the metadata of a torch; return the line that makes its folder the environment's only one."""
+    info = folder / f"torch-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    return f"build_backend.environment_folders = lambda: [{str(folder)!r}]"
+
+
+# 2.13.0: metadata alone, which an uninstallation may leave behind.
+@pytest.mark.parametrize("version", ["2.10.1", "2.13.0"])
+def test_an_isolated_build_without_a_torch_that_serves_asks_for_one(tmp_path: Path, version: str) -> None:
+    before = fake_torch(tmp_path / "site", version)
     assert required(tmp_path, before) == ([["torch>=2.11"]] * 3, False)
+
+
+def test_an_isolated_build_without_any_torch_asks_for_one(tmp_path: Path) -> None:
+    before = "build_backend.environment_folders = lambda: []"
+    assert required(tmp_path, before) == ([["torch>=2.11"]] * 3, False)
+
+
+def test_an_isolated_build_finds_an_editable_torch(tmp_path: Path) -> None:
+    before = fake_torch(tmp_path / "site", "2.13.0")
+    (tmp_path / "source" / "torch").mkdir(parents=True)
+    (tmp_path / "source" / "torch" / "__init__.py").touch()
+    (tmp_path / "site" / "torch.pth").write_text(f"{tmp_path / 'source'}\n")
+    assert required(tmp_path, before) == ([[], [], []], True)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sees_system", "sees_user"),
+    [("base", True, True), ("venv", True, True), ("venv", False, False)],
+)
+def test_a_build_looks_where_the_environment_does(
+    prefix: str, sees_system: bool, sees_user: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    build_backend = importlib.import_module("build_backend")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "base"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+
+    def packages(of: str) -> str:
+        return sysconfig.get_path("purelib", vars={"base": of, "platbase": of})
+
+    folders = list(
+        dict.fromkeys([packages(sys.prefix), *([packages(sys.base_prefix)] if sees_system else [])])
+    )
+    monkeypatch.setattr(site, "getsitepackages", lambda: list(folders))
+    assert build_backend.environment_folders() == folders + [site.getusersitepackages()] * sees_user
 
 
 def undefined_symbols(library: Path) -> list[str]:

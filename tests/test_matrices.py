@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import subprocesses
 from fills import DTYPES, KEY, LAYOUTS, same, typed
 from paraminit_ext import _C, Key, init, shard
 
@@ -786,3 +787,19 @@ def test_a_narrow_orthogonal_matrix_takes_panels_of_its_own_width() -> None:
     tensor = torch.empty(50_000, 3)
     peak = peak_allocation(lambda: init.orthogonal_(tensor, generator=KEY))
     assert peak <= 3 * tensor.nbytes
+
+
+def test_a_sparse_shard_of_one_column_takes_little_memory() -> None:
+    # The words of 64 bits that mark its zeros, one a row, and lists of 1 MiB per thread.
+    program = """
+import resource, torch
+from paraminit_ext import Key, init, shard
+column = torch.zeros(4_000_000, 1)
+init.sparse_(torch.zeros(200, 400), 0.5, generator=Key(1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+init.sparse_(shard(column, (4_000_000, 400), (0, 7)), 0.5, generator=Key(1))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocesses.run("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 8 * 4_000_000 + (16 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -331,3 +332,17 @@ def test_what_a_checkpoint_recomputes_has_the_forwards_values(backend: str) -> N
     # d/dx (x f)^2 = 2 x f^2, with the f of the forward: two products, each rounded once.
     for gradient in found:
         assert torch.allclose(gradient, 2 * factor * factor, rtol=2**-22, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["xavier_uniform_", "xavier_normal_", "kaiming_uniform_"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_number_that_is_refused_in_a_compiled_function_gives_the_reason(name: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    fill = getattr(init, name)
+    compiled = torch.compile(lambda w, number: fill(w, number), backend="eager", dynamic=dynamic)
+    bad = math.nan if name == "kaiming_uniform_" else -1.0
+    tensor = torch.zeros(4, 4)
+    with pytest.raises((RuntimeError, ValueError), match="expected a") as caught:
+        compiled(tensor, bad)
+    assert "InternalTorchDynamoError" not in type(caught.value).__name__
+    assert not tensor.any()

@@ -23,7 +23,8 @@ constexpr int64_t kPiece = 6 * kBlockMultiple;
 constexpr int64_t kLaneBlock = 2 * kBlockMultiple;
 // Memory limit per thread for the candidate lists of a panel, which stay in the cache.
 constexpr int64_t kPanelBytes = int64_t(1) << 20;
-// Memory limit for the bits of the columns that are written together.
+// Memory limit for the bits of the columns that are written together, except that at least one
+// block of columns is.
 constexpr int64_t kBitsBytes = int64_t(16) << 20;
 // Least number of (folded) rows in a chunk. Each chunk has its own candidate lists.
 constexpr int64_t kMinChunkRows = 64;
@@ -99,7 +100,9 @@ class ZeroSearch {
     lanes_ = whole.lanes();
     first_row_ = request_.shard.row / fold_;
     last_row_ = (request_.shard.row + request_.shard.rows + fold_ - 1) / fold_;
-    row_words_ = whole.blocks() * (kLaneBlock / 64);
+    // As many words as the kernels write: select_small() writes whole blocks.
+    const int64_t written = request_.rows <= kSmallRows ? kSmallLanes : 64;
+    row_words_ = (lanes_ + written - 1) / written * (written / 64);
     // One more word, so that a reader may read past the last bit.
     reserve(bits_, bits_size_, (last_row_ - first_row_) * row_words_ + 1);
     const int64_t panels = whole.bytes() / (kPanelBytes * thread_pool().count()) + 1;
