@@ -403,9 +403,14 @@ def test_an_installed_package_without_its_binary_says_how_to_reinstall_it(tmp_pa
     # After an upgrade of Python, a user of a wheel has the Python sources, no binary and no checkout.
     without = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "paraminit_ext", tmp_path / "paraminit_ext", ignore=without)
-    folders = [str(tmp_path), sysconfig.get_path("purelib")]
-    program = f"import sys; sys.path += {folders}; import paraminit_ext"
-    # -S skips site, and so the hook of an editable install, which would find the binary.
+    program = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}]
+sys.path += [{sysconfig.get_path("purelib")!r}]
+import paraminit_ext
+"""
+    # -S skips site, and so the hook of an editable install, which would find the binary. The copy comes
+    # before the package that PYTHONPATH may name.
     command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
