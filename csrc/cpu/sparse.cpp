@@ -117,9 +117,7 @@ class ZeroSearch {
   int64_t first() const { return first_; }
   int64_t lanes() const { return lanes_; }
   // The bits of a folded row that contains a row of the shard, one per lane: set for zeros.
-  const uint64_t* row_bits(int64_t folded_row) const {
-    return bits_.get() + (folded_row - first_row_) * row_words_;
-  }
+  const uint64_t* row_bits(int64_t folded_row) const { return stored_bits(folded_row); }
 
  private:
   // Memory that is not initialised: page faults are left to the threads that write to it.
@@ -166,9 +164,12 @@ class ZeroSearch {
   bool is_stored(int64_t folded_row) const {
     return folded_row >= first_row_ && folded_row < last_row_;
   }
+  uint64_t* stored_bits(int64_t folded_row) const {
+    return bits_.get() + (folded_row - first_row_) * row_words_;
+  }
   // The bits of a folded row, from the first lane of the panel on.
   uint64_t* panel_bits(int64_t folded_row) const {
-    return bits_.get() + (folded_row - first_row_) * row_words_ + (panel_.first - first_) / 64;
+    return stored_bits(folded_row) + (panel_.first - first_) / 64;
   }
   void mark(int64_t row, int64_t column, bool zero) const {
     const int64_t fold = panel_.fold;
