@@ -138,15 +138,15 @@ def timed_table(
         return f"{row.measured[name]:.1e}" if name in row.measured else ""
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("ours, ns an element" if by_element else "ours", partial(cost, name="ours")),
+        ("ours, ns per element" if by_element else "ours", partial(cost, name="ours")),
         *((name, partial(cost, name=name)) for name in (others(rows) if peers else [])),
         ("stock", partial(cost, name="stock")),
-        ("times stock", lambda row: times(row.against("stock"))),
+        ("speedup over stock", lambda row: times(row.against("stock"))),
     ]
     if full or any(
         row.group != "orthogonal" for row in rows
     ):  # a plain fill is no reference for matrix products
-        columns.append(("speed, of a plain `fill_`", lambda row: share(row.against("fill"))))
+        columns.append(("speed, of `fill_`", lambda row: share(row.against("fill"))))
     for name in ("ours", "stock"):
         if any(name in row.measured for row in rows):
             columns.append((f"max abs(Q'Q - I), {name}", partial(error, name=name)))
@@ -169,7 +169,7 @@ def peers_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG00
         return per_element(row, name) if name in row.seconds else ""
 
     cells = [[label(row, shown), *(cost(row, name) for name in names)] for row in shown]
-    return Table("other generators, ns an element", ["ns an element", *names], cells)
+    return Table("other generators, ns per element", ["ns per element", *names], cells)
 
 
 def peak_table(rows: list[Row], *, full: bool = False) -> Table:  # noqa: ARG001
@@ -331,7 +331,7 @@ def size_figure(rows: Sequence[Row]) -> Any:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("elements")
-    axes.set_ylabel("ns an element")
+    axes.set_ylabel("ns per element")
     return figure
 
 

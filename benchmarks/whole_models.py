@@ -235,7 +235,7 @@ def main(
             title=f"from_config, Llama {preset}, {name}, {torch.get_num_threads()} threads",
             title_justify="left",
         )
-        for column in ("what", "seconds", "times stock"):
+        for column in ("what", "seconds", "speedup over stock"):
             table.add_column(column, justify="left" if column == "what" else "right")
         for label, duration in times.items():
             of_stock = "" if label == "stock" else f"{times['stock'] / duration:.1f}"

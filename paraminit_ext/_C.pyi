@@ -46,7 +46,7 @@ def fill(
 ) -> bool: ...
 
 # The same with a key given as two int64.
-def fill_at(
+def fill_with_key(
     name: str,
     tensor: Tensor,
     parameters: tuple[float, ...],

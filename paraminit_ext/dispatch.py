@@ -22,6 +22,7 @@ from paraminit_ext.geometry import (
     Part,
     Shard,
     centre_tap,
+    computed_in,
     copy_part,
     is_fake,
     mark_written,
@@ -98,7 +99,7 @@ def as_number(name: str, what: str, value: object) -> float:
 def as_factor(name: str, what: str, value: object, dtype: torch.dtype) -> float:
     """Convert a factor to a Python float that is finite in the dtype in which values are computed."""
     number = as_number(name, what, value)
-    largest = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).max
+    largest = torch.finfo(computed_in(dtype)).max
     if not abs(number) <= largest:
         raise ValueError(
             f"paraminit_ext.{name}: expected a {what} within +-{largest:.6g} for {dtype}, got {number}. Pass "
@@ -247,7 +248,7 @@ def _call_op(fill: FillName, part: Part, key: FillKey, parameters: tuple[float, 
     if fill == "delta_orthogonal_":
         _write_delta_orthogonal(part, key, *parameters)
         return
-    if not isinstance(key, Tensor) and _C.fill_at(
+    if not isinstance(key, Tensor) and _C.fill_with_key(
         fill, part.local, parameters, key, part.global_shape, part.shard_offset
     ):
         return

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from paraminit_ext.dispatch import as_number
-from paraminit_ext.geometry import FLOATING_DTYPES, Part
+from paraminit_ext.geometry import FLOATING_DTYPES, Part, computed_in
 
 # The nonlinearities whose gain is 1.
 _UnitGain = Literal[
@@ -156,10 +156,10 @@ def normal_std(
     """
     if torch.compiler.is_compiling():
         return std
-    wide = part.local.dtype in (torch.float64, torch.complex128)
+    dtype = computed_in(part.local.dtype)
     # 2**-150, half of the smallest float32, rounds to 0.
-    underflows = positive and std <= (0.0 if wide else 2.0**-150)
-    if not underflows and 0.0 <= std <= _LARGEST[torch.float64 if wide else torch.float32]:
+    underflows = positive and std <= (0.0 if dtype is torch.float64 else 2.0**-150)
+    if not underflows and 0.0 <= std <= _LARGEST[dtype]:
         return std
     raise RuntimeError(_refusal(name, part, argument, value, "standard deviation", std))
 

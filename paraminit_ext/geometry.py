@@ -24,7 +24,7 @@ _HAS_CUDA = _C.has_cuda()
 
 REAL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 FLOATING_DTYPES = REAL_DTYPES | {torch.complex32, torch.complex64, torch.complex128}
-
+_COMPUTED_IN_FLOAT64 = frozenset({torch.float64, torch.complex128})
 
 # The types of tensors that are nothing but their own memory.
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -175,6 +175,11 @@ def _refuse_partitioned(name: str, tensor: Tensor) -> None:
             "partitioned away. Wrap the call in `with deepspeed.zero.GatheredParameters(parameter, "
             "modifier_rank=0):`."
         )
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which the values of a tensor of ``dtype`` are computed before they are rounded."""
+    return torch.float64 if dtype in _COMPUTED_IN_FLOAT64 else torch.float32
 
 
 def refuse_unfillable(

@@ -48,6 +48,19 @@ def test_a_dtype_without_fills_is_refused(name: str, arguments: tuple[Any, ...],
     assert not tensor.to(torch.float32).any()
 
 
+def test_a_message_shows_a_refused_number_in_full() -> None:
+    half = torch.zeros(4, dtype=torch.float16)
+    assert ", got a=1.0000001 > b=1." in refused("uniform_", half, 1.0000001, 1.0, error=RuntimeError)
+    assert ", got a=0, b=65504.01." in refused("uniform_", half, 0.0, 65504.01, error=RuntimeError)
+    for dtype, value in ((torch.float16, 3.5e38), (torch.float64, math.inf)):
+        tensor = torch.zeros(4, dtype=dtype)
+        holds = "float64" if dtype is torch.float64 else "float32"
+        message = refused("normal_", tensor, value, error=RuntimeError)
+        assert f"expected a finite mean that {holds} can hold, got mean={value:g}." in message
+        message = refused("trunc_normal_", tensor, 0.0, value, error=ValueError)
+        assert f"expected a finite std > 0 that {holds} can hold, got std={value:g}." in message
+
+
 @pytest.mark.parametrize("name", ["trunc_normal_", "orthogonal_"])
 def test_complex_is_refused_where_stock_refuses_it(name: str) -> None:
     tensor = torch.zeros(4, 6, dtype=torch.complex64)

@@ -283,7 +283,7 @@ def test_a_peer_that_is_missing_is_left_out_in_one_line(
     assert {"NumPy SFC64", "NumPy Philox"} <= full.seconds.keys()
     assert half.seconds.keys() == {"fill", "stock", "ours"}  # NumPy has no bfloat16
     table = report.table("peers", [full, half])
-    assert table.headers == ["ns an element", "ours", "stock", "NumPy SFC64", "NumPy Philox"]
+    assert table.headers == ["ns per element", "ours", "stock", "NumPy SFC64", "NumPy Philox"]
     assert len(table.rows) == 1
 
 
@@ -325,9 +325,9 @@ def test_tables_show_the_ratio_the_share_and_the_spread() -> None:
     table = report.table("fill", [result], full=True)
     shown = dict(zip(table.headers, table.rows[0], strict=True))
     assert shown["fill"] == "`normal_`, fp32"
-    assert shown["ours, ns an element"] == "0.98"
-    assert shown["times stock"] == "5.0"
-    assert shown["speed, of a plain `fill_`"] == "50 %"
+    assert shown["ours, ns per element"] == "0.98"
+    assert shown["speedup over stock"] == "5.0"
+    assert shown["speed, of `fill_`"] == "50 %"
     assert shown["GB/s"] == "4.1"
     assert shown["spread ours/stock/fill_"] == "10%/10%/10%"
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import subprocesses
-from paraminit_ext import _C, Key, init
+from paraminit_ext import _C, Key, init, shard
 
 KEY = Key(2024, 7)
 
@@ -202,12 +202,16 @@ def test_a_matrix_is_made_in_the_child_of_a_fork() -> None:
     assert subprocesses.lines(FORKED) == ["7"]
 
 
-def test_more_dimensions_than_a_fill_takes_are_refused() -> None:
-    ones = (1,) * 70
-    for tensor in (torch.zeros(ones), torch.zeros(ones, dtype=torch.complex64)):
-        with pytest.raises(NotImplementedError, match="expected at most 6[34] dimensions, got 70"):
-            init.normal_(tensor, generator=KEY)
-        assert not tensor.view(-1).any()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_dimensions_of_size_one_do_not_count(dtype: torch.dtype) -> None:
+    few = init.normal_(torch.empty(3, 5, dtype=dtype), generator=KEY)
+    many = init.normal_(torch.empty((1,) * 35 + (3,) + (1,) * 35 + (5,), dtype=dtype), generator=KEY)
+    assert torch.equal(many.view(3, 5), few)
+    strided = torch.empty((1,) * 40 + (5, 3) + (1,) * 40, dtype=dtype).transpose(40, 41)
+    assert torch.equal(init.normal_(strided, generator=KEY).reshape(3, 5), few)
+    rows = torch.empty((1,) * 70 + (2, 5), dtype=dtype)
+    part = shard(rows, (1,) * 70 + (3, 5), (0,) * 70 + (1, 0))
+    assert torch.equal(init.normal_(part, generator=KEY).view(2, 5), few[1:])
 
 
 def test_statistics_do_not_copy_a_lazy_clone() -> None:

@@ -111,6 +111,17 @@ def test_fold_in_on_a_tensor_is_that_of_a_key() -> None:
         assert Key.from_tensor(folded) == Key(SEED, 2**64 - 3).fold_in(data % 2**64)
 
 
+def test_a_key_whose_memory_was_freed_is_refused() -> None:
+    key = Key(SEED, OFFSET).to_tensor()
+    key.untyped_storage().resize_(0)
+    tensor = torch.zeros(4)
+    with pytest.raises(RuntimeError, match=r"^paraminit_ext\.normal_: expected storage"):
+        ops.normal_.key(tensor, 0.0, 1.0, key, (), ())
+    with pytest.raises(RuntimeError, match=r"^paraminit_ext\.fold_in: expected storage"):
+        ops.fold_in.default(key, 1)
+    assert not tensor.any()
+
+
 def test_draw_key_takes_the_draw_of_a_fill() -> None:
     torch.manual_seed(3)
     key = Key.from_tensor(ops.draw_key.default(device=torch.device("cpu")))

@@ -16,7 +16,7 @@ import torch.distributed.checkpoint.state_dict_loader as loader
 import torch.distributed.checkpoint.state_dict_saver as saver
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -363,6 +363,27 @@ def a_module_under_ddp_is_filled_by_name(rank: int) -> None:
     assert same(model.weight, materialize_module(deferred_init(nn.Linear, 8, 9, key=KEY)).weight)
 
 
+def the_first_fsdp_is_filled_by_name(rank: int) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(33, 17), nn.LayerNorm(17), nn.Linear(17, 5))
+
+    whole = dict(materialize_module(deferred_init(build, key=KEY)).named_parameters())
+    plan = InitPlan.of(deferred_init(build, key=KEY))
+    for original in (True, False):
+        wrap: Any = functools.partial(
+            FullyShardedDataParallel, use_orig_params=original, device_id=torch.device("cpu")
+        )
+        deferred = wrap(deferred_init(build, key=KEY), param_init_fn=materialize_module)
+        applied = wrap(build())
+        with FullyShardedDataParallel.summon_full_params(applied):
+            plan.apply(applied)
+        for module in (deferred, applied):
+            with FullyShardedDataParallel.summon_full_params(module):
+                filled = dict(module.module.named_parameters())
+                assert filled.keys() == whole.keys()
+                assert all(same(filled[name], parameter) for name, parameter in whole.items())
+
+
 # ----------------------------------------------------------------------------------------
 # A pipeline
 # ----------------------------------------------------------------------------------------
@@ -683,6 +704,7 @@ FOUR = (
     views_of_shards_are_filled_where_they_are,
     shards_on_the_host_are_filled_there,
     a_module_under_ddp_is_filled_by_name,
+    the_first_fsdp_is_filled_by_name,
     ranks_that_draw_alike_are_compared_once,
     ranks_that_draw_apart_are_named,
     ranks_are_named_by_their_numbers,

@@ -126,6 +126,28 @@ def test_a_small_deviation_around_a_large_mean_is_not_lost(dtype: torch.dtype) -
     assert_right(tensor)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-18, 1e-19, 1e-21, 1e-24, 1e-36])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_squares_of_small_numbers_do_not_underflow(
+    dtype: torch.dtype, scale: float, cpu_capability: str
+) -> None:
+    for mean in (0.5, 1000.0):
+        assert_right(
+            (sample(torch.complex128 if dtype.is_complex else torch.float64, 20_001, mean) * scale).to(dtype)
+        )
+
+
+def test_statistics_ignore_that_denormals_are_flushed() -> None:
+    tensor = sample(torch.float64, 300_000) * 1e-160
+    want = statistics(tensor)
+    assert 0 < want["squares"] < torch.finfo(torch.float64).smallest_normal
+    try:
+        assert torch.set_flush_denormal(True)
+        assert statistics(tensor) == want
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.complex64])
 def test_the_bits_depend_neither_on_threads_nor_on_the_instruction_set(dtype: torch.dtype) -> None:
     tensor = sample(dtype, 1_000_003)

@@ -48,22 +48,23 @@ const Capability kCapabilities[] = {
     {"baseline", [] { return true; }, baseline::fill_kernels, baseline::column_kernels},
 };
 
-const Capability* find_capability(const std::string& name) {
+// `setting` is the function or the environment variable that gave the name.
+const Capability* find_capability(const std::string& setting, const std::string& name) {
   for (const Capability& c : kCapabilities) {
     if (name == c.name && c.is_supported()) return &c;
   }
   std::string list;
   for (const std::string& n : available_cpu_capabilities()) list += (list.empty() ? "" : ", ") + n;
-  throw std::invalid_argument("paraminit_ext.set_cpu_capability: expected one of " + list +
+  throw std::invalid_argument(setting + ": expected one of " + list +
                               " (supported by this CPU), got '" + name + "'.");
 }
 
 std::atomic<const Capability*>& selected_capability() {
   static std::atomic<const Capability*> capability = [] {
-    if (const char* name = std::getenv("PARAMINIT_CPU_CAPABILITY"); name != nullptr && *name) {
-      return find_capability(name);
-    }
-    return find_capability(available_cpu_capabilities().front());
+    constexpr const char* variable = "PARAMINIT_CPU_CAPABILITY";
+    const char* const name = std::getenv(variable);
+    return find_capability(
+        variable, name != nullptr && *name != '\0' ? name : available_cpu_capabilities().front());
   }();
   return capability;
 }
@@ -81,7 +82,7 @@ std::vector<std::string> available_cpu_capabilities() {
 std::string cpu_capability() { return selected_capability().load()->name; }
 
 void set_cpu_capability(const std::string& name) {
-  selected_capability().store(find_capability(name));
+  selected_capability().store(find_capability("paraminit_ext.set_cpu_capability", name));
 }
 
 FillKernels fill_kernels(const FillRequest& request) {
@@ -91,7 +92,9 @@ FillKernels fill_kernels(const FillRequest& request) {
 ColumnKernels column_kernels() { return selected_capability().load()->column_kernels(); }
 
 #if defined(__x86_64__)
-DefaultFloatMode::DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+DefaultFloatMode::DefaultFloatMode() : saved_(_mm_getcsr()) {
+  _mm_setcsr(0x1F80);  // all exceptions masked, round to nearest, subnormals are not flushed
+}
 DefaultFloatMode::~DefaultFloatMode() {
   // Also restores the exception flags of the caller.
   _mm_setcsr(static_cast<unsigned>(saved_));

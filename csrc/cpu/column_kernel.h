@@ -7,7 +7,7 @@
 
 namespace paraminit::PARAMINIT_ISA {
 
-// Appends the words of the mask and their positions, of which the first is `begin`.
+// Appends the words whose bits are set in the mask, and their positions. Bit 0 is position `begin`.
 template <class L>
 PARAMINIT_FN int64_t append_words(uint32_t mask, int64_t begin, typename L::U32 w,
                                   const uint32_t* words, uint32_t* positions, uint32_t* found) {

@@ -29,8 +29,8 @@ constexpr int kBlockMultiple = 192;
 
 constexpr int kSmallLanes = kBlockMultiple;
 
-// Loops over words where consecutive words belong to consecutive columns. Bits are stored 64 to a
-// word, that of the first column lowest.
+// Loops over words where consecutive words belong to consecutive columns. Bits are packed
+// 64 to a uint64_t. Bit 0 is the first column.
 struct ColumnKernels {
   // Compares `count` words with the window: sets bit i of `below` if words[i] < low, increments
   // not_below[i] otherwise, and appends the words low <= words[i] <= high and their positions to

@@ -83,7 +83,7 @@ struct Lane {
 
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return _mm512_and_si512(w, _mm512_set1_epi32(0xFFFFFF)); }
-  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
+  PARAMINIT_FN U32 twice_plus_half_turn(U32 w) {
     return _mm512_add_epi32(_mm512_add_epi32(w, w),
                             _mm512_set1_epi32(static_cast<int>(0x80000001u)));
   }

@@ -66,8 +66,8 @@ struct Unrolled {
 
   // --- integers
   PARAMINIT_FN U32 low24(U32 w) { PARAMINIT_EACH(U32, L::low24(w.v[i])); }
-  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) {
-    PARAMINIT_EACH(U32, L::twice_plus_odd_half(w.v[i]));
+  PARAMINIT_FN U32 twice_plus_half_turn(U32 w) {
+    PARAMINIT_EACH(U32, L::twice_plus_half_turn(w.v[i]));
   }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t m) { PARAMINIT_EACH(U32, L::flip_bits(w.v[i], m)); }
   PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t m) {

@@ -28,8 +28,8 @@ constexpr int64_t kGrain = 6 * kDenseUnit;
 // Elements in a unit of a scattered run. Such a unit is computed in a buffer on the stack.
 constexpr int64_t kScatteredUnit = 6 * kBlockMultiple;
 // Tile size for a transposed matrix. A row of a tile is a whole number of blocks of consecutive
-// indices; rows are padded, because a power of two between them would map them to the same lines of
-// the cache. A column of a tile is two whole cache lines.
+// indices. Rows are padded: their distance would otherwise be a multiple of 128 bytes, and they
+// would share few sets of the cache. A column of a tile is two whole cache lines.
 constexpr int64_t kTileColumns = kBlockMultiple;
 constexpr int64_t kTilePitch = kTileColumns + 16;
 constexpr int64_t kTileBytes = 128;

@@ -23,8 +23,8 @@ constexpr int64_t kPiece = 6 * kBlockMultiple;
 constexpr int64_t kLaneBlock = 2 * kBlockMultiple;
 // Memory limit per thread for the candidate lists of a panel, which stay in the cache.
 constexpr int64_t kPanelBytes = int64_t(1) << 20;
-// Memory limit for the bits of the columns that are written together, except that at least one
-// block of columns is.
+// Memory limit for the bits of the columns that are written together. At least one block of columns
+// is, even if it needs more.
 constexpr int64_t kBitsBytes = int64_t(16) << 20;
 // Least number of (folded) rows in a chunk. Each chunk has its own candidate lists.
 constexpr int64_t kMinChunkRows = 64;
@@ -127,7 +127,7 @@ class ZeroSearch {
     memory = std::make_unique_for_overwrite<uint64_t[]>(static_cast<size_t>(wanted));
     size = wanted;
   }
-  // A candidate, so that the smaller one comes first in the order of (word, row).
+  // Packs a candidate, so that integers compare in the order of (word, row).
   static uint64_t pair_of(uint32_t word, int64_t row) {
     return uint64_t{word} << 32 | static_cast<uint64_t>(row);
   }
@@ -148,7 +148,8 @@ class ZeroSearch {
     } else {
       for_each_unit(panel.blocks() * panel.chunks, kLaneBlock * panel.chunk_rows,
                     [&](int64_t unit) { count(unit % panel.blocks(), unit / panel.blocks()); });
-      // A unit has all bits of its words of 64, unless lanes of several columns share one.
+      // A unit is 64 columns, the bits of one 64-bit word of a row. Only in folded rows do units
+      // share words; mark() is then atomic.
       for_each_unit((panel.width + 63) / 64, 64 * request_.rows, [&](int64_t unit) {
         for (int64_t c = unit * 64; c < std::min(unit * 64 + 64, panel.width); ++c) select(c);
       });

@@ -23,6 +23,7 @@ StatisticsFunction statistics_function(ElementType type, bool is_complex) {
 // that the result does not depend on the threads.
 template <class Read>
 Statistics read_units(int64_t count, const Read& read) {
+  const DefaultFloatMode mode;
   const int64_t units = (count + kStatisticsUnit - 1) / kStatisticsUnit;
   std::vector<Statistics> unit_statistics(static_cast<size_t>(units));
   run_on_threads(units, kStatisticsUnit, [&](int64_t begin, int64_t end) {

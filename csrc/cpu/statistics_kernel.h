@@ -38,8 +38,7 @@ PARAMINIT_FN To as(From from) {
   return to;
 }
 
-// --- element by element
-// ------------------------------------------------------------------------------
+// --- element by element ----------------------------------------------------------------------
 
 template <class T, int parts>
 static Statistics read_elements(const T* x, int64_t count) {
@@ -301,7 +300,11 @@ PARAMINIT_FN bool read_block_from(const T* x, int64_t count, const double (&k)[2
   }
   // The vector code does not determine whether both parts of a complex element are zero or tiny.
   const bool counts_known = parts == 1 || t.tiny == 0;
-  if (!is_finite || !counts_known || !(squares < __builtin_huge_val())) return false;
+  // Squares of 16-bit numbers are computed in float32. One below 2^-126 is rounded by at most
+  // 2^-150, which is at most 2^-30 of this limit.
+  const bool underflows = sizeof(T) == 2 && t.least != t.greatest &&
+                          squares < static_cast<double>(count * parts) * 0x1p-120;
+  if (!is_finite || !counts_known || underflows || !(squares < __builtin_huge_val())) return false;
   s = empty_statistics();
   s.finite = count;
   s.zeros = t.zeros;
@@ -325,8 +328,13 @@ static Statistics block(const T* x, int64_t count) {
   // The first element is far from the mean, so subtracting the squares cancels. Repeat with the
   // mean.
   if (s.squares * 16.0 < squares) {
-    const double mean[2] = {s.mean, parts == 1 ? s.mean : s.mean_imag};
-    read_block_from<T, parts>(x, count, mean, s, squares);
+    double mean[2] = {s.mean, parts == 1 ? s.mean : s.mean_imag};
+    if constexpr (sizeof(T) == 2) {  // the differences are computed in float32
+      for (double& m : mean) m = static_cast<float>(m);
+    }
+    if (!read_block_from<T, parts>(x, count, mean, s, squares)) {
+      return read_elements<T, parts>(x, count);
+    }
   }
   return s;
 }

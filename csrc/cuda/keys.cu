@@ -11,12 +11,9 @@ namespace paraminit {
 namespace {
 
 __device__ __forceinline__ void write_folded(Key key, uint64_t data, uint64_t* folded) {
-  uint64_t x[1][4] = {{key.offset + data}};
-  cuda::philox<cuda::Lane, 1>(cuda::key_schedule(key), x);
-  uint32_t w[4];
-  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
-  folded[0] = w[0] | static_cast<uint64_t>(w[1]) << 32;
-  folded[1] = w[2] | static_cast<uint64_t>(w[3]) << 32;
+  const Key child = cuda::folded<cuda::Lane>(key, data);
+  folded[0] = child.seed;
+  folded[1] = child.offset;
 }
 
 __global__ void fold_in_kernel(const uint64_t* key, uint64_t data, uint64_t* folded) {

@@ -48,7 +48,7 @@ struct Lane {
 
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return w & 0xFFFFFFu; }
-  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) { return (w << 1) + 0x80000001u; }
+  PARAMINIT_FN U32 twice_plus_half_turn(U32 w) { return (w << 1) + 0x80000001u; }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return w ^ mask; }
   PARAMINIT_FN U32 fold31(U32 w) {
     return (w ^ ~static_cast<uint32_t>(static_cast<int32_t>(w) >> 31)) & 0x7FFFFFFFu;

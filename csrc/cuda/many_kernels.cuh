@@ -28,7 +28,7 @@ __device__ __forceinline__ const DeviceItem& find_item(const DeviceItem* items,
 }
 
 // Computes which elements [low, high) of a chunk of `size` elements are in the run. `first` is the
-// index in the run of the chunk's first element.
+// chunk's first element, counted from `item.data`.
 __device__ __forceinline__ void clip(const DeviceItem& item, int64_t first, int size, int& low,
                                      int& high) {
   const int64_t before = item.head - first, there = item.end - first;

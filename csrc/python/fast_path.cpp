@@ -110,10 +110,10 @@ void set_key_type(const py::handle& type) {
 
 namespace {
 
-// The common part of fill_plain and fill_plain_at. `get_key` is called after all other checks,
-// because it may draw.
+// The common part of fill_plain and fill_plain_with_key. `get_key` is called after all other
+// checks, because it may draw.
 template <class GetKey>
-bool fill_plain_with(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
+bool fill_plain_impl(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                      const py::handle& whole, const py::handle& start, const GetKey& get_key) {
   Array array{};
   Numbers<double, 4> numbers;
@@ -146,7 +146,7 @@ bool fill_plain_with(const py::handle& name, const py::handle& tensor, const py:
 
 bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                 const py::handle& source, const py::handle& whole, const py::handle& start) {
-  return fill_plain_with(name, tensor, parameters, whole, start, [&](Device device, Key* key) {
+  return fill_plain_impl(name, tensor, parameters, whole, start, [&](Device device, Key* key) {
     if (is_key(source.ptr())) {
       *key = to_key(source.ptr());
     } else if (source.is_none() ? device.kind == DeviceKind::kCpu
@@ -159,10 +159,10 @@ bool fill_plain(const py::handle& name, const py::handle& tensor, const py::hand
   });
 }
 
-bool fill_plain_at(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
-                   std::pair<int64_t, int64_t> key, const py::handle& whole,
-                   const py::handle& start) {
-  return fill_plain_with(name, tensor, parameters, whole, start, [&](Device, Key* out) {
+bool fill_plain_with_key(const py::handle& name, const py::handle& tensor,
+                         const py::handle& parameters, std::pair<int64_t, int64_t> key,
+                         const py::handle& whole, const py::handle& start) {
+  return fill_plain_impl(name, tensor, parameters, whole, start, [&](Device, Key* out) {
     *out = {static_cast<uint64_t>(key.first), static_cast<uint64_t>(key.second)};
     return true;
   });
@@ -185,7 +185,7 @@ Entries::Entries(py::list entries)
     PyObject* const arguments = PyTuple_GET_ITEM(entry, 2);
     PyObject* const source = PyTuple_GET_ITEM(entry, 3);
     Array& array = arrays_[i];
-    if (!is_tensor(tensor) || !PyUnicode_CheckExact(name) || !PyDict_CheckExact(arguments) ||
+    if (!is_exact_tensor(tensor) || !PyUnicode_CheckExact(name) || !PyDict_CheckExact(arguments) ||
         (source != Py_None && !is_key(source)) || !describe_plain(tensor, &array) ||
         array.numel() == 0 || !is_contiguous(array.sizes, array.strides) ||
         // kOther may be any of several dtypes, which cannot be told apart here.
@@ -268,7 +268,7 @@ void fill_many_plain(const py::list& fills, const py::list& calls, const py::lis
   }
   for (const auto& [index, place] : places) {
     ManyEntry& entry = entries.at(index.cast<size_t>());
-    std::tie(entry.whole, entry.start) =
+    std::tie(entry.global_shape, entry.shard_offset) =
         place.cast<std::pair<std::vector<int64_t>, std::vector<int64_t>>>();
   }
   for (const Draws& d : draws) {

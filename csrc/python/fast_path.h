@@ -14,18 +14,18 @@ namespace paraminit {
 bool fill_plain(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
                 const py::handle& source, const py::handle& whole, const py::handle& start);
 // Like fill_plain, with the key given as (seed, offset).
-bool fill_plain_at(const py::handle& name, const py::handle& tensor, const py::handle& parameters,
-                   std::pair<int64_t, int64_t> key, const py::handle& whole,
-                   const py::handle& start);
+bool fill_plain_with_key(const py::handle& name, const py::handle& tensor,
+                         const py::handle& parameters, std::pair<int64_t, int64_t> key,
+                         const py::handle& whole, const py::handle& start);
 
 // The entries of a fill of many, with the descriptions of their tensors.
 class Entries {
  public:
   explicit Entries(py::list entries);
 
-  // Returns for each entry the index of the first entry that the checks of a fill cannot tell apart
-  // from it: it has the same function and arguments, and both have a plain tensor of the same
-  // dtype, shape and device type. The index is -1 if the entry must be checked by itself.
+  // Returns the index of each entry's first equivalent: an entry with the same function and
+  // arguments, and with a plain tensor of the same dtype, shape and device type. The checks of one
+  // of them are valid for all. The index is -1 if the entry must be checked by itself.
   const std::vector<int64_t>& first_equivalent() const { return first_; }
   // Returns the array of an entry whose first_equivalent() is not -1. Valid as long as only fills
   // have run since the construction.

@@ -150,7 +150,7 @@ PYBIND11_MODULE(_C, m) {
   try {
     cpu_capability();
   } catch (const std::invalid_argument& error) {
-    throw py::import_error(std::string("PARAMINIT_CPU_CAPABILITY: ") + error.what());
+    throw py::import_error(error.what());
   }
   load_torch_functions();
   translate_errors();
@@ -226,8 +226,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("name"), py::arg("parameters"), py::arg("dtype"));
   m.def("fill", fill_plain, py::arg("name"), py::arg("tensor"), py::arg("parameters"),
         py::arg("source"), py::arg("whole"), py::arg("start"));
-  m.def("fill_at", fill_plain_at, py::arg("name"), py::arg("tensor"), py::arg("parameters"),
-        py::arg("key"), py::arg("whole"), py::arg("start"));
+  m.def("fill_with_key", fill_plain_with_key, py::arg("name"), py::arg("tensor"),
+        py::arg("parameters"), py::arg("key"), py::arg("whole"), py::arg("start"));
   py::class_<Entries>(m, "Entries")
       .def(py::init<py::list>(), py::arg("entries"))
       .def("first_equivalent", &Entries::first_equivalent);

@@ -128,18 +128,35 @@ Device device_of(const dlpack::Tensor& t) {
   }
 }
 
+// Switches inference mode off. A tensor that is made in inference mode cannot be written outside.
+class NormalMode {
+ public:
+  NormalMode() : mode_(py::handle(torch.inference)(false)) { mode_.attr("__enter__")(); }
+  ~NormalMode() {
+    // Keeps an exception that is on its way, and cannot throw one.
+    const py::error_scope current;
+    const py::object none = py::none();
+    PyObject* const left =
+        PyObject_CallMethod(mode_.ptr(), "__exit__", "OOO", none.ptr(), none.ptr(), none.ptr());
+    left == nullptr ? PyErr_Clear() : Py_DECREF(left);
+  }
+  NormalMode(const NormalMode&) = delete;
+  NormalMode& operator=(const NormalMode&) = delete;
+
+ private:
+  py::object mode_;
+};
+
 // A tensor for the two words of a draw. It is used by one draw at a time, and reused later.
 // Requires the GIL.
 class DrawBuffer {
  public:
   DrawBuffer() {
     if (free().empty()) {
-      // An inference tensor could not be written outside inference mode.
-      const py::object normal_mode = py::handle(torch.inference)(false);
-      normal_mode.attr("__enter__")();
+      const NormalMode mode;
       py::object buffer = py::handle(torch.empty)(2, py::arg("dtype") = py::handle(torch.int64),
                                                   py::arg("device") = "cpu");
-      normal_mode.attr("__exit__")(py::none(), py::none(), py::none());
+      free().reserve(++count());  // so that the destructor cannot throw
       tensor_ = buffer.release().ptr();
     } else {
       tensor_ = free().back();
@@ -155,6 +172,10 @@ class DrawBuffer {
   static std::vector<PyObject*>& free() {
     static std::vector<PyObject*> tensors;
     return tensors;
+  }
+  static size_t& count() {
+    static size_t buffers = 0;
+    return buffers;
   }
   PyObject* tensor_;
 };
@@ -204,7 +225,7 @@ void load_torch_functions() {
   torch.transparent_to_calls = always | named("BackendSelect");
 }
 
-bool is_tensor(PyObject* object) {
+bool is_exact_tensor(PyObject* object) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   return type == torch.tensor_type || type == torch.parameter_type;
 }
@@ -226,7 +247,7 @@ bool no_call_observers() {
 }
 
 bool describe(PyObject* tensor, Array* out) {
-  // On another device, above all meta, torch's refusal would record a stack trace, which takes a
+  // On other devices, usually meta, torch raises an error with a stack trace, which takes a
   // millisecond.
   if (!is_true(tensor, names().is_cpu) && !is_true(tensor, names().is_cuda)) return false;
   dlpack::Tensor t{};
@@ -253,7 +274,7 @@ bool is_wrapped(PyObject* tensor) {
 }
 
 bool describe_plain(PyObject* tensor, Array* out) {
-  if (is_tensor(tensor) && describe(tensor, out) && out->numel() != 0) {
+  if (is_exact_tensor(tensor) && describe(tensor, out) && out->numel() != 0) {
     // A tensor of torch's own classes that has memory is plain, with the exceptions tested here. A
     // tensor that wraps or represents another one has a storage whose address is null.
     out->storage_offset = as_integer(call_method(tensor, names().storage_offset));

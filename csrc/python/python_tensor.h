@@ -16,7 +16,7 @@ namespace py = pybind11;
 void load_torch_functions();
 
 // Returns whether the type of the object is exactly torch.Tensor or torch.nn.Parameter.
-bool is_tensor(PyObject* object);
+bool is_exact_tensor(PyObject* object);
 // Returns whether torch may round the operands of float32 matrix products. Acquires the GIL,
 // because kernels call this function without it.
 bool products_may_round(DeviceKind device);
@@ -24,7 +24,7 @@ bool products_may_round(DeviceKind device);
 // Returns whether a call of an operator in this thread goes straight to its kernel: no mode,
 // transform or trace is active that must see the call.
 bool dispatch_is_plain();
-// Returns whether neither a profiler nor forward-mode differentiation is active, which must see
+// Returns whether no profiler and no level of forward-mode differentiation is active. Both must see
 // every call.
 bool no_call_observers();
 

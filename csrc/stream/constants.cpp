@@ -150,8 +150,8 @@ double largest_below(ElementType type, double x) {
 
 // Return the bounds to which values are clamped before they are rounded to 16 bits. This is
 // `bound`, the extreme value of the element type within `limit`. If `bound` is zero, it is `limit`
-// instead, so that values between the two keep their sign. A limit of zero gets the sign with which
-// the result does not depend on how min and max order -0 and +0.
+// instead, so that values between the two keep their sign. If the limit is zero too, its sign is
+// chosen so that min and max return the same zero, whichever way they order -0 and +0.
 double lower_clamp(double limit, double bound) {
   return bound != 0 ? bound : limit < 0 ? limit : 0.0;
 }
@@ -295,13 +295,7 @@ Distribution plan_one_sided(ElementType type, double alpha, double beta, Constan
 
 KeySchedule make_key_schedule(Key key) { return baseline::key_schedule(key); }
 
-Key fold_in(Key key, uint64_t data) {
-  uint64_t x[1][4] = {{key.offset + data}};
-  baseline::philox<L, 1>(baseline::key_schedule(key), x);
-  uint32_t w[4];
-  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
-  return {w[0] | uint64_t(w[1]) << 32, w[2] | uint64_t(w[3]) << 32};
-}
+Key fold_in(Key key, uint64_t data) { return baseline::folded<L>(key, data); }
 
 Plan plan_uniform(ElementType type, double a, double b) {
   const bool wide = type == ElementType::kFloat64;

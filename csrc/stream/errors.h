@@ -2,6 +2,7 @@
 // Does not depend on torch.
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <span>
 #include <sstream>
@@ -32,12 +33,24 @@ inline std::ostream& operator<<(std::ostream& out, std::span<const int64_t> numb
   return out << ']';
 }
 
+template <class Part>
+void print(std::ostream& out, const Part& part) {
+  out << part;
+}
+
+// Prints the shortest text that reads back as the same number. Six digits could show a refused
+// number as one that is allowed.
+inline void print(std::ostream& out, double number) {
+  char text[32];
+  out.write(text, std::to_chars(text, text + sizeof(text), number).ptr - text);
+}
+
 // Throws Error with the message "paraminit_ext.<op>: " followed by the parts.
 template <class Error, class... Parts>
 [[noreturn]] void refuse(const char* op, const Parts&... parts) {
   std::ostringstream text;
   text << "paraminit_ext." << op << ": ";
-  (text << ... << parts);
+  (print(text, parts), ...);
   throw Error(text.str());
 }
 

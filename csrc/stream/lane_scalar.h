@@ -1,6 +1,6 @@
 // The scalar lane: plain C++ for any CPU. It is the reference with which the vector lanes are
-// compared. A fused multiply-add is an instruction if the compiler may assume one, otherwise libm's
-// exact one.
+// compared. fma() is one instruction if the target has it, otherwise a call of libm's fma, which is
+// exact.
 #pragma once
 
 #include "request.h"
@@ -51,7 +51,8 @@ struct Lane {
 
   // --- 32-bit integers to float
   PARAMINIT_FN U32 low24(U32 w) { return w & 0xFFFFFFu; }
-  PARAMINIT_FN U32 twice_plus_odd_half(U32 w) { return (w << 1) + 0x80000001u; }
+  // 2 w + 1 plus half a turn, modulo 2^32: the angle word that sine and cosine take.
+  PARAMINIT_FN U32 twice_plus_half_turn(U32 w) { return (w << 1) + 0x80000001u; }
   PARAMINIT_FN U32 flip_bits(U32 w, uint32_t mask) { return w ^ mask; }
   // The distance of w, as a signed integer, from INT32_MIN if w < 0, otherwise from INT32_MAX.
   PARAMINIT_FN U32 fold31(U32 w) { return (w >> 31 ? w : ~w) & 0x7FFFFFFFu; }
@@ -122,6 +123,8 @@ struct Lane {
     return a;
   }
   PARAMINIT_FN U64 flip_bits64(U64 x, uint64_t mask) { return x ^ mask; }
+  // Unlike fold31(), the distance of the unsigned x from 0 if bit 63 is clear, otherwise from 2^64
+  // - 1.
   PARAMINIT_FN U64 fold63(U64 x) { return (x >> 63 ? ~x : x) & 0x7FFFFFFFFFFFFFFFu; }
   PARAMINIT_FN F64 from_low53(U64 x) { return static_cast<double>(x & 0x1FFFFFFFFFFFFFu); }
   PARAMINIT_FN F64 from_high53(U64 x) { return static_cast<double>(x >> 11); }

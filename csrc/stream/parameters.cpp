@@ -28,9 +28,22 @@ double largest(ElementType type) {
   }
 }
 
-// Returns the largest finite value of the type in which the values are computed.
-double largest_computed(ElementType type) {
-  return largest(type == ElementType::kFloat64 ? type : ElementType::kFloat32);
+// Returns the type in which the values are computed.
+ElementType computed(ElementType type) {
+  return type == ElementType::kFloat64 ? type : ElementType::kFloat32;
+}
+
+const char* name_of(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat16:
+      return "float16";
+    case ElementType::kBFloat16:
+      return "bfloat16";
+    case ElementType::kFloat32:
+      return "float32";
+    default:
+      return "float64";
+  }
 }
 
 }  // namespace
@@ -39,27 +52,38 @@ void Uniform::check(ElementType type) const {
   using Error = std::runtime_error;
   const double most = largest(type);
   if (!(std::abs(a) <= most && std::abs(b) <= most)) {
-    refuse<Error>(name, "expected bounds within +-", most, " (the dtype's range), got a=", a,
+    refuse<Error>(name, "expected finite bounds that ", name_of(type), " can hold, got a=", a,
                   ", b=", b, ".");
   }
-  if (!(a <= b)) refuse<Error>(name, "expected a <= b, got a=", a, " > b=", b, ".");
+  if (!(a <= b)) refuse<Error>(name, "expected a <= b, got a=", a, " > b=", b, ". Exchange them.");
   if (!(b - a <= most)) {
-    refuse<Error>(name, "expected b - a <= ", most, " (the dtype's range), got a=", a, ", b=", b,
-                  ".");
+    refuse<Error>(name, "expected bounds whose distance ", name_of(type), " can hold, got a=", a,
+                  ", b=", b, ".");
   }
 }
 
 Plan Uniform::plan(ElementType type, bool) const { return plan_uniform(type, a, b); }
 
+namespace {
+
+template <class Error>
+void check_mean(const char* op, ElementType type, double mean) {
+  if (std::abs(mean) <= largest(computed(type))) return;
+  refuse<Error>(op, "expected a finite mean that ", name_of(computed(type)),
+                " can hold, got mean=", mean, ".");
+}
+
+void check_std(const char* op, ElementType type, double std) {
+  if (std >= 0 && std <= largest(computed(type))) return;
+  refuse<std::runtime_error>(op, "expected a finite std >= 0 that ", name_of(computed(type)),
+                             " can hold, got std=", std, ".");
+}
+
+}  // namespace
+
 void Normal::check(ElementType type) const {
-  using Error = std::runtime_error;
-  const double most = largest_computed(type);
-  if (!(std::abs(mean) <= most)) {
-    refuse<Error>(name, "expected a finite mean, got mean=", mean, ".");
-  }
-  if (!(std >= 0 && std <= most)) {
-    refuse<Error>(name, "expected a finite std >= 0, got std=", std, ".");
-  }
+  check_mean<std::runtime_error>(name, type, mean);
+  check_std(name, type, std);
 }
 
 // The variance of a complex normal is the sum of the variances of its real and imaginary part.
@@ -68,15 +92,15 @@ Plan Normal::plan(ElementType type, bool complex) const {
 }
 
 void TruncNormal::check(ElementType type) const {
-  const double most = largest_computed(type);
-  if (!(std::abs(mean) <= most)) {
-    refuse<ValueError>(name, "expected a finite mean, got mean=", mean, ".");
-  }
+  const double most = largest(computed(type));
+  check_mean<ValueError>(name, type, mean);
   if (!(std > 0 && std <= most && (type == ElementType::kFloat64 || float(std) > 0))) {
-    refuse<ValueError>(name, "expected a finite std > 0, got std=", std,
-                       ". Use constant_ to fill a single value.");
+    refuse<ValueError>(name, "expected a finite std > 0 that ", name_of(computed(type)),
+                       " can hold, got std=", std, ". Use constant_ to fill a single value.");
   }
-  if (!(a <= b)) refuse<ValueError>(name, "expected a <= b, got a=", a, ", b=", b, ".");
+  if (!(a <= b)) {
+    refuse<ValueError>(name, "expected a <= b, got a=", a, ", b=", b, ". Exchange them.");
+  }
   if (!(a <= most && b >= -most)) {
     refuse<ValueError>(name, "expected an interval that contains a finite value, got a=", a,
                        ", b=", b, ".");
@@ -93,26 +117,16 @@ Plan TruncNormal::plan(ElementType type, bool) const {
   return plan_trunc_normal(type, mean, std, a, b);
 }
 
-void Sparse::check(ElementType type) const {
-  if (!(std >= 0 && std <= largest_computed(type))) {
-    refuse<std::runtime_error>(name, "expected a finite std >= 0, got std=", std, ".");
-  }
-}
+void Sparse::check(ElementType type) const { check_std(name, type, std); }
 
 void Orthogonal::check(ElementType type) const {
-  const double most = largest_computed(type);
-  if (!(std::abs(gain) <= most)) {
-    refuse<ValueError>(name, "expected a gain within +-", most, " for this dtype, got gain=", gain,
-                       ".");
-  }
+  if (std::abs(gain) <= largest(computed(type))) return;
+  refuse<ValueError>(name, "expected a finite gain that ", name_of(computed(type)),
+                     " can hold, got gain=", gain, ".");
 }
 
-uint64_t bits_of(const char* op, ElementType type, double value) {
+uint64_t bits_of(ElementType type, double value) {
   using L = baseline::Lane;
-  if (std::isfinite(value) && std::abs(value) > largest(type)) {
-    refuse<std::runtime_error>(op, "expected a value within +-", largest(type),
-                               " (the dtype's range), got ", value, ".");
-  }
   uint64_t bits = 0;
   const auto single = static_cast<float>(value);
   switch (type) {

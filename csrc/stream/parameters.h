@@ -52,8 +52,8 @@ struct RawWords {
   void check(ElementType) const {}
 };
 
-// Returns the bits of an element with this value, in memory order. Throws in the name of `op` if
-// the value is finite but outside the range of the type.
-uint64_t bits_of(const char* op, ElementType type, double value);
+// Returns the bits of an element with this value, in memory order. A finite value must be in the
+// range of the type.
+uint64_t bits_of(ElementType type, double value);
 
 }  // namespace paraminit

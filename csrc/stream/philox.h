@@ -80,6 +80,16 @@ PARAMINIT_FN void philox(const KeySchedule& keys, typename L::U64 (&x)[count][4]
   later_rounds<L, count>(keys, x);
 }
 
+// Returns the key that fold_in(data) derives. For lanes of one element.
+template <class L>
+PARAMINIT_FN Key folded(Key key, uint64_t data) {
+  uint64_t x[1][4] = {{key.offset + data}};
+  philox<L, 1>(key_schedule(key), x);
+  uint32_t w[4];
+  for (int n = 0; n < 4; ++n) w[n] = static_cast<uint32_t>(x[0][n]);
+  return {w[0] | uint64_t{w[1]} << 32, w[2] | uint64_t{w[3]} << 32};
+}
+
 // The intermediate results of the last round. Lanes that pack words side by side into registers
 // combine the packing with the xors of this round, which saves instructions.
 template <class L>

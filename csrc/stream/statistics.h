@@ -17,7 +17,7 @@ struct Statistics {
   int64_t subnormals;
   int64_t nans;
   int64_t infinities;
-  double mean;
+  double mean;  // may be inf or NaN if the sum of the elements overflows a double
   double mean_imag;
   double squares;   // sum of squared deviations from the mean
   double least;     // +inf if no element is finite

@@ -25,8 +25,8 @@ PARAMINIT_FN V polynomial(V x, const Real (&c)[terms]) {
 constexpr uint32_t bits_of(float v) { return std::bit_cast<uint32_t>(v); }
 constexpr uint64_t bits_of(double v) { return std::bit_cast<uint64_t>(v); }
 
-// Returns the number with these bits in every lane. For the second constant of an instruction,
-// which a lane may have to keep in a register or in constant memory.
+// Returns the number with these bits in every lane. For an instruction with two
+// constants, of which only one can be an immediate: a lane may choose where the other is stored.
 template <class L, auto bits>
 PARAMINIT_FN auto splat_bits() {
   if constexpr (requires { L::template splat_bits<bits>(); }) {
@@ -151,7 +151,7 @@ PARAMINIT_FN void rotate(typename L::F32 r, typename L::U32 w, typename L::F32& 
   // cos(pi x/2) / h - 1 within 2^-31.5 of cos; (sin(pi x/2) / x - 1) / h within 2^-27.9 of sin.
   constexpr float c[] = {-0x1.b7812ap-3f, 0x1.921fa4p-3f, 0x1.1d925cp-6f, 0x1.a2c208p-11f};
   constexpr float s[] = {0x1.fffff6p-2f, 0x1.10b28ep-4f, 0x1.0aad94p-8f};
-  const typename L::F32 x = minus_fraction31<L>(L::from_int32(L::twice_plus_odd_half(w)));
+  const typename L::F32 x = minus_fraction31<L>(L::from_int32(L::twice_plus_half_turn(w)));
   const typename L::F32 h = L::fma(L::negate(x), x, L::splat(1.0f));
   const typename L::F32 signed_r = L::flip_sign(r, w);
   const typename L::F32 cos_x = L::fma(h, polynomial<L, bits_of(0x1.8f0eb4p-16f)>(h, c), h);
@@ -197,9 +197,9 @@ PARAMINIT_FN typename L::F32 quantile_tail(typename L::F32 root_r) {
 // float64
 
 // Coefficients as a template argument, so that a lane can choose where each one is stored. On CUDA
-// this is constant memory: otherwise ptxas builds each half of a coefficient that does not fit into
-// an instruction in a register. The sum is recursive because GCC does not unroll a loop of so many
-// terms.
+// this is constant memory. Otherwise ptxas moves both halves of a coefficient into registers first,
+// unless it fits into an instruction. The sum is recursive because GCC does not unroll a loop of so
+// many terms.
 template <int terms>
 struct Table {
   uint64_t bits[terms];

@@ -75,14 +75,13 @@ struct Array {
   }
 };
 
-// The position of a shard: it begins at `start` in a global tensor of shape `whole`. Both are empty
-// if the array is the whole tensor.
+// The position of a shard in the global tensor. Both are empty if the array is the global tensor.
 struct ShardPosition {
-  Span whole, start;
+  Span global_shape, shard_offset;
 };
 
-// A key by value. If `words` is not null, the key is instead the two numbers (seed, offset) at this
-// address on the tensor's device.
+// A key. If `words` is null, it is `value`. Otherwise it is the two numbers (seed, offset) at this
+// address on the tensor's device, and `value` is unused.
 struct KeySource {
   Key value{};
   const uint64_t* words = nullptr;

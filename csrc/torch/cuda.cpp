@@ -14,8 +14,8 @@
 namespace paraminit {
 namespace {
 
-// Workspace limit for a panel of columns. A panel of fewer than all columns is not a single run, so
-// it is stored element by element.
+// Workspace limit for a panel of columns. The limit is large because a panel without all columns is
+// stored element by element.
 constexpr int64_t kPanelBytes = int64_t{64} << 20;
 
 void sparse(const SparseRequest& request, const int64_t (&strides)[2], void* data, Key key,
@@ -119,28 +119,12 @@ cudaStream_t current_stream(int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-namespace {
-
-Tensor memory(int64_t bytes, torch::stable::Device device, bool pinned) {
-  try {
-    return torch::stable::empty({&bytes, 1}, ScalarType::Byte, torch::headeronly::Layout::Strided,
-                                device, pinned);
-  } catch (const std::exception&) {
-    std::ostringstream text;
-    text << "paraminit_ext: expected " << bytes << " bytes of "
-         << (pinned ? "pinned memory" : "device memory") << ", got none. Free some memory.";
-    throw OutOfMemoryError(text.str());
-  }
-}
-
-}  // namespace
-
 Tensor device_memory(int64_t bytes, int device) {
-  return memory(bytes, {torch::headeronly::DeviceType::CUDA, device}, false);
+  return empty({bytes}, ScalarType::Byte, {DeviceKind::kCuda, device});
 }
 
 Tensor pinned_memory(int64_t bytes) {
-  return memory(bytes, torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
+  return empty({bytes}, ScalarType::Byte, {DeviceKind::kCpu, 0}, true);
 }
 
 bool is_being_captured(cudaStream_t stream) {

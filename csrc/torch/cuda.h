@@ -2,6 +2,7 @@
 // memory from torch's allocators.
 #pragma once
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <vector>
@@ -12,26 +13,13 @@
 
 namespace paraminit {
 
-// Sets the current CUDA device, and restores the previous one when destroyed.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    STD_CUDA_CHECK(cudaGetDevice(&before_));
-    if (device != before_) STD_CUDA_CHECK(cudaSetDevice(device));
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-};
+// torch's guard creates no context on the previous device when it restores it. cudaSetDevice would.
+using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 cudaStream_t current_stream(int device);
 bool is_being_captured(cudaStream_t stream);
 int multiprocessors(int device);
-// Allocate memory from torch's allocators. Device memory is ordered on the device's current stream.
-// Raise OutOfMemoryError if the allocation fails.
+// Device memory is ordered on the device's current stream.
 Tensor device_memory(int64_t bytes, int device);
 Tensor pinned_memory(int64_t bytes);
 

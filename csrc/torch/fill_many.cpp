@@ -67,14 +67,13 @@ Common common_of(const ManyFill& fill, const Array& self) {
   }
   const DefaultFloatMode mode;
   with_law(fill.name, fill.parameters, [&](const auto& law) {
-    using Law = std::decay_t<decltype(law)>;
     if constexpr (requires { law.plan(ElementType{}, false); }) {
       check_fill(law, self, {});
       const ElementType type = *real_type(self.type);
       const Plan plan = law.plan(type, is_complex(self.type));
       common.size = element_size(type);
       if (plan.is_constant) {
-        common.value[0] = bits_of(Law::name, type, plan.value);
+        common.value[0] = bits_of(type, plan.value);
       } else {
         common.request = plan.request;
       }
@@ -126,7 +125,7 @@ void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>&
   items.reserve(entries.size());
   for (const ManyEntry& entry : entries) {
     const Array& self = entry.self;
-    const ShardPosition place{entry.whole, entry.start};
+    const ShardPosition place{entry.global_shape, entry.shard_offset};
     std::optional<Common>& common = commons.at(entry.fill);
     if (!common.has_value()) common = common_of(fills[entry.fill], self);
     if (!has_kernels(self.device) || self.type != common->type || common->size < 2 ||
@@ -143,7 +142,7 @@ void fill_many(const std::vector<ManyFill>& fills, const std::vector<ManyEntry>&
     item.data = self.data;
     item.numel = self.numel() * (self.element_bytes / common->size);
     const bool contiguous = is_contiguous(self.sizes, self.strides);
-    if (item.numel != 0 && !(contiguous && entry.whole.empty())) {
+    if (item.numel != 0 && !(contiguous && entry.global_shape.empty())) {
       check_shard("fill_many", self, place);
       if (!contiguous && overlaps_itself(self.sizes, self.strides)) {
         refuse<std::runtime_error>("fill_many",

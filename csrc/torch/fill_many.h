@@ -21,7 +21,7 @@ struct ManyEntry {
   Array self;
   size_t fill;
   Key key;
-  std::vector<int64_t> whole, start;  // as in ShardPosition
+  std::vector<int64_t> global_shape, shard_offset;  // as in ShardPosition
 };
 
 // Checks all entries before it writes to any of them.

@@ -19,21 +19,19 @@ namespace {
 
 const CudaBackend* backend = nullptr;
 
-// An array viewed as real numbers, like torch.view_as_real: a complex array gets one more dimension
-// of size 2.
+// A non-empty array viewed as real numbers, like torch.view_as_real: a complex array gets one more
+// dimension of size 2. Dimensions of global size 1 are left out, which leaves at most 62 dimensions
+// of fewer than 2^63 elements.
 struct RealView {
-  RealView(const Array& self, const ShardPosition& place)
-      : dims(static_cast<int>(self.sizes.size())) {
+  RealView(const Array& self, const ShardPosition& place) {
     const int parts = is_complex(self.type) ? 2 : 1;
-    if (dims + parts - 1 > kMaxDims) {
-      refuse<NotImplementedError>("fill", "expected at most ", kMaxDims - parts + 1,
-                                  " dimensions, got ", dims, ". Fill a view() of fewer.");
-    }
-    for (int d = 0; d < dims; ++d) {
-      sizes[d] = self.sizes[d];
-      strides[d] = parts * self.strides[d];
-      if (!place.whole.empty()) whole[d] = place.whole[d];
-      if (!place.start.empty()) start[d] = place.start[d];
+    for (size_t d = 0; d < self.sizes.size(); ++d) {
+      if ((place.global_shape.empty() ? self.sizes[d] : place.global_shape[d]) == 1) continue;
+      sizes[dims] = self.sizes[d];
+      strides[dims] = parts * self.strides[d];
+      if (!place.global_shape.empty()) whole[dims] = place.global_shape[d];
+      if (!place.shard_offset.empty()) start[dims] = place.shard_offset[d];
+      ++dims;
     }
     if (parts == 1) return;
     sizes[dims] = whole[dims] = 2;
@@ -50,8 +48,8 @@ struct RealView {
     real.strides = {strides.data(), static_cast<size_t>(dims)};
     return real;
   }
-  int dims;
-  std::array<int64_t, kMaxDims + 1> sizes{}, strides{}, whole{}, start{};
+  int dims = 0;
+  std::array<int64_t, kMaxDims> sizes{}, strides{}, whole{}, start{};
 };
 
 }  // namespace
@@ -131,7 +129,7 @@ ElementType checked_type(const RawWords&, const Array& self) {
   return ElementType::kWord;
 }
 
-void check_place(const char* op, const Array& self, const ShardPosition& place) {
+void check_layout(const char* op, const Array& self, const ShardPosition& place) {
   check_shard(op, self, place);
   if (overlaps_itself(self.sizes, self.strides)) {
     refuse<std::runtime_error>(
@@ -162,14 +160,14 @@ template <class Law>
 void check_count(const Law&, const Array&, const ShardPosition&) {}
 
 void check_count(const Sparse& law, const Array& self, const ShardPosition& place) {
-  const int64_t rows = place.whole.empty() ? self.sizes[0] : place.whole[0];
+  const int64_t rows = place.global_shape.empty() ? self.sizes[0] : place.global_shape[0];
   if (law.zeros < 0 || law.zeros > rows) {
-    refuse<ValueError>(Sparse::name, "expected 0 to ", rows, " zeros a column, got ", law.zeros,
+    refuse<ValueError>(Sparse::name, "expected 0 to ", rows, " zeros per column, got ", law.zeros,
                        ".");
   }
   if (rows >= int64_t(1) << 32) {
     refuse<NotImplementedError>(Sparse::name, "expected fewer than 2^32 rows, got ", rows,
-                                ". Fill the transpose of a smaller matrix.");
+                                ". Fill a matrix of fewer rows.");
   }
 }
 
@@ -179,7 +177,7 @@ template <class Law>
 void check_fill(const Law& law, const Array& self, const ShardPosition& place) {
   checked_type(law, self);
   check_shape(law, self);
-  check_place(Law::name, self, place);
+  check_layout(Law::name, self, place);
   check_count(law, self, place);
 }
 
@@ -201,10 +199,8 @@ void launch(FillRequest request, const Geometry& geometry, const Array& self, Ke
 }
 
 // Sets every element to `value`. For a complex array, sets both parts of every element.
-void fill_constant(const char* op, const Array& self, const ShardPosition& place, double value) {
+void fill_constant(const Array& self, const ShardPosition& place, double value) {
   const ElementType type = *real_type(self.type);
-  ManyItem item{};
-  item.value[0] = bits_of(op, type, value);
   if (self.device.kind == DeviceKind::kCuda) {
     // torch's own fill, because it can be captured in a CUDA graph.
     const RealView real(self, place);
@@ -212,6 +208,8 @@ void fill_constant(const char* op, const Array& self, const ShardPosition& place
     return;
   }
   const Geometry geometry = geometry_of(self, place);
+  ManyItem item{};
+  item.value[0] = bits_of(type, value);
   item.size = element_size(type);
   item.data = self.data;
   item.numel = geometry.numel();
@@ -226,7 +224,7 @@ void fill_checked(const Law& law, const Array& self, KeySource key, const ShardP
   const DefaultFloatMode mode;
   const Plan plan = law.plan(type, is_complex(self.type));
   if (plan.is_constant) {
-    fill_constant(Law::name, self, place, plan.value);
+    fill_constant(self, place, plan.value);
   } else {
     launch(plan.request, geometry_of(self, place), self, key);
   }
@@ -250,7 +248,7 @@ void fill_checked(const Sparse& law, const Array& self, KeySource key, const Sha
   request.rows = whole.empty() ? self.sizes[0] : whole[0];
   request.columns = whole.empty() ? self.sizes[1] : whole[1];
   if (plan.is_constant || law.zeros == request.rows) {
-    fill_constant(Sparse::name, self, place, 0.0);
+    fill_constant(self, place, 0.0);
     return;
   }
   request.values = plan.request;
@@ -292,8 +290,8 @@ void fill(const Law& law, const Array& self, KeySource key, const ShardPosition&
 Geometry geometry_of(const Array& self, const ShardPosition& place) {
   const RealView real(self, place);
   return make_geometry(real.dims, real.sizes.data(), real.strides.data(),
-                       place.whole.empty() ? nullptr : real.whole.data(),
-                       place.start.empty() ? nullptr : real.start.data());
+                       place.global_shape.empty() ? nullptr : real.whole.data(),
+                       place.shard_offset.empty() ? nullptr : real.start.data());
 }
 
 #define PARAMINIT_INSTANTIATE(Law)                                          \

@@ -28,16 +28,19 @@ template <class Law>
 void fill(const Law& law, const Array& self, KeySource key, const ShardPosition& place);
 
 // Calls `use` with the fill of this name and these parameters, and returns its result. Raises an
-// error if the name is unknown.
+// error if there is no such fill.
 template <class Use>
 auto with_law(const std::string& name, std::span<const double> p, const Use& use) {
   if (name == Uniform::name && p.size() == 2) return use(Uniform{p[0], p[1]});
   if (name == Normal::name && p.size() == 2) return use(Normal{p[0], p[1]});
   if (name == TruncNormal::name && p.size() == 4) return use(TruncNormal{p[0], p[1], p[2], p[3]});
-  if (name == Sparse::name && p.size() == 2) return use(Sparse{p[0], static_cast<int64_t>(p[1])});
+  if (name == Sparse::name && p.size() == 2 && p[1] >= 0 && p[1] < 0x1p63) {
+    return use(Sparse{p[0], static_cast<int64_t>(p[1])});
+  }
   if (name == Orthogonal::name && p.size() == 1) return use(Orthogonal{p[0]});
   if (name == RawWords::name && p.empty()) return use(RawWords{});
-  throw std::invalid_argument("paraminit_ext: expected the name of a fill, got " + name + ".");
+  throw std::invalid_argument("paraminit_ext: expected a fill and its parameters, got " + name +
+                              " with " + std::to_string(p.size()) + ".");
 }
 
 // Returns whether the storage is too small for the elements, for example because its memory was

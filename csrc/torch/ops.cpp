@@ -59,6 +59,7 @@ void check_key(const char* op, const Tensor& key, const Device* device) {
     refuse<ValueError>(op, "expected a contiguous key of two uint64 or int64, got ",
                        array.type_name, " of shape ", array.sizes, ". Use Key.to_tensor().");
   }
+  check_storage(op, array);
   if (device != nullptr && array.device != *device) {
     refuse<ValueError>(op,
                        "expected a key on the tensor's device, got one on another. Use "

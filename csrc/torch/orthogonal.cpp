@@ -363,7 +363,7 @@ void set_products_may_round(ProductsMayRound function) { products_may_round = fu
 void fill_orthogonal(const Orthogonal& law, const Array& self, KeySource key,
                      const ShardPosition& place) {
   const DefaultFloatMode mode;
-  const Span shape = place.whole.empty() ? self.sizes : place.whole;
+  const Span shape = place.global_shape.empty() ? self.sizes : place.global_shape;
   const int64_t rows = shape[0];
   int64_t columns = 1;
   for (size_t d = 1; d < shape.size(); ++d) columns *= shape[d];
@@ -381,8 +381,8 @@ void fill_orthogonal(const Orthogonal& law, const Array& self, KeySource key,
   if (in_place.has_value()) return;
   Tensor part = torch::stable::view(matrix, reference_to(shape));
   for (size_t d = 0; d < shape.size(); ++d) {
-    part = narrowed(part, static_cast<int64_t>(d), place.start.empty() ? 0 : place.start[d],
-                    self.sizes[d]);
+    part = narrowed(part, static_cast<int64_t>(d),
+                    place.shard_offset.empty() ? 0 : place.shard_offset[d], self.sizes[d]);
   }
   copy(tensor_of(self), part);
 }

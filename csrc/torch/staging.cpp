@@ -16,16 +16,6 @@ int64_t product(const Sizes& sizes) {
   return numel;
 }
 
-Tensor host_buffer(const char* op, const Array& self, int64_t numel) {
-  try {
-    return empty({numel}, scalar_type_of(self.type), {DeviceKind::kCpu, 0});
-  } catch (const std::exception&) {
-    refuse<std::runtime_error>(op, "expected ", numel * self.element_bytes,
-                               " bytes of host memory for a staging buffer, got none. Free some "
-                               "memory.");
-  }
-}
-
 // Returns the size of the boxes that the tensor is divided into, of at most `most` elements each.
 Sizes box_sizes(Span sizes, int64_t most, bool columns) {
   Sizes box(sizes.size(), 1);
@@ -47,18 +37,18 @@ void fill_by_pieces(const char* op, const Tensor& self, const Array& array,
   const Span sizes = array.sizes;
   const size_t dims = sizes.size();
   const Sizes box = box_sizes(sizes, most_bytes / array.element_bytes, columns);
-  const Tensor buffer = host_buffer(op, array, product(box));
+  const Tensor buffer = empty({product(box)}, scalar_type_of(array.type), {DeviceKind::kCpu, 0});
   Sizes begin(dims, 0), size(dims), start(dims);
   while (true) {
     Tensor view = self;
     for (size_t d = 0; d < dims; ++d) {
       size[d] = std::min(box[d], sizes[d] - begin[d]);
-      start[d] = (place.start.empty() ? 0 : place.start[d]) + begin[d];
+      start[d] = (place.shard_offset.empty() ? 0 : place.shard_offset[d]) + begin[d];
       if (size[d] != sizes[d]) view = narrowed(view, static_cast<int64_t>(d), begin[d], size[d]);
     }
     const Tensor piece =
         torch::stable::view(narrowed(buffer, 0, 0, product(size)), reference_to(size));
-    fill(array_of(op, piece), {place.whole.empty() ? sizes : place.whole, start});
+    fill(array_of(op, piece), {place.global_shape.empty() ? sizes : place.global_shape, start});
     copy(view, piece);
     size_t d = dims;
     while (d > 0 && begin[d - 1] + box[d - 1] >= sizes[d - 1]) begin[--d] = 0;

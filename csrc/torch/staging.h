@@ -11,7 +11,8 @@ namespace paraminit {
 // Size limit of the staging buffer in host memory.
 constexpr int64_t kStagingBytes = int64_t(64) << 20;
 
-// Fills a contiguous CPU array as the part of `place.whole` that begins at `place.start`.
+// Fills a contiguous CPU array as the part of `place.global_shape` that begins at
+// `place.shard_offset`.
 using PieceFill = std::function<void(const Array& piece, const ShardPosition& place)>;
 
 // Divides `self` into boxes of at most `most_bytes`, calls `fill` for each box and copies it into

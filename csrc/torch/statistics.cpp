@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "../cpu/capability.h"
 #include "../cpu/fork.h"
 #include "../cpu/statistics.h"
 #include "../stream/errors.h"
@@ -103,6 +104,7 @@ Statistics statistics_of_bytes(const Tensor& bytes) {
 }
 
 Tensor statistics_on_cpu(const Tensor& self, const Array& array) {
+  const DefaultFloatMode mode;
   Statistics whole = empty_statistics();
   if (array.element_bytes == 1 && array.device.kind == DeviceKind::kCpu &&
       is_dense(array.sizes, array.strides)) {

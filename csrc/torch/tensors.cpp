@@ -19,7 +19,7 @@ Dtype dtype_of(ScalarType type) {
   for (const auto& [scalar, dtype] : kDtypes) {
     if (scalar == type) return dtype;
   }
-  return Dtype::kOther;
+  return Dtype::kOther;  // also for a dtype that the stable headers do not name
 }
 
 }  // namespace
@@ -46,7 +46,6 @@ Array array_of(const char* op, const Tensor& tensor, Use use) {
   int64_t *sizes = nullptr, *strides = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  // A dtype without a stable name becomes kOther, like a dtype without fills.
   const auto scalar = static_cast<ScalarType>(type);
   if (layout != aoti_torch_layout_strided()) {
     refuse<NotImplementedError>(op,
@@ -86,18 +85,21 @@ Tensor tensor_of(const Array& array) {
       scalar_type_of(array.type));
 }
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device) {
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device, bool pinned) {
   const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
                                                      : torch::headeronly::DeviceType::CPU;
   const torch::stable::Device target(kind, static_cast<torch::stable::DeviceIndex>(device.index));
   try {
     return torch::stable::empty({sizes.begin(), sizes.size()}, type,
-                                torch::headeronly::Layout::Strided, target, false,
+                                torch::headeronly::Layout::Strided, target, pinned,
                                 torch::headeronly::MemoryFormat::Contiguous);
   } catch (const std::exception&) {
     std::ostringstream text;
     text << "paraminit_ext: expected memory for a temporary tensor of shape "
          << Span(sizes.begin(), sizes.size()) << " of " << torch::headeronly::toString(type)
+         << (pinned                             ? " in pinned memory"
+             : device.kind == DeviceKind::kCuda ? " on the GPU"
+                                                : "")
          << ", got none. Free some memory.";
     throw OutOfMemoryError(text.str());
   }

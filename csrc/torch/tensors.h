@@ -34,7 +34,8 @@ Array array_of(const char* op, const Tensor& tensor, Use use = Use::kWrite);
 // Returns a new tensor that aliases the elements of an array. It is unknown to autograd.
 Tensor tensor_of(const Array& array);
 // Raises OutOfMemoryError if the allocation fails.
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device);
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device,
+             bool pinned = false);
 
 Device device_of(const Tensor& tensor);
 ScalarType scalar_type_of(Dtype type);
