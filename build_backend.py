@@ -33,14 +33,26 @@ def environment_folders() -> list[str]:
     return folders
 
 
+def is_supported(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= OLDEST_TORCH
+
+
+def version_of_torch() -> str:
+    """Return the version of the torch that is imported, or "none"."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 def find_torch() -> bool:
     """Return whether a supported torch can be imported. Add the environment's packages if necessary."""
     if importlib.util.find_spec("torch") is not None:
-        return True
+        return is_supported(version_of_torch())
     before = list(sys.path)
     for found in metadata.distributions(name="torch", path=environment_folders()):
-        numbers = re.match(r"(\d+)\.(\d+)", found.version)
-        if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
+        if not is_supported(found.version):
             continue
         # The folder comes last, so that the packages that the build requires come first. One of its .pth
         # files may lead to an editable install of torch.

@@ -28,7 +28,7 @@ import setuptools
 from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from build_backend import find_torch
+from build_backend import find_torch, version_of_torch
 
 if int(setuptools.__version__.split(".")[0]) < 77:
     raise SystemExit(
@@ -36,7 +36,10 @@ if int(setuptools.__version__.split(".")[0]) < 77:
         '`pip install "setuptools>=77.0.3,<82"`'
     )
 if not find_torch():
-    raise SystemExit("paraminit_ext: expected torch 2.11 or later, got none; run `pip install torch` first")
+    raise SystemExit(
+        f"paraminit_ext: expected torch 2.11 or later, got {version_of_torch()}; "
+        "run `pip install -U torch` first"
+    )
 import torch
 from torch.utils import cpp_extension
 

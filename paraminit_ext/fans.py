@@ -49,6 +49,7 @@ def calculate_gain(nonlinearity: NonlinearityType, param: int | float | None = N
 
     Raises:
         ValueError: if the nonlinearity is unknown, or the slope is not a number.
+        OverflowError: if the square of the slope overflows.
 
     Source: `Delving deep into rectifiers` - He, K. et al. (2015), section 2.2. The gain of SELU is empirical.
     For self-normalising networks use ``"linear"`` instead of ``"selu"``.
@@ -86,8 +87,8 @@ def gain_of(name: str, nonlinearity: str, argument: str, slope: int | float | No
         return math.sqrt(2.0 / (1 + slope**2))
     except OverflowError:
         raise OverflowError(
-            f"paraminit_ext.{name}: expected a {argument} whose square is finite, got {slope}. Pass a "
-            "smaller slope."
+            f"paraminit_ext.{name}: expected a slope {argument} whose square is finite, got {slope}. Pass "
+            "a smaller slope."
         ) from None
 
 
@@ -158,9 +159,14 @@ def normal_std(
         return std
     dtype = computed_in(part.local.dtype)
     # 2**-150, half of the smallest float32, rounds to 0.
-    underflows = positive and std <= (0.0 if dtype is torch.float64 else 2.0**-150)
+    underflows = positive and 0.0 <= std <= (0.0 if dtype is torch.float64 else 2.0**-150)
     if not underflows and 0.0 <= std <= _LARGEST[dtype]:
         return std
+    if underflows:
+        raise RuntimeError(
+            f"paraminit_ext.{name}: expected a {argument} whose standard deviation is above 0 in {dtype}, "
+            f"got {argument}={value}, which gives {std:.4g}. Pass a larger {argument}."
+        )
     raise RuntimeError(_refusal(name, part, argument, value, "standard deviation", std))
 
 
@@ -178,6 +184,7 @@ def kaiming_std(name: str, part: Part, a: float, mode: FanMode, nonlinearity: No
     # A comparison, because torch.compile cannot trace math.isfinite of a symbolic number.
     if not 0.0 < gain < math.inf:
         raise ValueError(
-            f"paraminit_ext.{name}: expected a finite negative slope for a, got {a}. Its gain is {gain}."
+            f"paraminit_ext.{name}: expected a finite slope for a, got {a}, whose gain is {gain}. Pass a "
+            "finite number."
         )
     return gain / math.sqrt(fan)

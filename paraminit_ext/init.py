@@ -224,6 +224,15 @@ def _in_a_tail(mean: float, std: float, a: float, b: float) -> bool:
 # ----------------------------------------------------------------------------------------
 
 
+def _write_constant(name: str, tensor: Tensor | Shard, value: float) -> Tensor:
+    part = locate(name, tensor)
+    refuse_unbacked(name, part.local)
+    with torch.no_grad():
+        part.local.fill_(value)
+    mark_written(part.given, part.local)
+    return part.given
+
+
 @overridable
 def constant_(tensor: Tensor | Shard, val: float) -> Tensor:
     r"""Fill the input Tensor with the value :math:`\text{val}`.
@@ -243,12 +252,7 @@ def constant_(tensor: Tensor | Shard, val: float) -> Tensor:
         >>> init.constant_(torch.empty(2), 0.5)
         tensor([0.5000, 0.5000])
     """
-    part = locate("constant_", tensor)
-    refuse_unbacked("constant_", part.local)
-    with torch.no_grad():
-        part.local.fill_(val)
-    mark_written(part.given, part.local)
-    return part.given
+    return _write_constant("constant_", tensor, val)
 
 
 @overridable
@@ -269,12 +273,7 @@ def ones_(tensor: Tensor | Shard) -> Tensor:
         >>> init.ones_(torch.empty(2))
         tensor([1., 1.])
     """
-    part = locate("ones_", tensor)
-    refuse_unbacked("ones_", part.local)
-    with torch.no_grad():
-        part.local.fill_(1.0)
-    mark_written(part.given, part.local)
-    return part.given
+    return _write_constant("ones_", tensor, 1.0)
 
 
 @overridable
@@ -416,10 +415,10 @@ def _write_dirac(part: Part, groups: int) -> None:
     shape, start, held = part.whole_shape, part.start, plane.shape
     outputs = torch.arange(held[0], device=plane.device)
     inputs = (outputs + start[0]) % (shape[0] // groups) - start[1]
-    # An output channel whose input channel is outside this part stays zero. It is written too: selecting the
-    # others would create a size that depends on values, which tracers do not support.
-    is_held = (inputs >= 0) & (inputs < held[1])
-    plane[outputs, inputs.clamp(0, held[1] - 1)] = is_held.to(plane.dtype)
+    # A comparison and a copy work in every dtype, and give no size that depends on values, which tracers do
+    # not support.
+    is_one = inputs[:, None] == torch.arange(held[1], device=plane.device)
+    plane.copy_(is_one.to(plane.dtype))
 
 
 # ----------------------------------------------------------------------------------------
@@ -555,6 +554,7 @@ def kaiming_uniform_(
     Raises:
         ValueError: if the tensor has fewer than 2 dimensions, ``mode`` or ``nonlinearity`` is unknown, or the
             slope ``a`` is not finite.
+        OverflowError: if the square of ``a`` overflows.
         RuntimeError: if elements of the tensor share memory.
         NotImplementedError: if the dtype or the layout is not supported.
 
@@ -611,6 +611,7 @@ def kaiming_normal_(
     Raises:
         ValueError: if the tensor has fewer than 2 dimensions, ``mode`` or ``nonlinearity`` is unknown, or the
             slope ``a`` is not finite.
+        OverflowError: if the square of ``a`` overflows.
         RuntimeError: if elements of the tensor share memory.
         NotImplementedError: if the dtype or the layout is not supported.
 
@@ -743,8 +744,8 @@ def sparse_(
     rows = part.whole_shape[0]
     if rows >= 1 << 32:
         raise NotImplementedError(
-            f"paraminit_ext.sparse_: expected fewer than 2**32 rows, got {rows}. Fill the transpose of a "
-            "smaller matrix."
+            f"paraminit_ext.sparse_: expected fewer than 2**32 rows, got {rows}. Split the rows over "
+            "several matrices."
         )
     # The number of zeros needs no check, and may be symbolic.
     refuse_fill("sparse_", "sparse_", part.local, (std, 0))

@@ -1,8 +1,7 @@
 """The key of a fill, and how a generator gives a key.
 
-Only this module uses hidden state: it advances a ``torch.Generator`` (the caller's or torch's default one)
-once for each fill, by the same amount whatever the tensor's size. Everything else is a pure function of the
-key.
+A fill advances a ``torch.Generator`` (the caller's or torch's default one) once, by the same amount whatever
+the tensor's size; :mod:`paraminit_ext.draws` does this. Everything else is a pure function of the key.
 """
 
 from __future__ import annotations
@@ -24,8 +23,11 @@ _TWO_64 = 1 << 64
 _HAS_CUDA = _C.has_cuda()
 
 
-def _checked_u64(what: str, value: object) -> int:
-    """Return ``value`` (an int, a NumPy integer or a zero-dimensional tensor) as an int in [0, 2**64)."""
+def _checked_u64(what: str, value: object, name: str = "Key", also: str = "") -> int:
+    """Return ``value`` (an int, a NumPy integer or a zero-dimensional tensor) as an int in [0, 2**64).
+
+    Errors name the function ``name``, and what it accepts ``also``.
+    """
     if type(value) is not int:
         kind = type(value).__name__
         try:
@@ -34,13 +36,20 @@ def _checked_u64(what: str, value: object) -> int:
             value = operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(
-                f"paraminit_ext.Key: expected an int for {what}, got {kind}. Pass a plain int."
+                f"paraminit_ext.{name}: expected an int{also} for {what}, got {kind}. Pass a plain int."
             ) from None
     if not 0 <= value < _TWO_64:
         raise ValueError(
-            f"paraminit_ext.Key: expected 0 <= {what} < 2**64, got {value}. Reduce it modulo 2**64."
+            f"paraminit_ext.{name}: expected 0 <= {what} < 2**64, got {value}. Reduce it modulo 2**64."
         )
     return value
+
+
+def _checked_count(n: object) -> int:
+    """Return the number of keys that :meth:`Key.split` is asked for."""
+    if isinstance(n, int) and n < 0:
+        raise ValueError(f"paraminit_ext.Key.split: expected n >= 0, got {n}. Pass the number of keys.")
+    return _checked_u64("n", n, "Key.split")
 
 
 def _to_unsigned(value: int) -> int:
@@ -144,7 +153,11 @@ class Key:
         if torch.compiler.is_compiling():
             folded: Key = TracedKey(self._words(None)).fold_in(data)  # type: ignore[assignment]
             return folded
-        number = _to_unsigned(_number_of_text(data)) if isinstance(data, str) else _checked_u64("data", data)
+        number = (
+            _to_unsigned(_number_of_text(data))
+            if isinstance(data, str)
+            else _checked_u64("data", data, "Key.fold_in", " or a str")
+        )
         return Key(*words_at(self.seed, _to_unsigned(self._offset + number)))
 
     def split(self, n: int) -> tuple[Key, ...]:
@@ -162,7 +175,7 @@ class Key:
             >>> Key(7).split(2) == (Key(7).fold_in(0), Key(7).fold_in(1))
             True
         """
-        return tuple(self.fold_in(i) for i in range(_checked_u64("n", n)))
+        return tuple(self.fold_in(i) for i in range(_checked_count(n)))
 
     def to_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """Return ``[seed, offset]`` as a tensor of two uint64.
@@ -225,11 +238,15 @@ class TracedKey:
         self.words = words
 
     def fold_in(self, data: int | str) -> TracedKey:
-        number = _number_of_text(data) if isinstance(data, str) else to_signed(_checked_u64("data", data))
+        number = (
+            _number_of_text(data)
+            if isinstance(data, str)
+            else to_signed(_checked_u64("data", data, "Key.fold_in", " or a str"))
+        )
         return TracedKey(_fold_in(self.words, number))
 
     def split(self, n: int) -> tuple[TracedKey, ...]:
-        return tuple(self.fold_in(i) for i in range(_checked_u64("n", n)))
+        return tuple(self.fold_in(i) for i in range(_checked_count(n)))
 
     def to_tensor(self, device: torch.device | str | None = None) -> Tensor:
         return self._words(device).view(torch.uint64)

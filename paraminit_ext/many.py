@@ -78,8 +78,9 @@ def fill_many(entries: Iterable[Entry]) -> list[Tensor]:
         The tensors that the calls return, in order.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError: the error that the
-            function of an entry raises, with the index of that entry. Nothing has then been written or drawn.
+        TypeError, ValueError, RuntimeError, NotImplementedError, ZeroDivisionError, OverflowError: the error
+            that the function of an entry raises, with the index of that entry. Nothing has then been written
+            or drawn.
             Some entries are single calls and are checked only when their turn comes: an entry whose tensor
             overrides torch functions, and every entry while a torch mode, a torch transform or the capture of
             a CUDA graph is active.

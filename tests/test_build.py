@@ -37,7 +37,10 @@ def setup(before: str, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("before", "remedy"),
     [
-        ("import build_backend; build_backend.find_torch = lambda: False", "run `pip install torch` first"),
+        (
+            "import build_backend; build_backend.find_torch = lambda: False",
+            "run `pip install -U torch` first",
+        ),
         ("import setuptools; setuptools.__version__ = '76.1.0'", '`pip install "setuptools>=77.0.3,<82"`'),
     ],
 )
@@ -98,6 +101,18 @@ def fake_torch(folder: Path, version: str) -> str:
 def test_an_isolated_build_without_a_torch_that_serves_asks_for_one(tmp_path: Path, version: str) -> None:
     before = fake_torch(tmp_path / "site", version)
     assert required(tmp_path, before) == ([["torch>=2.11"]] * 3, False)
+
+
+def test_a_build_among_packages_with_an_old_torch_asks_for_another(tmp_path: Path) -> None:
+    fake_torch(tmp_path / "site", "2.10.1")
+    (tmp_path / "site" / "torch").mkdir()
+    (tmp_path / "site" / "torch" / "__init__.py").touch()
+    before = f"sys.path.insert(0, {str(tmp_path / 'site')!r})"
+    assert required(tmp_path, before) == ([["torch>=2.11"]] * 3, True)
+    refused = setup(before, "bdist_wheel")
+    assert refused.stderr.splitlines() == [
+        "paraminit_ext: expected torch 2.11 or later, got 2.10.1; run `pip install -U torch` first"
+    ]
 
 
 def test_an_isolated_build_without_any_torch_asks_for_one(tmp_path: Path) -> None:

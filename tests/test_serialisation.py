@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -71,8 +72,26 @@ def test_integer_like_values_are_taken_as_ints(make: Any) -> None:
     "value", [True, np.bool_(True), torch.tensor(True), 1.0, np.float32(1), torch.tensor([1, 2]), "1", None]
 )
 def test_other_values_are_refused_in_one_line(value: Any) -> None:
-    for call in (lambda: Key(value), lambda: Key(1, value), lambda: Key(1).split(value)):
-        with pytest.raises(TypeError, match="^paraminit_ext.Key: expected an int for [^\n]*, got [^\n]*$"):
+    calls: dict[str, Callable[[], object]] = {
+        "Key: expected an int for seed": lambda: Key(value),
+        "Key: expected an int for offset": lambda: Key(1, value),
+        "Key.split: expected an int for n": lambda: Key(1).split(value),
+    }
+    if not isinstance(value, str):
+        calls["Key.fold_in: expected an int or a str for data"] = lambda: Key(1).fold_in(value)
+    for message, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^paraminit_ext\.{message}, got [^\n]*$"):
             call()
-    with pytest.raises(ValueError, match="Reduce it modulo"):
-        Key(np.int64(-1))
+
+
+def test_numbers_out_of_range_are_refused_in_one_line() -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: Key(np.int64(-1)),
+        lambda: Key(1, 2**64),
+        lambda: Key(1).fold_in(-1),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="Reduce it modulo"):
+            call()
+    with pytest.raises(ValueError, match=r"^paraminit_ext\.Key\.split: expected n >= 0, got -1\. Pass the"):
+        Key(1).split(-1)

@@ -205,6 +205,29 @@ def test_dirac_is_stocks(shape: tuple[int, ...], groups: int) -> None:
     assert torch.equal(init.dirac_(torch.empty(shape), groups), stock.dirac_(torch.empty(shape), groups))
 
 
+@pytest.mark.parametrize("name", ["dirac_", "eye_", "ones_", "zeros_"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.int8,
+        torch.bool,
+        torch.complex32,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_functions_without_random_numbers_take_every_dtype(name: str, dtype: torch.dtype) -> None:
+    shape = (4, 3, 2) if name == "dirac_" else (4, 3)
+    expected = getattr(stock, name)(torch.full(shape, 5.0)).to(dtype)
+    filled = getattr(init, name)(torch.full(shape, 1.0).to(dtype))
+    assert torch.equal(filled.view(torch.uint8), expected.view(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
 def test_constants_fill_the_dtypes_that_stock_fills(dtype: torch.dtype) -> None:
     for name, arguments in (("constant_", (1,)), ("ones_", ()), ("zeros_", ()), ("eye_", ())):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # tools are not installed
 pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
 from benchmarks.compiler import ToolError, output  # noqa: E402
-from tools import matrix, sanitize  # noqa: E402
+from tools import matrix, rows, sanitize  # noqa: E402
 from tools.driver import SOURCES, checksums, disagreements  # noqa: E402
 
 PRINTED = "avx2;normal, dense;fp32;00ff\nbaseline;normal, dense;fp32;00ff\nbaseline;normal, dense;bf16;01\n"
@@ -62,4 +62,7 @@ def test_a_row_that_cannot_be_run_says_why_and_does_not_fail(monkeypatch: pytest
     result = matrix.one("python 2.7")
     assert result.verdict == "not run"
     assert result.ran == "no Python 2.7 is here"
-    assert matrix.markdown([result]).splitlines()[-1] == "| python 2.7 |  | no Python 2.7 is here | not run |"
+    assert (
+        rows.markdown("built with", [result]).splitlines()[-1]
+        == "| python 2.7 |  | no Python 2.7 is here | not run |"
+    )

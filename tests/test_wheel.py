@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # tools are not installed
 typer = pytest.importorskip("typer", reason="needs requirements/bench.txt")
 
 from benchmarks.compiler import ToolError  # noqa: E402
-from tools import environments, wheel  # noqa: E402
+from tools import environments, rows, wheel  # noqa: E402
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
 
@@ -245,7 +245,7 @@ def test_an_upgrade_that_upgrades_nothing_proves_nothing(
     monkeypatch.setattr(wheel, "install", lambda *_: None)
     monkeypatch.setattr(wheel, "torch_of", lambda _: "2.13.0 3.11")
     trial = next(trial for trial in wheel.TRIALS if trial.how == "upgrade")
-    result = wheel.row(trial.name, lambda: wheel.try_upgrade(trial))
+    result = rows.result_of(trial.name, lambda: wheel.try_upgrade(trial))
     assert result.verdict == "not run"
     assert result.ran == "timm left torch at 2.13.0, nothing newer was to be tried"
 
@@ -283,11 +283,14 @@ def test_a_python_that_is_not_here_is_no_fault_of_the_wheel_that_is_missing_for_
     monkeypatch.setattr(wheel, "DIST", tmp_path)
     monkeypatch.setattr("shutil.which", lambda _: None)
     monkeypatch.setenv("PYENV_ROOT", "/nowhere")
-    result = wheel.row(
+    result = rows.result_of(
         "python 2.7", lambda: wheel.tried(wheel.Trial("python 2.7", python="2.7", how="beside"))
     )
     assert result.verdict == "not run"
-    assert wheel.markdown([result]).splitlines()[-1] == "| python 2.7 |  | no Python 2.7 is here | not run |"
+    assert (
+        rows.markdown("file", [result]).splitlines()[-1]
+        == "| python 2.7 |  | no Python 2.7 is here | not run |"
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_a_torch_that_pip_does_not_find_names_the_remedy_and_other_faults_are_fa
         "run",
         lambda command: finished(1, "", pip_error) if "install" in command else finished(0, pip_config),
     )
-    result = wheel.row(
+    result = rows.result_of(
         "torch 2.15.0", lambda: ("", str(environments.new_environment("3.11", "2.15.0", half_made)))
     )
     assert (result.verdict, result.ran) == (verdict, ran)
@@ -354,11 +357,11 @@ def test_a_torch_that_pip_does_not_find_names_the_remedy_and_other_faults_are_fa
     ],
 )
 def test_a_run_that_shows_nothing_or_a_fault_fails(verdicts: list[str], fails: bool, tmp_path: Path) -> None:
-    results = [wheel.Result(str(number), "a.whl", "", 1, verdict) for number, verdict in enumerate(verdicts)]
+    results = [rows.Result(str(number), "a.whl", "", 1, verdict) for number, verdict in enumerate(verdicts)]
     to = tmp_path / "table.md"
     if fails:
         with pytest.raises(typer.Exit):
-            wheel.finish("wheels", results, to, wheel.terminal())
+            rows.finish("wheels", "file", results, to, rows.terminal())
     else:
-        wheel.finish("wheels", results, to, wheel.terminal())
+        rows.finish("wheels", "file", results, to, rows.terminal())
     assert len(to.read_text().splitlines()) == 2 + len(results)

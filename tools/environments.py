@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compiler import ROOT, ToolError, output, run
@@ -105,16 +103,3 @@ def tested(
     if done.returncode != 0:
         raise ToolError(f"{last} ({log.relative_to(ROOT)})")
     return re.sub(r" in .*", "", last)
-
-
-def outcome(work: Callable[[], tuple[str, str]]) -> tuple[str, str, float, str]:
-    """Do the work of a row. Return its two texts, its seconds, and "passed", "failed" or "not run"."""
-    begin = time.monotonic()
-    try:
-        what, ran = work()
-        status = "passed"
-    except MissingError as error:
-        what, ran, status = "", str(error), "not run"
-    except (ToolError, subprocess.SubprocessError) as error:
-        what, ran, status = "", str(error), "failed"
-    return what, ran, time.monotonic() - begin, status

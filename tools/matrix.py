@@ -12,15 +12,12 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.compiler import ROOT, ToolError, output
 from tools.build import build_package
@@ -31,10 +28,10 @@ from tools.environments import (
     described,
     install,
     new_environment,
-    outcome,
     tested,
     torch_of,
 )
+from tools.rows import Result, chosen, finish, result_of, show, terminal
 
 FOLDER = ROOT / "build" / "matrix"
 TESTS = (
@@ -82,15 +79,6 @@ ROWS = (
     Row("python 3.13", python="3.13"),
 )
 EMULATED = "aarch64"
-
-
-@dataclass(frozen=True)
-class Result:
-    row: str
-    built: str
-    ran: str
-    seconds: float
-    verdict: str  # passed, failed, not run
 
 
 def need(tool: str, packages: str) -> None:
@@ -154,13 +142,7 @@ def emulated() -> tuple[str, str]:
 
 def one(name: str) -> Result:
     row = next((r for r in ROWS if r.name == name), None)
-    return Result(name, *outcome(emulated if row is None else partial(built_and_tested, row)))
-
-
-def markdown(results: Sequence[Result]) -> str:
-    lines = ["| row | built with | ran | |", "|---|---|---|---|"]
-    lines += [f"| {r.row} | {r.built} | {r.ran} | {r.verdict} |" for r in results]
-    return "\n".join(lines) + "\n"
+    return result_of(name, emulated if row is None else partial(built_and_tested, row))
 
 
 def main(
@@ -169,33 +151,17 @@ def main(
     to: Annotated[Path, typer.Option("--markdown", help="the file for the table")] = FOLDER / "matrix.md",
 ) -> None:
     """Build and test the package with other versions of torch and Python, compilers and processors."""
-    console = Console(width=None if Console().is_terminal else 140)
-    names = [*(row.name for row in ROWS), EMULATED]
-    wanted = only.split(",") if only else names
-    for name in wanted:
-        if name not in names:
-            console.print(f"matrix: expected some of {', '.join(names)}, got '{name}'", highlight=False)
-            raise typer.Exit(1)
+    console = terminal()
+    wanted = chosen("matrix", only, [*(row.name for row in ROWS), EMULATED], console)
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = []
     for name in wanted:
         results.append(one(name))
-        console.print(
-            f"matrix: {name}: {results[-1].verdict}: {results[-1].ran}", highlight=False, markup=False
-        )
-    table = Table(title="matrix")
-    for header in ("row", "built with", "ran", "seconds", ""):
-        table.add_column(header)
-    for r in results:
-        style = {"passed": "", "failed": "red", "not run": "yellow"}[r.verdict]
-        table.add_row(r.row, r.built, r.ran, f"{r.seconds:.0f}", r.verdict, style=style)
-    console.print(table)
-    to.write_text(markdown(results))
+        show("matrix", results[-1], console)
     if remove:
         for folder in FOLDER.glob("torch*-python*"):
             shutil.rmtree(folder)
-    if any(r.verdict == "failed" for r in results):
-        raise typer.Exit(1)
+    finish("matrix", "built with", results, to, console)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.compiler import ROOT, ToolError, output, run
 from tools.environments import (
@@ -38,11 +36,11 @@ from tools.environments import (
     interpreter,
     look_at_import,
     new_environment,
-    outcome,
     pip,
     tested,
     torch_of,
 )
+from tools.rows import chosen, finish, result_of, show, terminal
 
 DIST = ROOT / "dist"
 FOLDER = ROOT / "build" / "wheel"
@@ -109,15 +107,6 @@ TRIALS = (
     Trial("torch 2.15.0", torch="2.15.0"),
     *(Trial(f"python {python}", python=python, how="beside") for python in PYTHONS if python != MAIN),
 )
-
-
-@dataclass(frozen=True)
-class Result:
-    row: str
-    file: str
-    ran: str
-    seconds: float
-    verdict: str  # passed, failed, not run
 
 
 @dataclass(frozen=True)
@@ -431,49 +420,7 @@ def last_use(trials: Sequence[Trial], index: int) -> bool:
 # Output
 
 
-def row(name: str, work: Callable[[], tuple[str, str]]) -> Result:
-    return Result(name, *outcome(work))
-
-
-def markdown(results: Sequence[Result]) -> str:
-    lines = ["| row | file | ran | |", "|---|---|---|---|"]
-    lines += [f"| {r.row} | {r.file} | {r.ran} | {r.verdict} |" for r in results]
-    return "\n".join(lines) + "\n"
-
-
-def chosen(only: str, names: Sequence[str], console: Console) -> list[str]:
-    wanted = only.split(",") if only else list(names)
-    for name in wanted:
-        if name not in names:
-            console.print(f"wheel: expected some of {', '.join(names)}, got '{name}'", highlight=False)
-            raise typer.Exit(1)
-    return wanted
-
-
-def told(result: Result, console: Console) -> Result:
-    console.print(f"wheel: {result.row}: {result.verdict}: {result.ran}", highlight=False, markup=False)
-    return result
-
-
-def finish(title: str, results: Sequence[Result], to: Path, console: Console) -> None:
-    """Print and write the table. Exit with status 1 if a row failed or no row ran."""
-    table = Table(title=title)
-    for header in ("row", "file", "ran", "seconds", ""):
-        table.add_column(header, overflow="fold")
-    for r in results:
-        style = {"passed": "", "failed": "red", "not run": "yellow"}[r.verdict]
-        table.add_row(r.row, r.file, r.ran, f"{r.seconds:.0f}", r.verdict, style=style)
-    console.print(table)
-    to.write_text(markdown(results))
-    if any(r.verdict == "failed" for r in results) or all(r.verdict == "not run" for r in results):
-        raise typer.Exit(1)
-
-
 app = typer.Typer(add_completion=False, help=(__doc__ or "").partition("\n\n")[2])
-
-
-def terminal() -> Console:
-    return Console(width=None if Console().is_terminal else 140)
 
 
 @app.command("build")
@@ -487,16 +434,18 @@ def build_all(
 ) -> None:
     """Build the source distribution and the wheels."""
     console = terminal()
-    wanted = chosen(only, PYTHONS, console)
+    wanted = chosen("wheel", only, PYTHONS, console)
     for folder in (FOLDER, DIST):
         folder.mkdir(parents=True, exist_ok=True)
-    results = [told(row(SOURCE, make_sdist), console)]
+    results = [result_of(SOURCE, make_sdist)]
+    show("wheel", results[0], console)
     for python in wanted if results[0].verdict == "passed" else ():
-        work = row(f"python {python}", partial(make_wheel, python, torch, cuda, platform))
-        results.append(told(work, console))
+        work = partial(make_wheel, python, torch, cuda, platform)
+        results.append(result_of(f"python {python}", work))
+        show("wheel", results[-1], console)
         if remove:
             shutil.rmtree(FOLDER / f"python{python}", ignore_errors=True)
-    finish("wheels", results, to, console)
+    finish("wheels", "file", results, to, console)
 
 
 @app.command("try")
@@ -507,17 +456,18 @@ def try_all(
 ) -> None:
     """Install the wheels with several versions of torch, and check and test them there."""
     console = terminal()
-    wanted = chosen(only, [trial.name for trial in TRIALS], console)
+    wanted = chosen("wheel", only, [trial.name for trial in TRIALS], console)
     trials = [trial for trial in TRIALS if trial.name in wanted]
     FOLDER.mkdir(parents=True, exist_ok=True)
     for leftover in FOLDER.glob("trial-*"):  # of an interrupted run
         shutil.rmtree(leftover)
     results = []
     for index, trial in enumerate(trials):
-        results.append(told(row(trial.name, partial(tried, trial)), console))
+        results.append(result_of(trial.name, partial(tried, trial)))
+        show("wheel", results[-1], console)
         if last_use(trials, index) and (trial.how != "beside" or remove):
             shutil.rmtree(home(trial), ignore_errors=True)
-    finish("wheel trials", results, to, console)
+    finish("wheel trials", "file", results, to, console)
 
 
 if __name__ == "__main__":
