@@ -85,24 +85,4 @@ Tensor tensor_of(const Array& array) {
       scalar_type_of(array.type));
 }
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device, bool pinned) {
-  const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
-                                                     : torch::headeronly::DeviceType::CPU;
-  const torch::stable::Device target(kind, static_cast<torch::stable::DeviceIndex>(device.index));
-  try {
-    return torch::stable::empty({sizes.begin(), sizes.size()}, type,
-                                torch::headeronly::Layout::Strided, target, pinned,
-                                torch::headeronly::MemoryFormat::Contiguous);
-  } catch (const std::exception&) {
-    std::ostringstream text;
-    text << "paraminit_ext: expected memory for a temporary tensor of shape "
-         << Span(sizes.begin(), sizes.size()) << " of " << torch::headeronly::toString(type)
-         << (pinned                             ? " in pinned memory"
-             : device.kind == DeviceKind::kCuda ? " on the GPU"
-                                                : "")
-         << ", got none. Free some memory.";
-    throw OutOfMemoryError(text.str());
-  }
-}
-
 }  // namespace paraminit

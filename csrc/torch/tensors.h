@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "../stream/errors.h"
 #include "array.h"
 
 namespace paraminit {
@@ -33,10 +34,6 @@ Array array_of(const char* op, const Tensor& tensor, Use use = Use::kWrite);
 
 // Returns a new tensor that aliases the elements of an array. It is unknown to autograd.
 Tensor tensor_of(const Array& array);
-// Raises OutOfMemoryError if the allocation fails.
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device,
-             bool pinned = false);
-
 Device device_of(const Tensor& tensor);
 ScalarType scalar_type_of(Dtype type);
 
@@ -47,6 +44,28 @@ inline Tensor narrowed(Tensor tensor, int64_t dim, int64_t start, int64_t length
 inline void copy(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }
 inline torch::headeronly::IntHeaderOnlyArrayRef reference_to(Span numbers) {
   return {numbers.data(), numbers.size()};
+}
+
+// Raises OutOfMemoryError if the allocation fails. Inline, because both libraries use it.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device,
+                    bool pinned = false) {
+  const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
+                                                     : torch::headeronly::DeviceType::CPU;
+  const torch::stable::Device target(kind, static_cast<torch::stable::DeviceIndex>(device.index));
+  try {
+    return torch::stable::empty({sizes.begin(), sizes.size()}, type,
+                                torch::headeronly::Layout::Strided, target, pinned,
+                                torch::headeronly::MemoryFormat::Contiguous);
+  } catch (const std::exception&) {
+    std::ostringstream text;
+    text << "paraminit_ext: expected memory for a temporary tensor of shape "
+         << Span(sizes.begin(), sizes.size()) << " of " << torch::headeronly::toString(type)
+         << (pinned                             ? " in pinned memory"
+             : device.kind == DeviceKind::kCuda ? " on the GPU"
+                                                : "")
+         << ", got none. Free some memory.";
+    throw OutOfMemoryError(text.str());
+  }
 }
 
 }  // namespace paraminit
