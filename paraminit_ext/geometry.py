@@ -11,7 +11,7 @@ import operator
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,8 +26,18 @@ REAL_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.flo
 FLOATING_DTYPES = REAL_DTYPES | {torch.complex32, torch.complex64, torch.complex128}
 _COMPUTED_IN_FLOAT64 = frozenset({torch.float64, torch.complex128})
 
-# The types of tensors that are nothing but their own memory.
+# The types of tensors that are nothing but their own memory. Subclasses may be too: see is_plain.
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensor: object) -> TypeGuard[Tensor]:
+    """Return whether ``tensor`` is nothing but its own memory: its class overrides no call of torch."""
+    kind = type(tensor)
+    return kind in PLAIN_TYPES or (
+        issubclass(kind, Tensor)
+        and kind.__torch_function__ is torch.nn.Parameter.__torch_function__
+        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

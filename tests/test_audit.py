@@ -17,9 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations
+from torch.testing._internal.two_tensor import TwoTensor
 
 from module_equality import patched, seeded
 from paraminit_ext import InitPlan, Key, audit, deferred_init, init, keyed, materialize_module, patch
@@ -107,7 +109,11 @@ def test_a_tensor_on_meta_is_found() -> None:
         model = Model()
     kinds = {kind for kind, _ in findings_in(model)}
     assert kinds == {"meta"}
-    assert len(findings_in(model)) == 7
+    report = audit(model, InitPlan.of(deferred_init(Model, key=KEY)))
+    assert len(report) == 7
+    # The findings say that there are no values, so the last line does not repeat it.
+    assert str(report).split("\n")[-1] == "7 findings in 7 tensors"
+    assert not report.is_proven
 
 
 class Forgets(Model):
@@ -214,6 +220,63 @@ def test_masks_are_no_junk_but_lost_buffers_are() -> None:
     assert findings_in(model) == [("nan", "frequencies"), ("junk", "places")]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "is_junk"),
+    [
+        (torch.float8_e4m3fn, 448.0, False),
+        (torch.float8_e5m2, 57344.0, False),
+        (torch.float16, 32000.0, False),
+        (torch.float16, 40000.0, True),
+        (torch.float32, 40000.0, False),
+        (torch.float32, 2e6, True),
+    ],
+)
+def test_the_largest_number_of_a_quantised_weight_is_no_junk(
+    dtype: torch.dtype, value: float, is_junk: bool, tmp_path: Path
+) -> None:
+    weight = torch.linspace(-value, value, 64).to(dtype)
+    safetensors.torch.save_file({"weight": weight}, tmp_path / "model.safetensors")
+    assert findings_in(tmp_path) == ([("junk", "weight")] if is_junk else [])
+
+
+def test_masks_in_a_checkpoint_are_no_finding_but_infinite_parameters_are(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+            self.register_buffer("closed", torch.full((4,), torch.finfo(torch.float32).min))
+            self.shift = nn.Parameter(torch.zeros(4))
+
+    model = materialize_module(deferred_init(Masked, key=KEY))
+    plan = InitPlan.of(model)
+    assert findings_in(model, plan) == []
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    # Without a plan, nothing tells a parameter from a buffer.
+    assert findings_in(path) == [("junk", "closed")]
+    assert findings_in(path, plan) == []
+    model.get_parameter("shift").data[0] = -math.inf
+    safetensors.torch.save_file(model.state_dict(), path)
+    assert findings_in(path, plan) == [("inf", "shift"), ("differs", "shift")]
+    model.get_parameter("shift").data[1] = 1.0
+    safetensors.torch.save_file(model.state_dict(), path)
+    assert findings_in(path) == [("inf", "shift"), ("junk", "closed")]
+
+
+def test_a_buffer_without_elements_is_not_unwritten() -> None:
+    def build() -> nn.Module:
+        module = nn.Linear(3, 3)
+        module.register_buffer("listed", torch.tensor([]))
+        module.register_buffer("allocated", torch.empty(0, 3))
+        module.register_buffer("lost", torch.empty(3))
+        return module
+
+    model = materialize_module(deferred_init(build, key=KEY))
+    assert findings_in(model) == [("unwritten", "lost")]
+    assert findings_in(model, InitPlan.of(model)) == [("unwritten", "lost")]
+    assert findings_in(patched(build)) == [("unwritten", "lost")]
+
+
 @pytest.mark.parametrize("how", ["patch", "plan"])
 def test_a_constant_in_place_of_random_numbers_is_found(how: str) -> None:
     model = patched(Model) if how == "patch" else materialize_module(deferred_init(Model, key=KEY))
@@ -282,8 +345,12 @@ class FillsACopy(Model):
             nn.init.normal_(weight.clone(), std=0.02)
             nn.init.normal_(weight, std=0.02)
 
+        elif self.how == "new parameter":
+            self.extra = nn.Parameter(weight.detach().clone())
+            nn.init.xavier_normal_(self.extra)
 
-REACHING = ["copied back", "data", "filled after"]
+
+REACHING = ["copied back", "data", "filled after", "new parameter"]
 
 
 @pytest.mark.parametrize("how", ["float", "clone", "no_grad", "computed", *REACHING])
@@ -413,6 +480,34 @@ def test_a_scale_that_fits_one_of_several_shards_is_named() -> None:
     assert "one of 4 shards" in finding.reason
 
 
+@pytest.mark.parametrize("variance", [64, 3, 4.5])
+def test_a_scale_that_fits_no_shards_has_no_hint(variance: float) -> None:
+    # 64 ranks are too many to tell from chance, no side is divisible by 3, and 4.5 is no number of ranks.
+    model = patched(lambda: nn.ModuleList([nn.Linear(256, 128)]))
+    set_values(model.get_parameter("0.weight"), lambda weight: weight.mul_(math.sqrt(variance)))
+    (finding,) = audit(model)
+    assert finding.kind == "law"
+    assert "shards" not in finding.reason
+
+
+def test_random_numbers_in_place_of_a_constant_are_found() -> None:
+    model = patched(Model)
+    set_values(model.norm.weight, lambda weight: weight.normal_())
+    assert findings_in(model) == [("law", "norm.weight")]
+
+
+def test_small_tensors_of_a_far_tail_are_no_finding() -> None:
+    # Nearly exponential. The standard error of the standard deviation of 100 elements is 14 %, twice as large
+    # as for a normal law.
+    def build() -> nn.Module:
+        tensors = nn.ParameterList(torch.empty(100) for _ in range(2000))
+        for tensor in tensors:
+            nn.init.trunc_normal_(tensor, a=5.0, b=50.0)
+        return tensors
+
+    assert findings_in(patched(build)) == []
+
+
 def test_a_fingerprint_depends_on_every_bit_and_place() -> None:
     tensor = torch.randn(1000)
     own = fingerprint(tensor)
@@ -464,6 +559,70 @@ def test_names_and_shapes_in_only_one_of_the_two_are_found() -> None:
         ("differs", "down.weight"),
         ("differs", "down.bias"),
     }
+
+
+# ----------------------------------------------------------------------------------------
+# What cannot be read
+# ----------------------------------------------------------------------------------------
+
+
+def opaque() -> Tensor:
+    """Return a tensor of a subclass that holds its values elsewhere."""
+    return TwoTensor(torch.full((128, 64), math.nan), torch.ones(128, 64))
+
+
+def fake() -> Tensor:
+    with FakeTensorMode():
+        return torch.full((128, 64), math.nan)
+
+
+@pytest.mark.parametrize("made", [opaque, fake])
+def test_a_tensor_that_is_not_read_is_named_and_proves_nothing(made: Callable[[], Tensor]) -> None:
+    model = materialize_module(deferred_init(Model, key=KEY))
+    plan = InitPlan.of(model)
+    report = audit(model, plan)
+    assert report.is_proven
+    assert report.unread == ()
+    assert str(report) == "no findings in 7 tensors: bit for bit what the plan says"
+    with torch.no_grad():
+        model.down.weight[0, 0] += 1
+    assert not audit(model, plan).is_proven
+    plan.apply(model)
+    model.up.weight = nn.Parameter(made())
+    for report in (audit(model, plan), audit(model)):
+        assert not report.is_proven
+        assert report.unread == ("up.weight",)
+        assert str(report) == "no findings in 7 tensors; 1 was not read (up.weight)"
+        assert report.to_dict() == {"tensors": 7, "unread": ["up.weight"], "proven": False, "findings": []}
+    model.down.weight.data[0, 0] = math.nan
+    last = str(audit(model, plan)).split("\n")[-1]
+    assert last == "2 findings in 7 tensors; 1 was not read (up.weight)"
+
+
+def test_unread_tensors_of_repeated_layers_are_one_name() -> None:
+    model = nn.ModuleList(Model() for _ in range(3))
+    for layer in model:
+        layer.up.weight = nn.Parameter(opaque())  # type: ignore[union-attr]
+    assert str(audit(model)) == "no findings in 21 tensors; 3 were not read (*.up.weight)"
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged, torch.sparse_coo])
+def test_a_nested_or_sparse_tensor_is_not_read(layout: torch.layout) -> None:
+    model = Model()
+    if layout is torch.sparse_coo:
+        tensor = torch.eye(3).to_sparse()
+    else:
+        tensor = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    model.odd = nn.Parameter(tensor)
+    assert str(audit(model)) == "no findings in 8 tensors; 1 was not read (odd)"
+
+
+def test_a_stored_tensor_of_a_dtype_that_torch_lacks_is_not_read(tmp_path: Path) -> None:
+    plan = InitPlan.of(deferred_init(lambda: nn.Linear(4, 1, bias=False), key=KEY))
+    header = {"weight": {"dtype": "F6_E2M3", "shape": [1, 4], "data_offsets": [0, 3]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"abc")
+    assert str(audit(tmp_path, plan)) == "no findings in 1 tensors; 1 was not read (weight)"
 
 
 # ----------------------------------------------------------------------------------------

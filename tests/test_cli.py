@@ -430,6 +430,26 @@ def test_what_differs_is_exit_status_one_and_what_is_equal_zero(workdir: Path) -
     assert json.loads(check_output("diff", "out", "other", "--json", status=1))["equal"] is False
 
 
+def test_the_seed_of_diff_is_that_of_models_or_of_a_plan_beside_a_checkpoint(workdir: Path) -> None:
+    check_output("plan", "models_here:build", "zero.plan")
+    check_output("plan", "models_here:build", "three.plan", "--seed", "3")
+    check_output("checkpoint", "models_here:build", "three", "--seed", "3", "--dtype", "bfloat16")
+    model = "models_here:build"
+    for a, b in (
+        (model, model),
+        (model, "three.plan"),
+        ("three.plan", model),
+        (model, "three"),
+        ("three", model),
+        ("zero.plan", "three"),
+        ("three", "zero.plan"),
+    ):
+        assert "equal: 7 tensors" in check_output("diff", a, b, "--seed", "3")
+    # The seed of a plan is its own if a model is built beside it.
+    assert "seed 3 -> seed 0" in check_output("diff", model, "zero.plan", "--seed", "3", status=1)
+    check_output("diff", model, "three", "--seed", "4", status=1)
+
+
 # ----------------------------------------------------------------------------------------
 # Written files
 # ----------------------------------------------------------------------------------------
@@ -451,7 +471,9 @@ def test_a_checkpoint_is_that_of_the_materialised_model_in_the_dtype_that_is_ask
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_plan_is_overwritten_by_force_alone_and_another_file_never(workdir: Path) -> None:
+def test_a_plan_is_overwritten_by_force_alone_and_another_file_never(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_output("plan", "models_here:build", "model.plan")
     before = (workdir / "model.plan").read_bytes()
     arguments = ("plan", "models_here:build", "model.plan", "--seed", "1")
@@ -460,10 +482,15 @@ def test_a_plan_is_overwritten_by_force_alone_and_another_file_never(workdir: Pa
     check_output(*arguments, "--force")
     assert (workdir / "model.plan").read_bytes() != before
     check_output("checkpoint", "model.plan", "out")
-    for name in ("config.json", "models_here.py", "out/model.safetensors", "out"):
+    (workdir / "out.json").write_text("{}")
+    # The kind of the target does not matter, so no package is needed to find it out.
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name in ("config.json", "out.json", "models_here.py", "out/model.safetensors", "out"):
         path = workdir / name
         content = path.read_bytes() if path.is_file() else None
-        check_output("plan", "models_here:build", name, "--force", status=2)
+        result = run("plan", "models_here:build", name, "--force")
+        assert result.exit_code == 2
+        assert f"expected a new file or a plan, got {name}, which is neither" in result.stderr
         assert content is None or path.read_bytes() == content
 
 
@@ -509,7 +536,14 @@ def test_a_plan_is_overwritten_by_force_alone_and_another_file_never(workdir: Pa
         (["checkpoint", "models_here:build", "new", "--max-shard-size", "x"], "max_shard_size, got 'x'"),
         (["checkpoint", "models_here:narrow", "out"], "expected no other files than this checkpoint's"),
         (["diff", "out"], "Missing argument 'PLAN_OR_DIR'"),
-        (["diff", "out", "out", "--seed", "1"], "expected a plan and a checkpoint with a key"),
+        (
+            ["diff", "out", "out", "--seed", "1"],
+            "expected a model, or a plan and a checkpoint, for --seed, got out and out. Omit --seed.",
+        ),
+        (
+            ["diff", "model.plan", "model.plan", "--seed", "1"],
+            "expected a model, or a plan and a checkpoint, for --seed, got model.plan and model.plan.",
+        ),
         (["diff", "out", "model.plan", "--ignore-keys"], "expected two plans with ignore_keys"),
         (["demo", "--preset", "huge"], "expected a preset among 8b, 1b, small, tiny, got huge"),
         (["demo", "--dtype", "int8"], "expected a floating-point dtype, got int8"),

@@ -157,6 +157,22 @@ def test_a_recorded_value_is_compared_by_what_it_is_and_not_by_its_name() -> Non
     assert compare(plan, again).equal
 
 
+def test_plans_with_nan_are_equal_if_their_bits_are(tmp_path: Path) -> None:
+    class NotNumbers(nn.Module):
+        def __init__(self, first: float = math.nan, zero: float = 0.0) -> None:
+            super().__init__()
+            self.register_buffer("values", torch.tensor([first, zero]))
+            self.register_buffer("table", torch.full((3,), first))
+
+    plan = plan_of(NotNumbers)
+    plan.save(tmp_path / "plan")
+    for other in (InitPlan.load(tmp_path / "plan"), plan_of(lambda: NotNumbers(float("nan")))):
+        assert compare(plan, other).equal, str(compare(plan, other))
+    for build in (lambda: NotNumbers(zero=-0.0), lambda: NotNumbers(zero=1.0)):
+        assert kinds_of_differences(compare(plan, plan_of(build)), "values") == ["steps"]
+    assert len(compare(plan, plan_of(lambda: NotNumbers(1.0))).differences) == 2
+
+
 def test_another_seed_is_a_difference_of_numbers_in_every_fill_that_draws() -> None:
     plan, other = plan_of(seed=1), plan_of(seed=2)
     comparison = compare(plan, other)
@@ -393,6 +409,24 @@ def test_a_checkpoint_in_another_dtype_is_compared_with_the_values_rounded_to_it
     assert [(difference.name, difference.what) for difference in comparison.differences] == [
         ("kept", "dtype")
     ]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_a_module_is_rounded_to_the_dtype_of_the_checkpoint_as_its_plan_is(name: str, tmp_path: Path) -> None:
+    dtype = getattr(torch, name)
+    model = deferred_init(Model, key=Key(1))
+    save_initialized(model, tmp_path / "whole", progress=False)
+    folder = save_initialized(model, tmp_path / "out", dtype=dtype, progress=False)[0].parent
+    plan = InitPlan.of(model)
+    by_module, by_plan = compare(model, folder), compare(plan, folder)
+    assert by_module.equal, str(by_module)
+    assert by_module == by_plan
+    assert by_module.rounded > 0
+    assert compare(folder, model) == by_module
+    assert compare(model, tmp_path / "whole").rounded == 0
+    # The values are compared, not only the dtypes.
+    assert set(kinds_of_differences(compare(deferred_init(Model, key=Key(2)), folder), "wide")) == {"values"}
+    assert compare(model, folder, key=Key(2)) == compare(plan, folder, key=Key(2))
 
 
 def test_a_key_takes_the_place_of_the_plans_own(tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from module_equality import bits, differences, patched, seeded, tensors
-from paraminit_ext import InitPlan, Key, deferred_init, init, materialize_module, materialize_tensor, patch
+from paraminit_ext import (
+    InitPlan,
+    Key,
+    deferred_init,
+    init,
+    keyed,
+    materialize_module,
+    materialize_tensor,
+    patch,
+)
 
 KEY = Key(21)
 # An argument of a wrong type, which the type checker accepts.
@@ -369,6 +378,140 @@ def test_chunks_take_the_keys_of_their_offsets_as_under_keyed() -> None:
         assert torch.equal(part, init.xavier_uniform_(torch.empty(4, 4), generator=own.fold_in(index * 16)))
 
 
+def fill_a_copy(m: Any) -> None:
+    nn.init.normal_(m.b)
+    m.a.data.copy_(m.b)
+
+
+def fill_a_function_of_it(m: Any) -> None:
+    nn.init.normal_(m.b)
+    m.a.data.copy_(m.b * 2 + 1)
+
+
+def fill_both_and_copy(m: Any) -> None:
+    nn.init.uniform_(m.a)
+    nn.init.normal_(m.b)
+    m.a.data.add_(m.b)
+
+
+def fill_twice(m: Any) -> None:
+    nn.init.normal_(m.b)
+    m.a.data.copy_(m.b)
+    nn.init.uniform_(m.b)
+
+
+def fill_a_part_and_copy_it(m: Any) -> None:
+    nn.init.normal_(m.b)
+    nn.init.uniform_(m.b[1:])
+    m.a.data.copy_(m.b)
+
+
+def fill_real_and_imaginary_parts(m: Any) -> None:
+    nn.init.normal_(m.w.real)
+    nn.init.normal_(m.w.imag)
+
+
+def fill_whole_and_part(m: Any) -> None:
+    nn.init.normal_(m.flat)
+    nn.init.uniform_(m.part)
+
+
+def two(m: Any) -> None:
+    m.a, m.b = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4))
+
+
+def shared(m: Any) -> None:
+    m.flat = nn.Parameter(torch.zeros(12))
+    m.part = nn.Parameter(m.flat.data[4:8])
+
+
+def shared_with_an_attribute(m: Any) -> None:
+    m.flat = nn.Parameter(torch.zeros(12))
+    m.part = m.flat.data[4:8]
+
+
+# The tensors of a module, and a function that fills them.
+BY_NAME: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "a copy of a later one": (two, fill_a_copy),
+    "computed from a later one": (two, fill_a_function_of_it),
+    "a sum with a later one": (two, fill_both_and_copy),
+    "two fills": (two, fill_twice),
+    "a copy of parts": (two, fill_a_part_and_copy_it),
+    "shared storage": (shared, fill_whole_and_part),
+    "a part of shared storage": (shared, lambda m: nn.init.uniform_(m.part)),
+    "shared with an attribute": (shared_with_an_attribute, fill_whole_and_part),
+    "parts of a complex one": (
+        lambda m: m.register_parameter("w", nn.Parameter(torch.zeros(3, 4, dtype=torch.complex64))),
+        fill_real_and_imaginary_parts,
+    ),
+    "a complex one as real": (
+        lambda m: m.register_parameter("w", nn.Parameter(torch.zeros(3, 4, dtype=torch.complex64))),
+        lambda m: nn.init.normal_(torch.view_as_real(m.w.data)),
+    ),
+    "transposed": (two, lambda m: [nn.init.normal_(m.a.t()), nn.init.normal_(m.b.view(2, 8))]),
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_deferred_module_has_the_values_of_keyed(name: str) -> None:
+    make, fill = BY_NAME[name]
+
+    def build() -> nn.Module:
+        module = Holds(make)
+        with torch.no_grad():
+            fill(module)
+        return module
+
+    named = Holds(make)
+    with keyed(named, KEY), torch.no_grad():
+        fill(named)
+    assert not differences(named, materialize_module(deferred_init(build, key=KEY)))
+
+
+def copied_and_replaced(module: Any) -> None:
+    two(module)
+    values = torch.empty(4, 4).normal_()
+    nn.init.normal_(module.b)
+    module.a.data.copy_(module.b)
+    module.b.data.copy_(values)
+    nn.init.normal_(module.b[0])
+
+
+def filled_twice(module: Any) -> None:
+    two(module)
+    nn.init.normal_(module.a)
+    before = module.a.data.clone()
+    nn.init.normal_(module.a)
+    module.a.data.add_(before)
+
+
+def test_random_values_without_a_name_never_repeat_those_of_a_fill() -> None:
+    module = materialize_module(deferred_init(holding(copied_and_replaced), key=KEY))
+    a, b = module.get_parameter("a"), module.get_parameter("b")
+    assert not torch.equal(a[1:], b[1:])
+    assert torch.equal(a, init.normal_(torch.empty(4, 4), generator=KEY.fold_in("b")))
+    module = materialize_module(deferred_init(holding(filled_twice), key=KEY))
+    own = KEY.fold_in("a")
+    first, second = (init.normal_(torch.empty(4, 4), generator=key) for key in (own, own.fold_in("#1")))
+    assert torch.equal(module.get_parameter("a"), second + first)
+
+
+class Plain(nn.Parameter):
+    """A subclass that overrides nothing."""
+
+
+def test_a_parameter_subclass_that_overrides_nothing_is_recorded_as_a_fill() -> None:
+    def build() -> nn.Module:
+        module = nn.Module()
+        module.w = Plain(torch.empty(1024, 1024))  # more than a plan holds of other random values
+        nn.init.normal_(module.w)
+        return module
+
+    module: Any = materialize_module(deferred_init(build, key=KEY))
+    assert type(module.w) is Plain
+    assert torch.equal(module.w, init.normal_(torch.empty(1024, 1024), generator=KEY.fold_in("w")))
+
+
 def test_a_copy_has_the_values_of_its_original() -> None:
     module = materialize_module(deferred_init(Twins, key=KEY))
     assert torch.equal(module.online.weight, module.target.weight)
@@ -511,6 +654,34 @@ def test_a_copy_of_a_deferred_module_has_its_plan() -> None:
     assert again == InitPlan.of(module)
 
 
+def saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize("stored", [lambda module: pickle.loads(pickle.dumps(module)), saved_and_loaded])
+def test_a_deferred_module_that_was_stored_gets_its_values(stored: Callable[[nn.Module], nn.Module]) -> None:
+    def deferred() -> nn.Module:
+        def build() -> nn.Module:
+            first = nn.Linear(3, 4)
+            return nn.Sequential(first, nn.BatchNorm1d(4), copy.deepcopy(first))
+
+        return deferred_init(build, key=KEY)
+
+    assert not differences(materialize_module(stored(deferred())), materialize_module(deferred()))
+    assert not differences(
+        materialize_module(stored(deferred()).half()), materialize_module(deferred()).half()
+    )
+    # After unpickling, a conversion records the state again, and a change is noticed.
+    changed = stored(deferred()).half()
+    nn.init.zeros_(changed.get_parameter("0.weight"))
+    with pytest.raises(ValueError, match="written or given another storage since"):
+        materialize_module(changed)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch._dynamo warns when it is imported
 def test_a_part_of_a_deferred_module_has_its_part_of_the_plan() -> None:
     module = deferred_init(Twins, key=KEY)
@@ -613,6 +784,35 @@ def test_a_tensor_that_the_code_put_on_meta_stays_there() -> None:
     materialize_module(deferred)
     assert not [line for line in differences(direct, deferred) if not line.startswith("0.")]
     assert deferred.get_parameter("0.weight").is_meta
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_default_device_of_meta_around_the_recording_is_ignored(key: Key | None) -> None:
+    expected = seeded(lambda: deferred_init(Twins, key=key))
+    with torch.device("meta"):
+        module = seeded(lambda: deferred_init(Twins, key=key))
+    torch.set_default_device("meta")
+    try:
+        other = seeded(lambda: deferred_init(Twins, key=key))
+    finally:
+        torch.set_default_device(None)
+    assert InitPlan.of(module) == InitPlan.of(other) == InitPlan.of(expected)
+    assert all(tensor.is_meta for tensor in tensors(module).values())
+    assert not differences(materialize_module(module), materialize_module(expected))
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_meta_is_no_device_to_materialise_on_and_the_plan_stays(context: bool) -> None:
+    module = deferred_init(Twins, key=KEY)
+    message = r"materialize_module: expected a device that holds data, got meta\. Pass device=, or leave"
+    with torch.device("meta") if context else torch.no_grad():
+        with pytest.raises(ValueError, match=message):
+            materialize_module(module, device=None if context else "meta")
+        if context:
+            with pytest.raises(ValueError, match=r"materialize_tensor: expected a device that holds data"):
+                materialize_tensor(module.online.weight)
+            materialize_module(module.target, device="cpu")
+    assert not differences(materialize_module(module), materialize_module(deferred_init(Twins, key=KEY)))
 
 
 def test_a_parameter_made_of_numbers_is_filled_by_its_name() -> None:
@@ -744,6 +944,11 @@ def test_what_cannot_be_recorded_is_one_line_that_names_the_line_of_the_code(nam
             lambda: deferred_init(lambda: THREE),
             TypeError,
             "expected a function that returns a torch.nn.Module",
+        ),
+        (
+            lambda: torch.autocast("cpu", dtype=torch.bfloat16)(deferred_init)(nn.Linear, 1, 1),
+            RuntimeError,
+            "paraminit_ext.deferred_init: expected no autocast, got autocast on cpu. Enter torch.autocast",
         ),
         (lambda: materialize_module(THREE), TypeError, "expected a torch.nn.Module"),
         (lambda: materialize_tensor(THREE), TypeError, "expected a torch.Tensor"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -96,6 +96,67 @@ def test_a_complex_parameter_is_known_by_its_real_view() -> None:
     assert torch.equal(
         torch.view_as_real(module["w"]), init.normal_(torch.empty(3, 4, 2), generator=KEY.fold_in("w"))
     )
+
+
+def test_the_real_and_the_imaginary_part_are_parts() -> None:
+    module = nn.ParameterDict({"w": nn.Parameter(torch.empty(3, 4, dtype=torch.complex64))})
+    with keyed(module, KEY), torch.no_grad():
+        nn.init.normal_(module["w"].real)
+        nn.init.normal_(module["w"].imag)
+    own = KEY.fold_in("w")
+    for place, part in enumerate((module["w"].real, module["w"].imag)):
+        assert torch.equal(part, init.normal_(torch.empty(3, 4), generator=own.fold_in(place)))
+
+
+def test_transforms_of_torch_func_work_inside() -> None:
+    layer = nn.Linear(3, 2)
+    parameters: dict[str, Tensor] = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(layer, parameters, (x.clone(),))
+        noise = nn.init.normal_(result.clone()) * 0
+        return (result + noise).to(torch.float64).sum()
+
+    def gradients() -> Tensor:
+        per_sample = torch.vmap(torch.func.grad(loss), (None, 0), randomness="different")
+        found: Tensor = per_sample(parameters, torch.ones(4, 3))["weight"]
+        return found
+
+    with keyed(layer, KEY):
+        assert torch.equal(gradients(), torch.ones(4, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "got layout torch.sparse_coo"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "got a nested one"),
+    ],
+)
+def test_a_tensor_without_a_layout_of_its_own_is_refused_by_the_fill(
+    make: Callable[[], Tensor], what: str
+) -> None:
+    module = nn.Linear(2, 3)
+    module.register_buffer("other", make())
+    with keyed(module, KEY):
+        # Such a buffer does not affect the other tensors.
+        module.reset_parameters()
+        with pytest.raises(NotImplementedError, match=rf"paraminit_ext\.normal_: expected .*{what}"):
+            init.normal_(module.get_buffer("other"))
+    assert torch.equal(module.weight, expected("weight", (3, 2)))
+
+
+class Plain(nn.Parameter):
+    """A subclass that overrides nothing."""
+
+
+def test_a_parameter_subclass_that_overrides_nothing_has_the_key_of_its_name() -> None:
+    module = nn.Module()
+    module.w = Plain(torch.empty(4, 3))
+    with keyed(module, KEY):
+        nn.init.normal_(module.w)
+    assert torch.equal(module.w, init.normal_(torch.empty(4, 3), generator=KEY.fold_in("w")))
 
 
 def test_a_shard_of_a_parameter_is_its_part_of_the_whole() -> None:

@@ -1,8 +1,9 @@
 """The law that belongs to a call of ``init``, against the values that the call writes.
 
 Samples have 2^18 elements. The relative standard error of a deviation is sqrt((kurtosis - 1) / 4n), with a
-kurtosis of at most 3 / 0.7, that of ``sparse_``. The standard error of a mean is std / sqrt(n). The limit is
-6 standard errors. A correct sample exceeds it in less than one of 5e8 cases.
+kurtosis of at most 3 / 0.7, that of ``sparse_``, or 9, that of an exponential law, far out in a tail. The
+standard error of a mean is std / sqrt(n). The limit is 6 standard errors. A correct sample exceeds it in less
+than one of 5e8 cases.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 
 from paraminit_ext import Key, init
 from paraminit_ext.many import DRAWING_FUNCTIONS
@@ -26,6 +27,7 @@ CALLS: list[tuple[str, Mapping[str, Any]]] = [
     ("trunc_normal_", {"std": 0.02, "a": -0.04, "b": 0.04}),
     ("trunc_normal_", {"mean": 0.5, "std": 1.0, "a": 0.0, "b": math.inf}),
     ("trunc_normal_", {"mean": 0.0, "std": 1.0, "a": 2.0, "b": 3.0}),
+    ("trunc_normal_", {"std": 1e4, "a": -0.02, "b": 0.02}),
     ("xavier_uniform_", {"gain": 2.0}),
     ("xavier_normal_", {}),
     ("kaiming_uniform_", {"a": math.sqrt(5)}),
@@ -45,9 +47,8 @@ def law(name: str, arguments: Mapping[str, Any]) -> Law:
     return result
 
 
-def is_followed(law: Law, values: torch.Tensor) -> bool:
+def is_followed(law: Law, values: torch.Tensor, kurtosis: float = 3 / 0.7) -> bool:
     exact = values.double()
-    kurtosis = 3 / 0.7
     error = math.sqrt((kurtosis - 1) / (4 * exact.numel()))
     return (
         abs(float(exact.std()) / law.std - 1) < 6 * error
@@ -81,6 +82,73 @@ def test_a_density_has_the_mean_and_deviation_of_its_law(name: str, arguments: M
 
         integral = integrate.quad(moment, low, high, limit=200)[0]
         assert integral == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+INF = math.inf
+# Intervals of a standard normal: wide, narrow, far out in a tail, and both.
+INTERVALS = [
+    (-2.0, 2.0),
+    (-INF, INF),
+    (-INF, 1.0),
+    (-50.0, 50.0),
+    (-1e-6, 1e-6),
+    (-1e-12, 3e-12),
+    (1.0, 1.0 + 1e-9),
+    (-2.0 - 1e-4, -2.0),
+    (5.0, INF),
+    (8.0, 9.0),
+    (-9.0, -8.0),
+    (30.0, 40.0),
+    (20.0, 20.0 + 1e-7),
+    (-INF, -30.0),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), INTERVALS)
+def test_the_moments_of_a_truncated_normal_are_those_of_its_density(a: float, b: float) -> None:
+    """An adaptive rule integrates exp((p^2 - z^2) / 2), where p is the point of [a, b] nearest to zero.
+
+    Its error is below 1e-9. It integrates over distances from p, which are exact for narrow intervals, up to
+    where the integrand is below 1e-17: for a distance u, the exponent is -u (|p| + u / 2).
+    """
+    own_law = law("trunc_normal_", {"a": a, "b": b})
+    p = min(max(0.0, a), b)
+    limits = max(a - p, -80 / (8 + abs(p))), min(b - p, 80 / (8 + abs(p)))
+
+    def integral(power: int, centre: float = 0.0) -> float:
+        def integrand(u: float) -> float:
+            return math.exp(-u * (p + u / 2)) * math.pow(u - centre, power)
+
+        return math.fsum(
+            integrate.quad(integrand, *ends, epsabs=0.0, epsrel=1e-11, limit=500)[0]
+            for ends in ((limits[0], 0.0), (0.0, limits[1]))
+            if ends[0] < ends[1]
+        )
+
+    mass = integral(0)
+    shift = integral(1) / mass
+    std = math.sqrt(integral(2, shift) / mass)
+    assert own_law.std == pytest.approx(std, rel=1e-8)
+    # A mean far from zero is rounded.
+    assert abs(own_law.mean - (p + shift)) <= 1e-8 * std + 2.0**-52 * abs(p)
+    assert own_law.density(p) == pytest.approx(1 / mass, rel=1e-8)
+
+
+def test_the_law_of_a_truncated_normal_is_scipys() -> None:
+    for a, b in ((-2.0, 2.0), (-INF, 1.0), (0.5, 0.75), (5.0, INF), (8.0, 9.0)):
+        own_law = law("trunc_normal_", {"mean": 3.0, "std": 0.5, "a": 3 + a / 2, "b": 3 + b / 2})
+        scipys = stats.truncnorm(a, b, loc=3, scale=0.5)
+        assert own_law.mean == pytest.approx(scipys.mean(), rel=1e-8)
+        assert own_law.std == pytest.approx(scipys.std(), rel=1e-6)
+        x = 3 + (max(a, -3) + min(b, a + 1)) / 4 if math.isfinite(a) else 3.0
+        assert own_law.density(x) == pytest.approx(scipys.pdf(x), rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std from")
+def test_a_truncated_normal_far_out_in_a_tail_is_written_by_its_law() -> None:
+    values = init.trunc_normal_(torch.empty(SHAPE, dtype=torch.float64), a=8.0, b=9.0, generator=Key(7))
+    assert is_followed(law("trunc_normal_", {"a": 8.0, "b": 9.0}), values, kurtosis=9.0)
+    assert not is_followed(law("trunc_normal_", {"a": 8.5, "b": 9.0}), values, kurtosis=9.0)
 
 
 def test_constants_and_what_has_no_law() -> None:

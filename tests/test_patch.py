@@ -6,7 +6,9 @@ import contextlib
 import copy
 import functools
 import inspect
+import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -219,6 +221,16 @@ class Unknown(Tensor):
     """A tensor subclass that this package does not know."""
 
 
+class Plain(nn.Parameter):
+    """A parameter subclass that overrides nothing."""
+
+
+def test_a_parameter_subclass_that_overrides_nothing_is_ours() -> None:
+    got = patched(lambda: nn.init.normal_(Plain(torch.empty(9))))
+    assert type(got) is Plain
+    assert torch.equal(got, seeded(lambda: init.normal_(torch.empty(9))))
+
+
 def test_a_subclass_that_is_not_known_is_stocks() -> None:
     def fill() -> Tensor:
         return nn.init.normal_(torch.empty(9).as_subclass(Unknown)).as_subclass(Tensor)
@@ -242,6 +254,60 @@ def test_a_dtype_that_our_fill_does_not_support_is_left_to_stock() -> None:
             nn.init.trunc_normal_(torch.empty(4, 4, dtype=torch.complex64))
         refusals.append(str(refused.value))
     assert refusals[0] == refusals[1]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(torch.zeros(3), -1.0), (torch.zeros(3), torch.tensor([1.0, -1.0, 1.0])), (0.0, -1.0), (0.0, math.nan)],
+)
+def test_torch_normal_refuses_what_stock_refuses(mean: Any, std: Any) -> None:
+    size = () if isinstance(mean, Tensor) else ((3,),)
+    refusals = []
+    for context in (patch(), contextlib.nullcontext()):
+        with context, pytest.raises(RuntimeError, match="normal expects") as refused:
+            Made(lambda: torch.normal(mean, std, *size))
+        refusals.append(str(refused.value))
+    assert refusals[0] == refusals[1]
+
+
+TRANSFORMED: dict[str, Callable[[], Tensor]] = {
+    "vmap of to": lambda: torch.vmap(lambda x: x.to(torch.float64))(torch.ones(3)),
+    "vmap of empty_like": lambda: torch.vmap(lambda x: torch.empty_like(x).zero_())(torch.ones(3)),
+    "grad": lambda: torch.func.grad(lambda x: x.clone().mul_(3).sum())(torch.ones(3)),
+    "jacrev": lambda: torch.func.jacrev(lambda x: x.clone().relu_())(torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+@pytest.mark.parametrize("installed", [True, False])
+def test_transforms_of_torch_func_work_inside(name: str, installed: bool) -> None:
+    expected = TRANSFORMED[name]()
+    if not installed:
+        assert torch.equal(patched(TRANSFORMED[name]), expected)
+        return
+    install()
+    try:
+        assert torch.equal(TRANSFORMED[name](), expected)
+    finally:
+        uninstall()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_fill_under_vmap_and_grad_is_ours(installed: bool) -> None:
+    def fill() -> tuple[Tensor, Tensor]:
+        batch = torch.vmap(lambda x: nn.init.normal_(x.clone()), randomness="same")(torch.zeros(2, 3))
+        gradient = torch.func.grad(lambda x: (x * nn.init.normal_(x.clone())).sum())(torch.zeros(3))
+        return batch, gradient
+
+    if installed:
+        install()
+    try:
+        batch, gradient = seeded(fill) if installed else patched(fill)
+    finally:
+        uninstall()
+    ours = seeded(lambda: [init.normal_(torch.empty(3)) for _ in range(2)])
+    assert torch.equal(batch, ours[0].expand(2, 3))
+    assert torch.equal(gradient, ours[1])
 
 
 # --- numbers of draws, keys and generators ----------------------------------------------------
@@ -291,6 +357,13 @@ def test_generators_and_coroutines_are_not_decorated() -> None:
             TypeError, match=r"expected a plain function to decorate, got .* Enter patch\(\) inside"
         ):
             patch()(function)
+
+
+def test_a_class_is_not_decorated() -> None:
+    with pytest.raises(
+        TypeError, match=r"expected a function to decorate, got the class Made\. Decorate its __init__\."
+    ):
+        patch()(Made)
 
 
 def test_contexts_nest_and_the_same_one_may_be_entered_twice() -> None:
@@ -436,7 +509,7 @@ def test_skip_init_makes_parameters_without_values() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_function_is_what_it_is_outside() -> None:
     layer, x = nn.Linear(3, 3), torch.ones(2, 3)
-    compiled = torch.compile(lambda x: layer(x).sin(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x: layer(x.clone()).sin(), fullgraph=True, backend="aot_eager")
     with patch():
         inside = compiled(x)
     assert torch.equal(inside, compiled(x))
@@ -545,3 +618,44 @@ def test_install_twice_begins_anew_and_uninstall_twice_does_nothing() -> None:
     assert torch.equal(again, init.normal_(torch.empty(3), generator=Key(1).fold_in(0)))
     assert torch.equal(inner, init.normal_(torch.empty(3), generator=Key(2).fold_in(0)))
     assert init_hooks._holders == 0
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.rand_like(x) + torch.randn_like(x) + torch.randn(3) + torch.rand(3) + x.normal_()
+
+
+def drawn_by_script() -> Tensor:
+    # TorchScript compiles each class once, so each state of the process needs one of its own.
+    class Own(Noisy):
+        pass
+
+    scripted = torch.jit.script(Own())
+    drawn: Tensor = seeded(lambda: scripted(torch.zeros(3)))
+    return drawn
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript is deprecated
+def test_torchscript_compiles_draws_after_install_and_after_uninstall() -> None:
+    expected = seeded(lambda: Noisy()(torch.zeros(3)))
+    assert torch.equal(drawn_by_script(), expected)
+    install()
+    try:
+        assert torch.equal(drawn_by_script(), expected)
+    finally:
+        uninstall()
+    assert torch.equal(drawn_by_script(), expected)
+
+
+def test_functions_are_pickled_after_install() -> None:
+    functions = [torch.randn, torch.rand, torch.normal, torch.randn_like, Tensor.normal_, Tensor.uniform_]
+    install()
+    try:
+        current = [torch.randn, torch.rand, torch.normal, torch.randn_like, Tensor.normal_, Tensor.uniform_]
+        stored = pickle.dumps(current)
+        assert pickle.loads(stored) == current
+    finally:
+        uninstall()
+    # A process without install() gets torch's own functions.
+    assert pickle.loads(stored) == functions
+    assert not set(map(id, current)) & set(torch.jit._builtins._get_builtin_table())

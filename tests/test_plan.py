@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -108,6 +109,33 @@ def test_a_plan_does_not_change() -> None:
     assert plan != InitPlan.of(deferred_init(Model, key=Key(1)))
     assert copy.deepcopy(plan) is plan
     assert len(plan) == len(list(plan)) == len(plan.entries)
+
+
+class NotNumbers(nn.Module):
+    """A module with NaN in a recorded value, in a fill and in an operator."""
+
+    def __init__(self, first: float = math.nan, zero: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.tensor([first, zero]))
+        self.register_buffer("table", torch.full((3,), first))
+        self.filled = nn.Parameter(torch.empty(2))
+        nn.init.constant_(self.filled, first)
+
+
+def test_a_plan_with_nan_is_equal_to_its_copies_and_to_no_other(tmp_path: Path) -> None:
+    def plan_of(*arguments: Any) -> InitPlan:
+        return InitPlan.of(deferred_init(NotNumbers, *arguments, key=KEY))
+
+    plan = plan_of()
+    plan.save(tmp_path / "plan")
+    copies = [plan, pickle.loads(pickle.dumps(plan)), InitPlan.load(tmp_path / "plan"), plan_of(float("nan"))]
+    for other in copies:
+        assert plan == other
+        assert [hash(entry) for entry in plan] == [hash(entry) for entry in other]
+    for arguments in ((1.0,), (math.nan, -0.0)):
+        assert plan != plan_of(*arguments)
+    (value,) = plan.values
+    assert plan != InitPlan(plan.entries, plan.key, {value: plan.values[value].double()})
 
 
 class Wide(nn.Module):
@@ -365,6 +393,39 @@ def test_saving_leaves_a_whole_file_or_none(tmp_path: Path, monkeypatch: pytest.
         InitPlan.of(deferred_init(Model, key=KEY)).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["model.plan"]
+
+
+def test_saving_leaves_the_umask_of_the_process_alone_and_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = InitPlan.of(deferred_init(Model, key=KEY))
+    set_umask = os.umask
+
+    def refuse(mask: int) -> int:
+        # For a moment, the files of all other threads would get the permissions of this mask.
+        raise AssertionError(mask)
+
+    before = set_umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", refuse)
+        plan.save(tmp_path / "model.plan")
+    finally:
+        set_umask(before)
+    assert (tmp_path / "model.plan").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("none/model.plan", FileNotFoundError), ("", IsADirectoryError), ("file/a.plan", NotADirectoryError)],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    name: str, kind: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"")
+    with pytest.raises(kind, match=r"^paraminit_ext\.InitPlan\.save: expected a file [^\n]*$"):
+        InitPlan.of(deferred_init(nn.Linear, 2, 2, key=KEY)).save(name)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_missing_package_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ Standard deviations are computed in float64 from float32 sums. The relative erro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from paraminit_ext import deferred_init, summary
-from paraminit_ext.models.summary import Statistics
+from paraminit_ext.models.summary import READABLE_DTYPES, Statistics
 from zoo import TORCH
 
 # The models' own code warns.
@@ -86,6 +88,53 @@ def test_ties_buffers_gradients_and_meta_are_reported() -> None:
     again = json.loads(json.dumps(found.to_dict()))
     assert again["parameters"] == found.parameters
     assert [row["name"] for row in again["tensors"]] == [row.name for row in found]
+
+
+class Plain(nn.Parameter):
+    """A subclass that overrides nothing."""
+
+
+def test_a_parameter_subclass_that_overrides_nothing_is_read() -> None:
+    module = nn.Module()
+    module.w = Plain(torch.tensor([1.0, 3.0]))
+    assert summary(module)["w"].mean == 2
+
+
+def test_a_lazy_module_has_a_summary_without_numbers() -> None:
+    row = summary(nn.LazyLinear(4))["weight"]
+    assert (row.shape, row.numel, row.mean) == ((), 0, None)
+
+
+UNREADABLE: dict[str, Callable[[], Tensor]] = {
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.quint8),
+    "float4": lambda: torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "bits": lambda: torch.zeros(4, dtype=torch.uint8).view(torch.bits8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(3)], layout=torch.jagged),
+    "sparse": lambda: torch.eye(2).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_buffer_that_cannot_be_read_leaves_the_others_readable(name: str) -> None:
+    module = nn.Linear(1, 2)
+    module.register_buffer("other", UNREADABLE[name]())
+    found = summary(module)
+    assert found["other"].mean is None
+    assert found["other"].numel == 4
+    assert found["weight"].mean == pytest.approx(float(module.weight.mean()))
+    assert json.loads(json.dumps(found.to_dict()))["tensors"][-1]["mean"] is None
+    assert len(str(found).split("\n")) == 5
+
+
+def test_the_readable_dtypes_are_those_that_the_operator_reads() -> None:
+    read = set()
+    for dtype in {value for value in vars(torch).values() if isinstance(value, torch.dtype)}:
+        # The operator refuses the others by this error.
+        with contextlib.suppress(NotImplementedError):
+            torch.ops.paraminit_ext.statistics(torch.empty(2, dtype=dtype))
+            read.add(dtype)
+    assert read == READABLE_DTYPES
 
 
 def test_complex_means_are_complex_and_json_has_them() -> None:

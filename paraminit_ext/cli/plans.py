@@ -20,7 +20,7 @@ from paraminit_ext.models import planfile
 from paraminit_ext.models import target as targets
 from paraminit_ext.models.compare import compare
 from paraminit_ext.models.law import Law, law_of_fill
-from paraminit_ext.models.layout import dtype_name
+from paraminit_ext.models.layout import dtype_name, shape_text
 from paraminit_ext.models.plan import Entry, InitPlan
 from paraminit_ext.models.summary import bytes_text, count_text, layer_pattern, plain_table
 
@@ -65,8 +65,7 @@ def _refuse_to_overwrite(out: Path, force: bool) -> None:
         raise FileNotFoundError(f"expected a directory for {out}, got none. Create {out.parent} first.")
     if not out.exists():
         return
-    is_plan = out.is_file() and isinstance(targets.parse(str(out)), targets.PlanFile)
-    if not is_plan:
+    if not targets.is_plan(out):
         raise FileExistsError(
             f"expected a new file or a plan, got {out}, which is neither. Name another file."
         )
@@ -196,12 +195,11 @@ def _row(pattern: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     name = f"{pattern} x {len(entries)}" if many else first.name
     if first.tie:
         name = f"{name} = {layer_pattern(first.tie) if many else first.tie}"
-    shape = " x ".join(map(str, first.shape)) or "scalar"
     law = _law(first)
     numbers = [law.mean, law.std, law.low, law.high] if law else [math.nan] * 4
     return (
         name,
-        shape,
+        shape_text(first.shape),
         dtype_name(first.dtype),
         _filled_by(first),
         *(f"{number:.3g}" if math.isfinite(number) else "-" for number in numbers),
@@ -288,11 +286,15 @@ def diff(
 
       paraminit-ext diff model.plan checkpoint/
     """
-    sides = [_side(text, seed) for text in (a, b)]
-    with bytes_done("comparing") as advance:
-        found = compare(
-            *sides, key=None if seed is None else Key(seed), ignore_keys=ignore_keys, advance=advance
+    parsed = targets.parse(a), targets.parse(b)
+    key = _key_of_plan(parsed, seed)
+    if seed is not None and key is None and not any(isinstance(one, targets.Model) for one in parsed):
+        raise ValueError(
+            f"expected a model, or a plan and a checkpoint, for --seed, got {a} and {b}. Omit --seed."
         )
+    sides = [_side(text, target, seed) for text, target in zip((a, b), parsed, strict=True)]
+    with bytes_done("comparing") as advance:
+        found = compare(*sides, key=key, ignore_keys=ignore_keys, advance=advance)
     if as_json:
         print_json({"a": a, "b": b, **found.to_dict()})
     else:
@@ -303,8 +305,13 @@ def diff(
         raise typer.Exit(1)
 
 
-def _side(text: str, seed: int | None) -> InitPlan | nn.Module | Path:
-    target = targets.parse(text)
+def _key_of_plan(parsed: Sequence[targets.Target], seed: int | None) -> Key | None:
+    """Return the key that replaces the key of a plan that is compared with a checkpoint."""
+    are_plan_and_checkpoint = {type(one) for one in parsed} == {targets.PlanFile, targets.Checkpoint}
+    return Key(seed) if seed is not None and are_plan_and_checkpoint else None
+
+
+def _side(text: str, target: targets.Target, seed: int | None) -> InitPlan | nn.Module | Path:
     if isinstance(target, targets.Model):
         with working(f"recording {text}"):
             return targets.deferred(target, seed or 0)

@@ -16,7 +16,7 @@ from paraminit_ext.models.finding import Audit, AuditedTensor, Finding
 from paraminit_ext.models.layout import bits, unravel_index
 from paraminit_ext.models.names import NamedTensor, check_key, local_tensor, named_tensors
 from paraminit_ext.models.plan import Entry, InitPlan, plan_and_path
-from paraminit_ext.models.summary import is_readable, read_all, read_stored
+from paraminit_ext.models.summary import read_all, read_stored
 from paraminit_ext.models.write import parts, write
 
 
@@ -28,6 +28,12 @@ def audit(
     The requested distribution of a tensor is known if :func:`.deferred_init` made the module, if
     :class:`patch` or :class:`keyed` saw the fill, or if you pass a plan. With a plan, every tensor is also
     compared with the values of the plan, bit for bit.
+
+    The values of some tensors cannot be read, for example those of fake, sparse and nested tensors. Such a
+    tensor is not compared with the plan, and the result names it as not read.
+
+    A checkpoint does not say which of its tensors are parameters. Unless a plan says it, they are checked as
+    parameters, except that a mask of zeros and infinities is no finding.
 
     If a tensor is sharded or replicated over a mesh, all ranks of the mesh must call this function.
 
@@ -44,8 +50,8 @@ def audit(
     partitioned   The parameter has no elements, or its storage was freed.
     nan, inf      A parameter or buffer holds NaN, a parameter holds infinity, or a buffer holds infinity
                   and finite numbers other than zero.
-    junk          A parameter holds numbers beyond 1e6 or subnormal numbers, or a buffer holds an integer
-                  beyond 2^40.
+    junk          A parameter holds numbers beyond 1e6 (float16: 32752) or subnormal numbers, or a buffer
+                  holds an integer beyond 2^40.
     differs       The tensor differs from the plan, or only one of the two has it. The finding names the
                   first different element.
     constant      All elements are equal, but random numbers were requested.
@@ -108,7 +114,8 @@ def audit(
     findings += [*module_findings, *checks.missed(tensors), *checks.equal(tensors)]
     if plan is not None:
         findings += _compare_with_plan(tensors, plan, key, isinstance(module_or_path, nn.Module))
-    return Audit(findings, len(tensors), plan is not None)
+    unread = (audited.name for audited in tensors if not audited.is_read)
+    return Audit(findings, len(tensors), unread, plan is not None)
 
 
 def _tensors_of_module(module: nn.Module, plan: InitPlan | None) -> list[AuditedTensor]:
@@ -129,7 +136,9 @@ def _tensors_of_module(module: nn.Module, plan: InitPlan | None) -> list[Audited
 
 def _audited_tensor(named: NamedTensor, plan: InitPlan | None) -> AuditedTensor:
     tensor = named.tensor
-    audited = AuditedTensor(named.name, named.kind, tuple(tensor.shape), tensor.dtype, tensor)
+    # A strided nested tensor has no shape. No check reads it.
+    shape = () if tensor.is_nested else tuple(tensor.shape)
+    audited = AuditedTensor(named.name, named.kind, shape, tensor.dtype, tensor)
     local = local_tensor(tensor)
     audited.memory = None if local.is_meta else storage_log.record_of(local)
     recording = plan_and_path(named.owner)
@@ -173,7 +182,7 @@ def _compare_with_plan(
                     "differs", "the plan has no entry for it", "Record the plan from this model."
                 )
             continue
-        if audited.tensor is not None and not is_readable(audited.tensor):
+        if not audited.is_read:
             continue
         entry = plan.resolved(audited.entry)
         if entry.shape != audited.shape:
@@ -184,7 +193,11 @@ def _compare_with_plan(
             if difference is not None:
                 yield audited.finding("differs", difference, remedy)
     for entry in plan:
-        left_out = entry.tie or entry.kind == "attribute" or (entry.kind[:3] == "non" and not is_module)
+        left_out = (
+            entry.tie
+            or entry.kind == "attribute"
+            or (entry.kind == "non-persistent buffer" and not is_module)
+        )
         if entry.name not in known and not left_out:
             yield Finding("differs", (entry.name,), "the plan has an entry for it, but it is missing", remedy)
 

@@ -32,6 +32,7 @@ from paraminit_ext.models import checkpoint_contents
 from paraminit_ext.models.checkpoint_contents import Contents, SavedTensor
 from paraminit_ext.models.checkpoint_reader import DTYPES
 from paraminit_ext.models.checkpoint_writers import Writers
+from paraminit_ext.models.layout import dtype_name
 from paraminit_ext.models.names import check_key, unwrapped
 from paraminit_ext.models.plan import InitPlan
 
@@ -369,7 +370,7 @@ def _config_content(config: str | os.PathLike[str] | Mapping[str, Any], dtype: t
     if dtype is not None:
         # The former name of the field in transformers.
         fields.pop("torch_dtype", None)
-        fields["dtype"] = str(dtype).removeprefix("torch.")
+        fields["dtype"] = dtype_name(dtype)
     try:
         return _json(fields)
     except (TypeError, ValueError) as error:

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from paraminit_ext.geometry import class_if_imported
 from paraminit_ext.key import Key
-from paraminit_ext.models.deferred import mark_of, state_of
-from paraminit_ext.models.layout import Geometry, contiguous_stride
+from paraminit_ext.models.deferred import mark_of
+from paraminit_ext.models.layout import Geometry, contiguous_stride, dtype_name
 from paraminit_ext.models.names import Kind, NamedTensor, local_tensor, named_tensors, unwrapped
 from paraminit_ext.models.pieces import can_run_in_pieces
 from paraminit_ext.models.plan import Entry, InitPlan, plan_and_path
@@ -217,7 +217,7 @@ def _source_of(named: NamedTensor, dtype: torch.dtype | None) -> Source:
     recording = plan_and_path(named.owner)
     if mark is not None:
         plan, name, dtypes = mark.plan, mark.name, mark.dtypes
-        if mark.state != state_of(local_tensor(named.tensor)):
+        if mark.is_changed(named.tensor):
             _refuse(
                 f"{named.name} as it was recorded, got a tensor that was written or given another storage "
                 "since",
@@ -430,7 +430,7 @@ def config_files(model: Any, dtype: torch.dtype | None, own: bool) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         if own:
             config = copy.deepcopy(model.config)
-            config.dtype = str(dtype or model.dtype).removeprefix("torch.")
+            config.dtype = dtype_name(dtype or model.dtype)
             config.architectures = [type(model).__name__.removeprefix("FSDP")]
             config.save_pretrained(folder)
         if model.can_generate():

@@ -28,10 +28,10 @@ class Writers:
         self.place, self.count = 0, 1
         meshes = [tensor_mesh for tensor in tensors if (tensor_mesh := mesh_of(tensor)) is not None]
         if meshes:
-            from paraminit_ext import mesh
+            from paraminit_ext.mesh import rank_and_size
 
-            largest: DeviceMesh = max(meshes, key=lambda tensor: tensor.size())
-            ranks = mesh.rank_and_size(largest)
+            largest: DeviceMesh = max(meshes, key=lambda mesh: mesh.size())
+            ranks = rank_and_size(largest)
             if ranks is not None:
                 self._mesh, (self.place, self.count) = largest, ranks
 

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paraminit_ext.geometry import class_if_imported
+from paraminit_ext import _C
+from paraminit_ext.geometry import class_if_imported, is_plain
 from paraminit_ext.models import storage_log
 from paraminit_ext.models.finding import AuditedTensor, Finding
 from paraminit_ext.models.law import Law, law_of, law_of_fill
 from paraminit_ext.models.layout import bits
 from paraminit_ext.models.names import local_tensor, named_modules
 from paraminit_ext.models.replicas import differing_replicas
-from paraminit_ext.models.summary import Statistics, is_readable
+from paraminit_ext.models.summary import Statistics
 
 # No initialisation produces parameters beyond this magnitude.
 _LARGEST = 1e6
@@ -94,7 +95,8 @@ def _partitioned(audited: AuditedTensor) -> Finding | None:
             f"it has no elements: its shape is {audited.shape}",
             "Give it elements, or remove it.",
         )
-    if not is_readable(tensor) and type(local_tensor(tensor)) in (Tensor, nn.Parameter):
+    local = local_tensor(tensor)
+    if is_plain(local) and storage_log.has_storage(local) and _C.storage_too_small(local):
         return audited.finding(
             "partitioned",
             "its storage was freed",
@@ -106,7 +108,8 @@ def _partitioned(audited: AuditedTensor) -> Finding | None:
 def _unwritten(audited: AuditedTensor) -> Finding | None:
     tensor, memory = audited.tensor, audited.memory
     remedy = f"Fill it: init.normal_(module.{audited.name}, std=...), or init.zeros_."
-    if tensor is None or storage_log.version_of(tensor):
+    # Nothing can be written to a tensor without elements.
+    if tensor is None or 0 in audited.shape or storage_log.version_of(tensor):
         return None
     if memory is not None and (memory.is_empty or memory.is_unwritten_parameter):
         storage = local_tensor(tensor).untyped_storage()
@@ -159,10 +162,9 @@ def _junk_findings(audited: AuditedTensor, statistics: Statistics) -> Iterator[F
     of_elements = f"of {statistics.numel} elements"
     if statistics.nans:
         yield audited.finding("nan", f"{int(statistics.nans)} {of_elements} are NaN", remedy)
-    # A mask in a buffer holds zeros and -inf.
-    is_mask = (
-        not audited.is_parameter and not statistics.nans and statistics.least == statistics.greatest == 0
-    )
+    # A mask in a buffer holds zeros and -inf. Without a plan, a tensor of a checkpoint may be a buffer.
+    may_be_buffer = not audited.is_parameter or (audited.kind == "stored" and audited.entry is None)
+    is_mask = may_be_buffer and not statistics.nans and statistics.least == statistics.greatest == 0
     is_all = not audited.is_parameter and not statistics.finite
     if statistics.infinities and not is_mask and not is_all:
         yield audited.finding("inf", f"{int(statistics.infinities)} {of_elements} are infinite", remedy)
@@ -196,7 +198,10 @@ def _bits(dtype: torch.dtype | None) -> int:
 
 
 def _half_of_range(dtype: torch.dtype | None) -> float:
-    return torch.finfo(dtype).max / 2 if dtype is not None and dtype.is_floating_point else math.inf
+    # Weights of 8 bits are quantised with a scale that uses the whole range of the dtype.
+    if dtype is None or not dtype.is_floating_point or _bits(dtype) <= 8:
+        return math.inf
+    return torch.finfo(dtype).max / 2
 
 
 def _is_tiny(law: Law | None) -> bool:
@@ -226,12 +231,9 @@ def _law_findings(audited: AuditedTensor, statistics: Statistics) -> Iterator[Fi
         )
         return
     if _is_off(law, std, statistics):
-        factor = (std / law.std) ** 2 if law.std else math.inf
-        ranks = round(factor)
-        hint = ""
-        if ranks > 1 and abs(factor / ranks - 1) < 0.03 and law.name not in ("normal_", "trunc_normal_"):
-            hint = f"; the fan seems to be that of one of {ranks} shards"
-        yield audited.finding("law", f"its std is {std:.4g}, expected {law}{hint}", remedy)
+        yield audited.finding(
+            "law", f"its std is {std:.4g}, expected {law}{_shard_hint(law, std, audited.shape)}", remedy
+        )
         return
     error = law.std / math.sqrt(statistics.finite)
     difference = abs(statistics.mean - law.mean)
@@ -252,14 +254,37 @@ def _law_findings(audited: AuditedTensor, statistics: Statistics) -> Iterator[Fi
         )
 
 
+# Any larger factor is within 3 % of an integer, so it hints at nothing.
+_MOST_RANKS = 16
+
+
+def _shard_hint(law: Law, std: float, shape: tuple[int, ...]) -> str:
+    """Return a hint that the fan was that of a shard, if the deviation fits a number of equal shards."""
+    if law.is_constant or law.name in ("normal_", "trunc_normal_"):
+        return ""
+    factor = (std / law.std) ** 2
+    for ranks in range(2, _MOST_RANKS + 1):
+        if abs(factor / ranks - 1) < 0.03 and any(size % ranks == 0 for size in shape):
+            return f"; the fan seems to be that of one of {ranks} shards"
+    return ""
+
+
 def _is_off(law: Law, std: float, statistics: Statistics) -> bool:
     """Return whether a standard deviation is off by more than the tolerance and more than by chance."""
     if law.is_constant:
         return std > 0 and std > 1e-3 * abs(law.mean)
-    # The kurtosis is 3 for a normal law, smaller for a uniform law and larger for a sparse fill.
-    kurtosis = 3 / law.parameters[1] if law.fill == "sparse_" else 3.0
-    error = math.sqrt((kurtosis - 1) / (4 * statistics.finite))
+    error = math.sqrt((_largest_kurtosis(law) - 1) / (4 * statistics.finite))
     return abs(std / law.std - 1) > max(_TOLERANCE, _ERRORS * error)
+
+
+def _largest_kurtosis(law: Law) -> float:
+    if law.fill == "sparse_":
+        return 3 / law.parameters[1]
+    if law.fill == "trunc_normal_":
+        mean, _, low, high = law.parameters
+        if not low <= mean <= high:
+            return 9.0  # a tail is between a uniform and an exponential law, whose kurtosis is 9
+    return 3.0  # of a normal law; that of a uniform law is smaller
 
 
 def _rounding(dtype: torch.dtype | None) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paraminit_ext.key import Key
 from paraminit_ext.models.checkpoint_contents import SavedTensor, contents_of_module
 from paraminit_ext.models.checkpoint_reader import StoredTensor, read_checkpoint
-from paraminit_ext.models.layout import bits, dtype_name, unravel_index
+from paraminit_ext.models.layout import bits, dtype_name, same_bits, shape_text, unravel_index
 from paraminit_ext.models.names import check_key
 from paraminit_ext.models.plan import Entry, InitPlan
 from paraminit_ext.models.steps import Draw, Step
@@ -254,12 +254,10 @@ def compare(
         True
     """
     check_key("compare", key)
-    sides = [_side(left_side) for left_side in (a, b)]
-    if not any(isinstance(left_side, dict) for left_side in sides):
-        sides = [
-            InitPlan.of(left_side) if isinstance(left_side, nn.Module) else left_side for left_side in sides
-        ]
-    plans = [left_side for left_side in sides if not isinstance(left_side, dict)]
+    sides = [_side(value) for value in (a, b)]
+    if not any(isinstance(side, dict) for side in sides):
+        sides = [InitPlan.of(side) if isinstance(side, nn.Module) else side for side in sides]
+    plans = [side for side in sides if not isinstance(side, dict)]
     if ignore_keys and len(plans) < 2:
         raise TypeError(_error_text("two plans with ignore_keys", "a checkpoint", "Leave ignore_keys out."))
     if key is not None and len(plans) != 1:
@@ -304,10 +302,10 @@ def _paired_names(
 ) -> Iterator[tuple[str, Difference | None]]:
     """Yield each name once, those of ``a`` first, with a difference if only one of the two has the name."""
     for name, tensor in a.items():
-        yield name, None if name in b else Difference(name, "only in A", a=_shape_text(tensor.shape))
+        yield name, None if name in b else Difference(name, "only in A", a=shape_text(tensor.shape))
     for name, tensor in b.items():
         if name not in a:
-            yield name, Difference(name, "only in B", b=_shape_text(tensor.shape))
+            yield name, Difference(name, "only in B", b=shape_text(tensor.shape))
 
 
 # ----------------------------------------------------------------------------------------
@@ -333,7 +331,7 @@ def _compare_entries(
     for what, left, right in (
         ("kind", a.kind, b.kind),
         ("dtype", dtype_name(a.dtype), dtype_name(b.dtype)),
-        ("shape", _shape_text(a.shape), _shape_text(b.shape)),
+        ("shape", shape_text(a.shape), shape_text(b.shape)),
         ("tie", a.tie or "none", b.tie or "none"),
         ("device", a.device or "default", b.device or "default"),
     ):
@@ -361,8 +359,7 @@ def _same_steps(a_plan: InitPlan, a: Sequence[Step], b_plan: InitPlan, b: Sequen
     for a_step, b_step in zip(a, b, strict=True):
         if a_step.do == b_step.do == "value":
             left, right = a_plan.values[_value(a_step)], b_plan.values[_value(b_step)]
-            same = left.dtype == right.dtype and torch.equal(left, right)
-            if not same or replace(a_step, arguments=()) != replace(b_step, arguments=()):
+            if not same_bits(left, right) or replace(a_step, arguments=()) != replace(b_step, arguments=()):
                 return False
         elif a_step != b_step:
             return False
@@ -409,10 +406,6 @@ def _name_text(draw: Draw) -> str:
     return f"numbers of {draw.name}" + ("" if draw.place is None else f" at {draw.place}")
 
 
-def _shape_text(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
-
-
 # ----------------------------------------------------------------------------------------
 # Values
 # ----------------------------------------------------------------------------------------
@@ -440,14 +433,31 @@ class _Tensor:
 def _tensors(side: _Side, other_side: _Side, key: Key | None) -> dict[str, _Tensor]:
     if isinstance(side, dict):
         return {name: _tensor_of_file(in_file) for name, in_file in side.items()}
-    if isinstance(side, nn.Module):
-        return {saved.name: _tensor_of_saved(saved, key) for saved in contents_of_module(side, None).tensors}
     assert isinstance(other_side, dict)
+    if isinstance(side, nn.Module):
+        return {
+            saved.name: _tensor_of_saved(saved, other_side.get(saved.name), key)
+            for saved in contents_of_module(side, None).tensors
+        }
     return _tensors_of_plan(side, other_side, key)
 
 
-def _tensor_of_saved(saved: SavedTensor, key: Key | None) -> _Tensor:
-    return _Tensor(dtype_name(saved.dtype), saved.shape, saved.nbytes, lambda: saved.parts(key))
+def _compared_dtype(dtype: torch.dtype, in_file: StoredTensor | None) -> torch.dtype:
+    """Return the dtype to which values of ``dtype`` are rounded for the comparison with a checkpoint."""
+    if in_file and in_file.dtype and in_file.dtype.is_floating_point and dtype.is_floating_point:
+        return in_file.dtype
+    return dtype
+
+
+def _tensor_of_saved(saved: SavedTensor, in_file: StoredTensor | None, key: Key | None) -> _Tensor:
+    dtype = _compared_dtype(saved.dtype, in_file)
+    return _Tensor(
+        dtype_name(dtype),
+        saved.shape,
+        math.prod(saved.shape) * dtype.itemsize,
+        lambda: (part.to(dtype) for part in saved.parts(key)),
+        rounded=dtype != saved.dtype,
+    )
 
 
 def _tensor_of_file(in_file: StoredTensor) -> _Tensor:
@@ -481,9 +491,7 @@ def _tensors_of_plan(
 
 
 def _tensor_of_entry(plan: InitPlan, entry: Entry, in_file: StoredTensor | None, key: Key | None) -> _Tensor:
-    dtype = entry.dtype
-    if in_file and in_file.dtype and in_file.dtype.is_floating_point and dtype.is_floating_point:
-        dtype = in_file.dtype
+    dtype = _compared_dtype(entry.dtype, in_file)
     source = plan.resolved(entry)
     numel = math.prod(entry.shape)
     # A tensor without steps has undefined values.
@@ -505,7 +513,7 @@ def _compare_values(a: Mapping[str, _Tensor], b: Mapping[str, _Tensor], advance:
         one, other = a[name], b[name]
         for what, left, right in (
             ("dtype", one.dtype, other.dtype),
-            ("shape", _shape_text(one.shape), _shape_text(other.shape)),
+            ("shape", shape_text(one.shape), shape_text(other.shape)),
         ):
             if left != right:
                 differences.append(Difference(name, what, left, right))

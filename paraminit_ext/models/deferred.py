@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -16,16 +16,18 @@ from paraminit_ext.key import Key
 from paraminit_ext.models.fill_calls import is_recording
 from paraminit_ext.models.layout import Geometry, contiguous_stride, swap_data
 from paraminit_ext.models.names import (
+    NamedSpan,
     NamedTensor,
     check_key,
     local_tensor,
     mesh_of,
+    name_and_place,
     named_attributes,
     named_modules,
     named_tensors,
 )
 from paraminit_ext.models.plan import Entry, InitPlan, plan_and_path, remember
-from paraminit_ext.models.record import Program, RecordedDraw, TensorRef
+from paraminit_ext.models.record import Program, Record, RecordedDraw, TensorRef, is_meta_device
 from paraminit_ext.models.recorder import Recorder
 from paraminit_ext.models.steps import Draw
 from paraminit_ext.models.write import check_same_recordings, make, write
@@ -53,11 +55,16 @@ def deferred_init(
     :func:`.materialize_module` then creates each tensor directly in the converted dtype and on the converted
     device.
 
+    A default device of meta that was set outside of this call is ignored: the tensors of a module that is
+    built inside ``with torch.device("meta")`` get a device when they are materialised. A tensor that the
+    model's code itself puts on meta stays there.
+
     Args:
         module_fn: a class or a function that returns the module
         args: the positional arguments of ``module_fn``
         key: the key of the model. The numbers of each parameter come from ``key.fold_in(name)``, as under
-            :class:`keyed`. Further random values that flow into the same parameter use
+            :class:`keyed`. A fill of another named tensor whose values flow into the parameter uses the name
+            of that tensor. Further random values that flow into the parameter use
             ``key.fold_in(name).fold_in("#1")`` and so on. If None (the default), each fill takes its draw
             from torch's generator while it is recorded, in the order of the program. The values are then
             the same as those of a module that is built under :class:`patch` from the same seed.
@@ -67,7 +74,8 @@ def deferred_init(
         TypeError: ``key`` is neither a :class:`Key` nor None, or ``module_fn`` does not return a module.
         RuntimeError: the code cannot be recorded, because it reads back a value that depends on random
             numbers, because the shape of a result depends on values, or because more than 1 MiB of random
-            values do not come from a fill. The message names the file and the line.
+            values do not come from a fill. The message names the file and the line. Also if
+            ``torch.autocast`` is active.
 
     Returns:
         The module that ``module_fn`` returned, on the meta device.
@@ -89,16 +97,24 @@ def deferred_init(
                 "the key to the outer deferred_init."
             )
         return module_fn(*args, **kwargs)
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise RuntimeError(
+                f"paraminit_ext.deferred_init: expected no autocast, got autocast on {device}. Enter "
+                "torch.autocast after the model is built."
+            )
     recorder = Recorder(key)
-    with recorder:
-        module = module_fn(*args, **kwargs)
+    with _without_meta_as_default():
+        default = torch.get_default_device()
+        with recorder:
+            module = module_fn(*args, **kwargs)
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"paraminit_ext.deferred_init: expected a function that returns a torch.nn.Module, got one that "
             f"returns {type(module).__name__}. Return the module."
         )
     tensors = [named for named in _all_tensors(module) if _add_to_record(named, recorder)]
-    plan = _make_plan(tensors, recorder)
+    plan = _make_plan(tensors, recorder, default)
     for named in tensors:
         vars(named.tensor).setdefault(_MARK, _Pending(plan, named.name, state_of(named.tensor)))
     for path, inner in named_modules(module):
@@ -106,6 +122,16 @@ def deferred_init(
         # nn.Module's methods look up _apply on the instance, so .to(), .cuda() and .half() call this.
         vars(inner)["_apply"] = _RecordingApply(inner, plan, path)
     return module
+
+
+@contextmanager
+def _without_meta_as_default() -> Iterator[None]:
+    """Replace a default device of meta by the CPU inside. Tensors on meta have no values to record."""
+    if is_meta_device(torch.get_default_device()):
+        with torch.device("cpu"):
+            yield
+    else:
+        yield
 
 
 def _all_tensors(module: nn.Module) -> list[NamedTensor]:
@@ -135,43 +161,47 @@ def _add_to_record(named: NamedTensor, recorder: Recorder) -> bool:
     return True
 
 
-def _make_plan(tensors: list[NamedTensor], recorder: Recorder) -> InitPlan:
+def _make_plan(tensors: list[NamedTensor], recorder: Recorder, default: torch.device) -> InitPlan:
+    """Return the plan of the tensors. ``default`` was the default device during the recording."""
     record = recorder.record
-    entries: dict[str, Entry] = {}
-    names: dict[TensorRef, str] = {}
-    # The tensors in each storage, usually one.
+    # The tensors in each storage, usually one, under their first names.
     by_storage: dict[int, dict[TensorRef, str]] = {}
     for named in tensors:
         at = record.at(named.tensor)
         by_storage.setdefault(at.storage, {}).setdefault(at, named.name)
     values: dict[int, str] = {}
-    assigned: dict[RecordedDraw, Draw] = {}
+    programs: dict[str, tuple[TensorRef, Program]] = {}
+    for named in tensors:
+        at = record.at(named.tensor)
+        same_storage = by_storage[at.storage]
+        if same_storage[at] == named.name:
+            # The first tensor of a storage has the steps of all, because the others may become views of it.
+            is_first = next(iter(same_storage.values())) == named.name
+            wanted = tuple(same_storage) if is_first else (at,)
+            programs[named.name] = at, Program(record, at, values, wanted, len(same_storage) > 1)
+    draws = _named_draws(programs, _Finder(record, tensors))
+    entries: dict[str, Entry] = {}
     for named in tensors:
         at = record.at(named.tensor)
         device = record.storages[at.storage].device
         # None stands for the default device when the module is materialised.
-        requested_device = None if device in (None, torch.get_default_device()) else str(device)
+        requested_device = None if device in (None, default) else str(device)
         shape = tuple(named.tensor.shape)
-        tie = names.setdefault(at, named.name)
+        same_storage = by_storage[at.storage]
+        tie, first = same_storage[at], next(iter(same_storage.values()))
         if tie != named.name:
             entries[named.name] = Entry(
                 named.name, named.kind, named.tensor.dtype, shape, tie=tie, device=requested_device
             )
             continue
-        same_storage = by_storage[at.storage]
-        first = next(iter(same_storage.values()))
-        # The first tensor of a storage has the steps of all, because the others may become views of it.
-        program = Program(
-            record, at, values, tuple(same_storage) if first == named.name else (at,), len(same_storage) > 1
-        )
-        draws = _draws(named.name, at, program.draws, assigned)
+        _, program = programs[named.name]
         entries[named.name] = Entry(
             named.name,
             named.kind,
             named.tensor.dtype,
             shape,
             steps=tuple(program.steps),
-            draws=draws,
+            draws=draws[named.name],
             layout=program.layout,
             storage=first if first != named.name else None,
             device=requested_device,
@@ -180,32 +210,70 @@ def _make_plan(tensors: list[NamedTensor], recorder: Recorder) -> InitPlan:
     return InitPlan(entries, recorder.key, recorded_values)  # type: ignore[arg-type]
 
 
-def _draws(
-    name: str,
-    whole: TensorRef,
-    recorded_draws: Iterable[tuple[RecordedDraw, TensorRef]],
-    assigned: dict[RecordedDraw, Draw],
-) -> tuple[Draw, ...]:
-    """Return the draws of one tensor's fills. A draw that an earlier tensor uses keeps that tensor's name."""
-    draws: list[Draw] = []
-    extra = 0
-    for draw, at in recorded_draws:
-        place: int | str | None = None
-        if at.storage == whole.storage and _is_proper_view(at, whole):
-            place = (at.extent[0] - whole.extent[0]) // at.geometry.dtype.itemsize
-        else:
-            place = f"#{extra}" if extra else None
-            extra += 1
-        draws.append(assigned.setdefault(draw, Draw(name, place, draw.key, draw.fixed)))
-    return tuple(draws)
+class _Finder:
+    """Finds the name and place of a recorded fill, by the rule of :class:`keyed`.
+
+    ``keyed`` knows no tensors in attributes. They have a say only where no other tensor encloses the fill.
+    """
+
+    def __init__(self, record: Record, tensors: Iterable[NamedTensor]) -> None:
+        self._registered: dict[int, list[NamedSpan]] = {}
+        self._attributes: dict[int, list[NamedSpan]] = {}
+        for named in tensors:
+            at = record.at(named.tensor)
+            spans = self._attributes if named.kind == "attribute" else self._registered
+            spans.setdefault(at.storage, []).append(_span(named.name, at))
+
+    def __call__(self, at: TensorRef) -> tuple[str, int | None] | None:
+        for spans in (self._registered, self._attributes):
+            found = name_and_place(at.geometry, at.nbytes, spans.get(at.storage, ()))
+            if found is not None:
+                return found
+        return None
 
 
-def _is_proper_view(view: TensorRef, whole: TensorRef) -> bool:
-    """Return whether a fill writes only a part of the tensor, by the rule of :class:`Names` in names.py."""
-    (begin, end), (start, stop) = view.extent, whole.extent
-    inside = start <= begin and end <= stop
-    covers = view.is_dense and (begin, end) == (start, stop)
-    return inside and not covers and math.prod(view.geometry.size) != math.prod(whole.geometry.size)
+def _span(name: str, at: TensorRef) -> NamedSpan:
+    return NamedSpan(name, *at.extent, at.nbytes)
+
+
+def _named_draws(
+    programs: Mapping[str, tuple[TensorRef, Program]], find: _Finder
+) -> dict[str, tuple[Draw, ...]]:
+    """Return the draws of each tensor's fills.
+
+    A fill of a named tensor or of a part of it takes the key that it takes under :class:`keyed`, whichever
+    tensor its values flow into. All other random values take further keys of the first tensor that they flow
+    into. So does a second fill of a whole tensor if the values of both flow into one tensor, because they
+    would be equal otherwise. If no fill of the whole tensor takes its own key, other values do.
+    """
+    claimed = {find(at) for _, program in programs.values() for _, at in program.draws}
+    assigned: dict[RecordedDraw, Draw] = {}
+    result: dict[str, tuple[Draw, ...]] = {}
+    for name, (whole, program) in programs.items():
+        draws: list[Draw] = []
+        is_claimed = (name, None) in claimed
+        further = int(is_claimed)
+        for draw, at in program.draws:
+            if draw not in assigned:
+                found = find(at)
+                if found is None or (found[1] is None and found in [(one.name, one.place) for one in draws]):
+                    assigned[draw] = Draw(name, f"#{further}" if further else None, draw.key, draw.fixed)
+                else:
+                    assigned[draw] = Draw(*found, draw.key, draw.fixed)
+            draws.append(assigned[draw])
+            is_own = is_claimed and (draws[-1].name, draws[-1].place) == (name, None)
+            if not is_own and not _is_part(at, whole):
+                further += 1
+        result[name] = tuple(draws)
+    return result
+
+
+def _is_part(at: TensorRef, whole: TensorRef) -> bool:
+    """Return whether a fill writes a proper part of the tensor."""
+    if at.storage != whole.storage:
+        return False
+    found = name_and_place(at.geometry, at.nbytes, [_span("", whole)])
+    return found is not None and found[1] is not None
 
 
 # ----------------------------------------------------------------------------------------
@@ -224,11 +292,19 @@ class _Pending:
 
     plan: InitPlan
     name: str
-    state: tuple[int, int]
+    # None after unpickling, which makes another storage, so that earlier changes are unknown.
+    state: tuple[int, int] | None
     device: torch.device | None = None
     dtypes: list[torch.dtype] = field(default_factory=list)
     # Identifies the deep copy that made the tensor, because copies share no memory with their originals.
     copied: object = None
+
+    def is_changed(self, tensor: Tensor) -> bool:
+        """Return whether the tensor was written or replaced since it was recorded or converted."""
+        return self.state is not None and self.state != state_of(local_tensor(tensor))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "state": None}
 
 
 class _RecordingApply:
@@ -330,7 +406,7 @@ def materialize_module(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: a tensor on the meta device has no plan, has another shape than its plan, or was written
-            after it was recorded.
+            after it was recorded. Or the target device is meta. No tensor is changed.
         RuntimeError: the plan has no key, and the ranks of a mesh recorded different draws.
 
     Returns:
@@ -378,7 +454,7 @@ def materialize_module(
     meshes = (mesh for tensor, _ in pending.values() if (mesh := mesh_of(tensor)))
     default = next((torch.device(mesh.device_type) for mesh in meshes), torch.get_default_device())
     requested_device = None if device is None else torch.device(device)
-    distributed = _materialize(list(pending.values()), requested_device, dtype, default)
+    distributed = _materialize("materialize_module", list(pending.values()), requested_device, dtype, default)
     if distributed:
         # The module's own method keeps the parameter objects and gives FSDP the new local tensors.
         apply: Callable[..., nn.Module] = type(module)._apply
@@ -416,7 +492,7 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
     Raises:
         TypeError: ``tensor`` is not a tensor.
         ValueError: ``tensor`` is on the meta device and :func:`.deferred_init` did not make it, or it was
-            written after it was recorded.
+            written after it was recorded. Or the target device is meta.
 
     Returns:
         ``tensor``.
@@ -442,12 +518,13 @@ def materialize_tensor(tensor: Tensor) -> Tensor:
                 "paraminit_ext.materialize_tensor: expected a tensor that deferred_init made, got one on "
                 "meta without a plan. Pass the module to materialize_module."
             )
-        _materialize([(tensor, mark)], None, None, torch.get_default_device())
+        _materialize("materialize_tensor", [(tensor, mark)], None, None, torch.get_default_device())
     return tensor
 
 
 @torch.no_grad()
 def _materialize(
+    function: str,
     pending: list[tuple[Tensor, _Pending]],
     device: torch.device | None,
     dtype: torch.dtype | None,
@@ -456,6 +533,7 @@ def _materialize(
     """Materialise plain tensors in place. Return new DTensors by the ids of the tensors that they replace.
 
     Args:
+        function: the function that the user called, for messages
         pending: the tensors and the pending initialisation of each
         device: the target device, or None for the device that the model's code requested
         dtype: the dtype to which parameters and persistent buffers are converted
@@ -469,15 +547,15 @@ def _materialize(
     later_conversions: list[tuple[int, torch.dtype]] = []
     for tensor, mark in pending:
         entry = mark.plan.entries[mark.name]
-        if mark.state != state_of(local_tensor(tensor)):
+        if mark.is_changed(tensor):
             raise ValueError(
-                f"paraminit_ext.materialize_module: expected {mark.name} as it was recorded, got a tensor "
+                f"paraminit_ext.{function}: expected {mark.name} as it was recorded, got a tensor "
                 "that was written or given another storage since. Change it inside deferred_init, or after "
                 "materialize_module."
             )
         if tuple(tensor.shape) != entry.shape:
             raise ValueError(
-                f"paraminit_ext.materialize_module: expected shape {entry.shape} for {mark.name}, got "
+                f"paraminit_ext.{function}: expected shape {entry.shape} for {mark.name}, got "
                 f"{tuple(tensor.shape)}. Materialise the module before you replace its tensors."
             )
         kind, source = entry.kind, mark.plan.resolved(entry)
@@ -486,6 +564,12 @@ def _materialize(
             dtypes.append(dtype)
         dtypes = [distinct for distinct, _ in itertools.groupby(dtypes)]
         target_device = device or mark.device or (torch.device(entry.device) if entry.device else default)
+        if target_device.type == "meta":
+            remedy = "Pass device=, or leave" if function == "materialize_module" else "Leave"
+            raise ValueError(
+                f"paraminit_ext.{function}: expected a device that holds data, got meta. {remedy} the "
+                "torch.device context."
+            )
         # Tensors that share a storage in a directly built module share one here, unless converted.
         is_local = local_tensor(tensor) is tensor
         may_share = len(dtypes) == 1 and is_local

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from paraminit_ext import init
-from paraminit_ext.geometry import FLOATING_DTYPES, PLAIN_TYPES, REAL_DTYPES, Shard, class_if_imported, locate
+from paraminit_ext.geometry import (
+    FLOATING_DTYPES,
+    REAL_DTYPES,
+    Shard,
+    class_if_imported,
+    is_fake,
+    is_plain,
+    locate,
+)
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING_FUNCTIONS, FUNCTION_NAMES
 from paraminit_ext.models import dtensor_views, storage_log
@@ -41,7 +49,8 @@ class Fill(NamedTuple):
     def draws(self) -> bool:
         """Whether the call takes a key.
 
-        A constant takes none, nor does a tensor without elements, or on meta unless it is recorded.
+        A constant takes no key. A tensor without elements takes none. A tensor on meta takes one only while
+        it is recorded.
         """
         if self.name not in DRAWING_FUNCTIONS:
             return False
@@ -87,7 +96,7 @@ Reader: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], Fill | None]
 
 def is_filled(tensor: object, real: bool = False) -> bool:
     """Return whether this package fills the tensor: it is dense, floating-point and of a known class."""
-    if not isinstance(tensor, Tensor) or not (type(tensor) in PLAIN_TYPES or _is_known(tensor)):
+    if not isinstance(tensor, Tensor) or not (is_plain(tensor) or _is_known(tensor)):
         return False
     dtypes = REAL_DTYPES if real else FLOATING_DTYPES
     return tensor.dtype in dtypes and tensor.layout is torch.strided and not tensor.is_nested
@@ -226,6 +235,9 @@ def _read_torch_normal(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill
     options = bind_arguments(("mean", "std", "size"), args, kwargs)
     mean, std, size = options.pop("mean", 0.0), options.pop("std", 1.0), options.pop("size", None)
     tensors = [number for number in (mean, std) if isinstance(number, Tensor)]
+    # Outside of building, the call is torch's anyway, and its values must not be read.
+    if not is_building() or _is_refused_as_std(std):
+        return None
     if not tensors:
         fill = _read_randn((size,), options) if size is not None else None
         return fill and fill._replace(arguments={"mean": mean, "std": std})
@@ -234,6 +246,21 @@ def _read_torch_normal(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fill
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     fill = _read_randn((shape,), {**options, "dtype": tensors[0].dtype, "device": tensors[0].device})
     return fill and fill._replace(then=lambda noise: noise.mul_(std).add_(mean))
+
+
+def _is_refused_as_std(std: Any) -> bool:
+    """Return whether ``torch.normal`` refuses the standard deviation, with an error of its own."""
+    if not isinstance(std, Tensor):
+        try:
+            return not std >= 0
+        except TypeError:
+            return True
+    if std.is_complex():
+        return True
+    has_values = not (std.is_meta or is_fake(std) or torch.compiler.is_compiling())
+    if not has_values or not storage_log.has_storage(std) or std.numel() == 0:
+        return False
+    return not bool(std.min() >= 0)
 
 
 _STOCK = (

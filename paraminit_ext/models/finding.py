@@ -65,14 +65,26 @@ class Finding:
 class Audit:
     """The result of :func:`.audit`: an iterable of :class:`.Finding` objects, worst first.
 
-    ``len(result)`` is the number of findings. ``bool(result)`` is always true.
+    ``len(result)`` is the number of findings. ``bool(result)`` is always true. ``is_proven`` is true if a
+    plan was given, every tensor was read, and each has the bits that the plan says.
+
+    Args:
+        findings: the findings, in any order
+        tensors: the number of tensors
+        unread: the names of the tensors whose values could not be read
+        has_plan: whether the tensors that could be read were compared with a plan
     """
 
-    def __init__(self, findings: Iterable[Finding], tensors: int, is_proven: bool) -> None:
+    def __init__(
+        self, findings: Iterable[Finding], tensors: int, unread: Iterable[str], has_plan: bool
+    ) -> None:
         order = {kind: place for place, kind in enumerate(KINDS)}
         self.findings = tuple(sorted(findings, key=lambda finding: order[finding.kind]))
         self.tensors = tensors
-        self.is_proven = is_proven
+        self.unread = tuple(unread)
+        # Nothing is known about the values of a tensor that was not read.
+        differs = any(finding.kind == "differs" for finding in self.findings)
+        self.is_proven = has_plan and not self.unread and not differs
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -88,6 +100,7 @@ class Audit:
         """Return the result as a dictionary of JSON types."""
         return {
             "tensors": self.tensors,
+            "unread": list(self.unread),
             "proven": self.is_proven,
             "findings": [finding.to_dict() for finding in self],
         }
@@ -108,11 +121,19 @@ class Audit:
         ]
 
     def _foot(self) -> str:
-        if self.findings:
-            count = len(self)
-            return f"{count} finding{'s' if count > 1 else ''} in {self.tensors} tensors"
-        text = f"no findings in {self.tensors} tensors"
+        count = len(self)
+        text = f"{count or 'no'} finding{'' if count == 1 else 's'} in {self.tensors} tensors"
+        unread = self._unread_without_finding()
+        if unread:
+            names = ", ".join(dict.fromkeys(unread if len(unread) == 1 else map(layer_pattern, unread)))
+            return f"{text}; {len(unread)} {'was' if len(unread) == 1 else 'were'} not read ({names})"
         return f"{text}: bit for bit what the plan says" if self.is_proven else text
+
+    def _unread_without_finding(self) -> list[str]:
+        """Return the unread tensors, except those of which a finding says that they have no values."""
+        without_values = (finding for finding in self if finding.kind in ("meta", "partitioned"))
+        found = {name for finding in without_values for name in finding.names}
+        return [name for name in self.unread if name not in found]
 
     def __str__(self) -> str:
         lines = [
@@ -131,7 +152,8 @@ class Audit:
         for names, finding in self._grouped():
             yield Text.assemble((finding.kind, "bold red"), "  ", (names, "bold"))
             yield Padding(f"{finding.reason}. {finding.remedy}", (0, 0, 0, 2))  # type: ignore[misc]
-        yield Text(self._foot(), style="red" if self.findings else "green")
+        colour = "red" if self.findings else "yellow" if self.unread else "green"
+        yield Text(self._foot(), style=colour)
 
 
 # ----------------------------------------------------------------------------------------
@@ -158,7 +180,15 @@ class AuditedTensor:
 
     @property
     def is_parameter(self) -> bool:
+        # A checkpoint does not say which of its tensors are parameters, but a plan does.
+        if self.kind == "stored" and self.entry is not None:
+            return self.entry.kind == "parameter"
         return self.kind in ("parameter", "stored")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the values could be read."""
+        return self.statistics is not None
 
     @property
     def is_floating(self) -> bool:

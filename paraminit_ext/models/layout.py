@@ -148,6 +148,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
 
 
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same dtype, shape and bits. A NaN equals a NaN of the same bits."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
 def unravel_index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the index of the element at position ``place`` in row-major order."""
     indices: list[int] = []
@@ -160,6 +165,11 @@ def unravel_index(place: int, shape: Sequence[int]) -> tuple[int, ...]:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype without the prefix: ``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as text: ``3 x 4`` for ``(3, 4)``, ``scalar`` for ``()``."""
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def contiguous_stride(size: Sequence[int]) -> tuple[int, ...]:

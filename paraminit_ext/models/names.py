@@ -5,7 +5,7 @@ A name is the fully qualified name without the parts that wrappers add. ``keyed`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -123,7 +123,10 @@ def named_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
 
 
 def named_tensors(module: nn.Module, prefix: str = "") -> Iterator[NamedTensor]:
-    """Yield all parameters and buffers, tied ones under each name, and parameters before buffers."""
+    """Yield the parameters, then the buffers, of each module in turn.
+
+    A tied tensor is yielded under each of its names, a module that occurs twice only under its first name.
+    """
     for path, owner in named_modules(module, prefix):
         dot = f"{path}." if path else ""
         for attribute, parameter in owner._parameters.items():
@@ -173,15 +176,38 @@ def mesh_of(tensor: object) -> Any:
     return getattr(tensor, "device_mesh", None)
 
 
-class _HeldTensor(NamedTuple):
-    """The range of bytes that a tensor of the module spans in its storage."""
+class NamedSpan(NamedTuple):
+    """The range of bytes that a named tensor spans in its storage, and the bytes of its elements in all."""
 
     name: str
     begin: int
     end: int
-    numel: int
-    # Held, so that no other storage can get the same address.
-    storage: torch.UntypedStorage
+    nbytes: int
+
+
+def name_and_place(
+    geometry: Geometry, nbytes: int, spans: Iterable[NamedSpan]
+) -> tuple[str, int | None] | None:
+    """Return the name of the tensor that a fill writes, and for a fill of a part its place in that tensor.
+
+    The place is the offset from the beginning of the tensor, in elements of the fill. The tensor is the
+    smallest one that encloses the fill, and the first of several. Return None if no tensor encloses it.
+
+    Args:
+        geometry: the filled elements
+        nbytes: their size in bytes, of all ranks if they are distributed. By it, the real view of a complex
+            tensor is the whole tensor, and its real part is not
+        spans: the named tensors in the storage
+    """
+    begin, end = geometry.extent
+    enclosing = [span for span in spans if span.begin <= begin and end <= span.end]
+    if not enclosing:
+        return None
+    span = min(enclosing, key=lambda span: span.end - span.begin)
+    covers = geometry.is_dense and (begin, end) == (span.begin, span.end)
+    if covers or nbytes == span.nbytes:
+        return span.name, None
+    return span.name, (begin - span.begin) // geometry.dtype.itemsize
 
 
 class Names:
@@ -200,14 +226,17 @@ class Names:
         self._read()
 
     def _read(self) -> None:
-        self._held: dict[int, list[_HeldTensor]] = {}
+        # The storages are held, so that no other storage can get the address of one of them.
+        self._held: dict[int, tuple[torch.UntypedStorage, list[NamedSpan]]] = {}
         for name, tensor, *_ in named_tensors(self._module):
-            if tensor.layout is not torch.strided or nn.parameter.is_lazy(tensor):
+            if nn.parameter.is_lazy(tensor):
                 continue
             local = local_tensor(tensor)
+            if not storage_log.has_storage(local):
+                continue
             storage = local.untyped_storage()
-            held = _HeldTensor(self._full(name), *Geometry.of(local).extent, tensor.numel(), storage)
-            self._held.setdefault(storage._cdata, []).append(held)
+            span = NamedSpan(self._full(name), *Geometry.of(local).extent, tensor.nbytes)
+            self._held.setdefault(storage._cdata, (storage, []))[1].append(span)
 
     def _full(self, name: str) -> str:
         # The longest name with an alias wins: that of the tensor, then that of its module, and so on.
@@ -232,28 +261,21 @@ class Names:
             whole = self.find(view.whole)
             return whole and (whole[0], (whole[1] or 0) + int(view.shadow.storage_offset()))
         local = local_tensor(tensor)
-        same_storage = self._held.get(local.untyped_storage()._cdata)
-        if same_storage is None:
+        if nn.parameter.is_lazy(local) or not storage_log.has_storage(local):
+            # The fill itself refuses it, if torch does not.
+            return None
+        address = local.untyped_storage()._cdata
+        if address not in self._held:
             # The module may have new tensors by now, for example from to_empty.
             self._read()
-            same_storage = self._held.get(local.untyped_storage()._cdata)
-        if same_storage is None:
-            return None
-        geometry = Geometry.of(local)
-        begin, end = geometry.extent
-        enclosing = [held for held in same_storage if held.begin <= begin and end <= held.end]
-        if not enclosing:
-            return None
-        held = min(enclosing, key=lambda held: held.end - held.begin)
-        covers = geometry.is_dense and (begin, end) == (held.begin, held.end)
-        if covers or tensor.numel() == held.numel:
-            return held.name, None
-        if local is not tensor:
+        _, spans = self._held.get(address, (None, ()))
+        found = name_and_place(Geometry.of(local), tensor.nbytes, spans)
+        if found is not None and found[1] is not None and local is not tensor:
             raise NotImplementedError(
-                f"paraminit_ext.keyed: expected a fill of all of {held.name}, a DTensor, got one of a view "
+                f"paraminit_ext.keyed: expected a fill of all of {found[0]}, a DTensor, got one of a view "
                 f"of shape {tuple(tensor.shape)}. Fill it as a whole."
             )
-        return held.name, (begin - held.begin) // local.element_size()
+        return found
 
 
 # ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.jit._builtins import _get_builtin_table, _register_builtin
 from torch.utils._device import _device_constructors
 
 from paraminit_ext.key import Key
@@ -55,7 +56,7 @@ class patch(init_hooks.ModeContext, ContextDecorator):  # noqa: N801
 
     All other calls run in torch and return the numbers of torch. This applies to the draws of a module's
     forward, to data created outside of modules, to other distributions, to integer tensors, and to tensor
-    subclasses that this package does not know.
+    subclasses that override calls of torch and that this package does not know.
 
     Args:
         key: the n-th fill that draws uses ``key.fold_in(n)``, where n counts from 0. If None, each fill that
@@ -84,6 +85,11 @@ class patch(init_hooks.ModeContext, ContextDecorator):  # noqa: N801
         self.key = key
 
     def __call__(self, function: _F) -> _F:
+        if inspect.isclass(function):
+            raise TypeError(
+                f"paraminit_ext.patch: expected a function to decorate, got the class {function.__name__}. "
+                "Decorate its __init__."
+            )
         kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
         if any(kind(function) for kind in kinds):
             raise TypeError(
@@ -158,10 +164,16 @@ def install(key: Key | None = None) -> None:
     for name in ("normal_", "uniform_"):
         _bind(Tensor, name, _redirected(getattr(Tensor, name), numbers))
     for function in FACTORIES:
-        _bind(torch, function.__name__, _redirected(function, numbers))
+        wrapper = _redirected(function, numbers)
+        # TorchScript compiles a call of the wrapper into the operator, as it does for the function itself. It
+        # lists the functions at the first use, so this call must come before the wrapper is in place.
+        _register_builtin(wrapper, f"aten::{function.__name__}")
+        _bind(torch, function.__name__, wrapper)
 
 
 def _bind(owner: Any, name: str, value: Any) -> None:
+    # pickle stores a function by its module and name. A process without install() then finds torch's own.
+    value.__module__, value.__qualname__ = "torch", name if owner is torch else f"Tensor.{name}"
     _bound.append((owner, name, vars(owner).get(name)))
     setattr(owner, name, value)
 
@@ -177,7 +189,10 @@ def uninstall() -> None:
         return
     while _bound:
         owner, name, value = _bound.pop()
-        READERS.pop(getattr(owner, name), None)
+        wrapper = getattr(owner, name)
+        READERS.pop(wrapper, None)
+        # The table has the id of the wrapper, which a later object may get.
+        _get_builtin_table().pop(id(wrapper), None)
         # The attribute was inherited, so remove the override.
         if value is None:
             delattr(owner, name)

@@ -71,14 +71,10 @@ class Pieces:
                 if step.do in _CONSTANTS:
                     (name, _), *rest = step.arguments
                     step_on_part = replace(step, arguments=((name, View(0)), *rest))
-                    steps.run([step_on_part], {0: part}, _no_draw, {}, part.device)
+                    steps.run([step_on_part], {0: part}, steps.no_draw, {}, part.device)
                 else:
                     source = {} if key is None else {"generator": key}
                     getattr(init, step.do)(shard(part, box.shape, offset), **step.options, **source)
-
-
-def _no_draw(index: int) -> Key:
-    raise AssertionError(index)
 
 
 def can_run_in_pieces(entry: Entry) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext.key import Key
-from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.layout import Geometry, dtype_name, same_bits, shape_text
 from paraminit_ext.models.names import Kind, check_key, named_tensors, unwrapped
 from paraminit_ext.models.steps import Draw, Step, View, is_allocated_first
 from paraminit_ext.models.write import check_same_recordings, write
@@ -118,7 +118,7 @@ class InitPlan:
             self._key == other._key
             and list(self) == list(other)
             and self._values.keys() == other._values.keys()
-            and all(torch.equal(value, other._values[name]) for name, value in self._values.items())
+            and all(same_bits(value, other._values[name]) for name, value in self._values.items())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -141,8 +141,8 @@ class InitPlan:
                 (
                     entry.name,
                     entry.kind,
-                    str(entry.dtype).removeprefix("torch."),
-                    " x ".join(map(str, entry.shape)) or "scalar",
+                    dtype_name(entry.dtype),
+                    shape_text(entry.shape),
                     f"= {entry.tie}" if entry.tie else steps,
                 )
             )

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +21,8 @@ from torch import Tensor
 from paraminit_ext import init
 from paraminit_ext.key import Key
 from paraminit_ext.many import DRAWING_FUNCTIONS, FUNCTION_NAMES
-from paraminit_ext.models.layout import Geometry
+from paraminit_ext.models.files import replacing
+from paraminit_ext.models.layout import Geometry, dtype_name
 from paraminit_ext.models.plan import Entry, InitPlan
 from paraminit_ext.models.steps import Draw, Step, View, make, operator_of
 
@@ -31,11 +31,7 @@ VERSION = 1
 METADATA = "paraminit_ext.InitPlan"
 _KINDS = ("parameter", "buffer", "non-persistent buffer", "attribute")
 _MAX_BYTES = (1 << 63) - 1
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
+_DTYPES = {dtype_name(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _FORMATS = {
     str(memory_format).removeprefix("torch."): memory_format
     for memory_format in (
@@ -66,11 +62,8 @@ def _safetensors(what: str) -> ModuleType:
 def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
     safetensors = _safetensors("save")
     text = json.dumps(_plan_to_json(plan), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    path = Path(path)
     values = {name: value.contiguous() for name, value in plan.values.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing("InitPlan.save", Path(path)) as temporary:
         try:
             safetensors.torch.save_file(values, temporary, metadata={METADATA: text})
         except KeyError as error:
@@ -78,14 +71,6 @@ def save(plan: InitPlan, path: str | os.PathLike[str]) -> None:
                 "paraminit_ext.InitPlan.save: expected recorded values of a dtype that safetensors supports, "
                 f"got {error}. Initialise the module without saving its plan."
             ) from None
-        # mkstemp creates a file that only its owner can read. Give it the permissions of a new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _plan_to_json(plan: InitPlan) -> dict[str, Any]:
@@ -97,7 +82,7 @@ def _plan_to_json(plan: InitPlan) -> dict[str, Any]:
             tensors[entry.name] = _without_none(kind=entry.kind, tie=entry.tie, device=entry.device)
             continue
         program = _without_none(
-            dtype=_dtype(entry.dtype),
+            dtype=dtype_name(entry.dtype),
             shape=list(entry.shape),
             steps=[_step_to_json(step) for step in entry.steps],
             layout=entry.layout and _geometry_to_json(entry.layout),
@@ -142,13 +127,9 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     )
 
 
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _geometry_to_json(geometry: Geometry) -> dict[str, Any]:
     return {
-        "dtype": _dtype(geometry.dtype),
+        "dtype": dtype_name(geometry.dtype),
         "size": list(geometry.size),
         "stride": list(geometry.stride),
         "offset": geometry.offset,
@@ -161,7 +142,7 @@ def _value_to_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_value_to_json(one) for one in value]
     if isinstance(value, torch.dtype):
-        return {"dtype": _dtype(value)}
+        return {"dtype": dtype_name(value)}
     if isinstance(value, torch.memory_format):
         return {"memory_format": str(value).removeprefix("torch.")}
     if isinstance(value, complex):
@@ -330,7 +311,7 @@ def _step_from_json(value: Any, values: Mapping[str, Tensor]) -> Step:
         known = {"size", "stride", "dtype"}
         if known != arguments.keys() or not isinstance(arguments["dtype"], torch.dtype):
             _wrong("an allocation without size, stride and dtype")
-        _geometry_from_json({**given, "dtype": _dtype(arguments["dtype"]), "offset": 0})
+        _geometry_from_json({**given, "dtype": dtype_name(arguments["dtype"]), "offset": 0})
     else:
         operator = operator_of(do)
         if operator is None:

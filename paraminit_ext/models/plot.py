@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from torch import nn
 
 from paraminit_ext.models import plot_figure
+from paraminit_ext.models.files import replacing
 from paraminit_ext.models.names import mesh_of
 from paraminit_ext.models.plan import InitPlan, plan_and_path
 from paraminit_ext.models.plot_data import Panels, State, panels_of, refuse
@@ -84,8 +80,8 @@ def plot(
         # All ranks must take part in counting.
         _panels(module_or_path, before, plan)
         return out
-    with _replacing(out) as file:
-        _save(_panels(module_or_path, before, plan), file, out.suffix[1:].lower())
+    with replacing("plot", out) as temporary:
+        _save(_panels(module_or_path, before, plan), temporary, out.suffix[1:].lower())
     return out
 
 
@@ -141,29 +137,7 @@ def _is_first_rank(source: nn.Module | str | os.PathLike[str] | None) -> bool:
     return all(coordinate is not None and not any(coordinate) for coordinate in coordinates)
 
 
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[BinaryIO]:
-    """Yield a file with a temporary name, and rename it to ``out`` if no exception is raised."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        raise type(error)(
-            f"paraminit_ext.plot: expected a file that can be written, got {out}: {error.strerror}. Name a "
-            "file in an existing directory."
-        ) from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _save(found: Panels, file: BinaryIO, suffix: str) -> None:
+def _save(found: Panels, path: Path, suffix: str) -> None:
     import matplotlib as mpl
     import matplotlib.style
 
@@ -171,4 +145,4 @@ def _save(found: Panels, file: BinaryIO, suffix: str) -> None:
     with matplotlib.style.context("default"):
         # Without a salt, the ids in an SVG file are random.
         mpl.rcParams["svg.hashsalt"] = "paraminit_ext"
-        plot_figure.draw(found).savefig(file, format=suffix, metadata=_UNDATED.get(suffix, {}))
+        plot_figure.draw(found).savefig(path, format=suffix, metadata=_UNDATED.get(suffix, {}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import inspect
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -85,6 +86,11 @@ class TensorRef:
     def extent(self) -> tuple[int, int]:
         """The range of bytes of the storage that the tensor spans."""
         return self.geometry.extent
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the elements, in bytes."""
+        return math.prod(self.geometry.size) * self.geometry.dtype.itemsize
 
     @property
     def is_dense(self) -> bool:
@@ -350,11 +356,7 @@ class Program:
             geometry.size,
             geometry.dtype,
             self.layout,
-            _no_draw,
+            programs.no_draw,
             values,  # type: ignore[arg-type]
             "cpu",
         )
-
-
-def _no_draw(index: int) -> Key:
-    raise AssertionError(index)

@@ -73,6 +73,25 @@ class Step:
     draw: int | None = None
     lies: tuple[Geometry | None, ...] = ()
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Step):
+            return NotImplemented
+        if (self.do, self.out, self.draw, self.lies) != (other.do, other.out, other.draw, other.lies):
+            return False
+        # A NaN among the arguments does not equal another NaN, but both have the same text.
+        return self.arguments == other.arguments or repr(self.arguments) == repr(other.arguments)
+
+    def __hash__(self) -> int:
+        return hash((self.do, self.out, self.draw, self.lies))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch.save uses a protocol of pickle that cannot store a memory format.
+        formats = {
+            name: str(value)[6:] for name, value in self.arguments if type(value) is torch.memory_format
+        }
+        arguments = tuple((name, None if name in formats else value) for name, value in self.arguments)
+        return _unpickled, (self.do, arguments, self.out, self.draw, self.lies, formats)
+
     @property
     def is_fill(self) -> bool:
         return self.do in FUNCTION_NAMES
@@ -90,6 +109,15 @@ class Step:
         )
         name = self.do.split(".")[1] if self.do.startswith("aten.") else self.do
         return f"{name}({', '.join(shown)})"
+
+
+def _unpickled(
+    do: str, arguments: tuple[tuple[str, Any], ...], out: Any, draw: Any, lies: Any, formats: dict[str, str]
+) -> Step:
+    restored = (
+        (name, getattr(torch, formats[name]) if name in formats else value) for name, value in arguments
+    )
+    return Step(do, tuple(restored), out, draw, lies)
 
 
 def _formatted(value: Any) -> str:
@@ -182,6 +210,11 @@ def make(
         slots[0] = torch.empty(tuple(shape), dtype=dtype, device=device)
     run(steps, slots, draw, values, device)
     return slots[0] if layout is None else layout.view(slots[0])
+
+
+def no_draw(index: int) -> Key:
+    """Stand for the keys of a program without draws."""
+    raise AssertionError(index)
 
 
 def _resolved(value: Any, slots: Mapping[int, Tensor]) -> Any:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from paraminit_ext.geometry import is_plain
+
 
 class SeenFill(NamedTuple):
     """A call of a function of :mod:`paraminit_ext.init`."""
@@ -86,7 +88,6 @@ class StorageRecord:
         return bool(self.fills) and self.other_write_at > self.fills[-1].order
 
 
-_PLAIN = (Tensor, nn.Parameter)
 _memories: dict[int, StorageRecord] = {}
 # If there are more, the oldest are dropped.
 temporaries: deque[Temporary] = deque(maxlen=10_000)
@@ -111,14 +112,25 @@ def _memory(storage: torch.UntypedStorage) -> StorageRecord:
 
 def _storage(tensor: object) -> torch.UntypedStorage | None:
     """Return the storage of a plain tensor or of a DTensor's local tensor; None if it has no memory."""
-    if type(tensor) not in _PLAIN:
+    if torch.compiler.is_compiling():
+        return None  # the tensors of a trace have no storages
+    if not is_plain(tensor):
         tensor = getattr(tensor, "_local_tensor", None)
-        if type(tensor) not in _PLAIN:
+        if not is_plain(tensor):
             return None
-    assert isinstance(tensor, Tensor)
-    if tensor.is_meta or tensor.layout is not torch.strided:
-        return None
-    return tensor.untyped_storage()
+    return None if tensor.is_meta or not has_storage(tensor) else tensor.untyped_storage()
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Return whether a tensor that is not lazy is a view of one storage, with sizes and strides.
+
+    A nested or sparse tensor is none, nor is a tensor that a transform of ``torch.func`` wraps.
+    """
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def record_of(tensor: object) -> StorageRecord | None:
@@ -146,7 +158,7 @@ def version_of(tensor: Tensor) -> int:
 
 def fill(name: str, arguments: Mapping[str, Any], shape: Iterable[int], tensor: Tensor) -> None:
     """Log a fill of ``tensor``, which is a tensor of global shape ``shape`` or a part of one."""
-    storage = None if torch.compiler.is_compiling() else _storage(tensor)
+    storage = _storage(tensor)
     if storage is None:
         return
     memory = _memory(storage)
@@ -160,7 +172,8 @@ def fill(name: str, arguments: Mapping[str, Any], shape: Iterable[int], tensor: 
     seen = SeenFill(name, arguments, tuple(shape), extent_of(tensor), order, line)
     memory.fills = (*memory.fills[-3:], seen)
     memory.is_empty = memory.is_unwritten_parameter = False
-    if memory.source is not None:
+    # A copy that became a parameter itself is filled for its own sake.
+    if memory.source is not None and memory.registered_at is None:
         origin = _memories.get(memory.source.cdata)
         if origin is not None:
             origin.missed = Missed(name, line, memory.source_version, order)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paraminit_ext import _C
-from paraminit_ext.geometry import PLAIN_TYPES
+from paraminit_ext.geometry import FLOATING_DTYPES, is_plain
 from paraminit_ext.models.checkpoint_reader import StoredTensor, read_checkpoint
 from paraminit_ext.models.layout import dtype_name
 from paraminit_ext.models.names import local_tensor, named_tensors
@@ -104,9 +104,8 @@ def read_all(tensors: Sequence[Tensor]) -> list[Statistics | None]:
     rows: list[Tensor | None] = []
     meshes: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        local = local_tensor(tensor).detach()
         readable = is_readable(tensor)
-        rows.append(torch.ops.paraminit_ext.statistics(local) if readable else None)
+        rows.append(torch.ops.paraminit_ext.statistics(local_tensor(tensor).detach()) if readable else None)
         dims = sharded_dims(tensor)
         if readable and dims:
             meshes.setdefault((tensor.device_mesh, dims), []).append(index)  # type: ignore[attr-defined]
@@ -124,7 +123,29 @@ def is_readable(tensor: Tensor) -> bool:
     local = local_tensor(tensor)
     if nn.parameter.is_lazy(tensor) or local.is_meta or local.layout is not torch.strided:
         return False
-    return type(local) in PLAIN_TYPES and not local.is_nested and not _C.storage_too_small(local)
+    if local.dtype not in READABLE_DTYPES or local.is_nested:
+        return False
+    return is_plain(local) and not _C.storage_too_small(local)
+
+
+# The dtypes that the statistics op reads (holds_numbers in csrc/torch/statistics.cpp). Others are quantised,
+# raw bits, or several numbers in one element.
+READABLE_DTYPES = FLOATING_DTYPES | {
+    torch.bool,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+}
 
 
 def _to_statistics(rows: Sequence[Tensor | None]) -> list[Statistics | None]:
@@ -186,7 +207,8 @@ class TensorSummary:
         name: the fully qualified name
         kind: ``"parameter"``, ``"buffer"``, ``"non-persistent buffer"``, or ``"stored"`` for a tensor in a
             file
-        shape: the shape, which is the global shape if the tensor is sharded
+        shape: the shape, which is the global shape if the tensor is sharded. It is empty for a scalar, and
+            for a lazy or nested tensor, which has no shape
         dtype: the name of the dtype
         device: the device, or the file name of a tensor in a file
         requires_grad: whether the tensor requires a gradient
@@ -369,7 +391,8 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
         tie = first.tie if len(members) == 1 else layer_pattern(first.tie)
         name = f"{name} = {tie}"
     statistics = [values for _, values in members if values is not None]
-    shape = " x ".join(map(str, first.shape)) or "scalar"
+    # A lazy or nested tensor has no shape.
+    shape = " x ".join(map(str, first.shape)) or ("scalar" if first.numel == 1 else "-")
     state = ("yes, there" if first.has_grad else "yes") if first.requires_grad else "no"
     devices = {one.device for one, _ in members}
     device_text = first.device if len(devices) == 1 else f"{len(devices)} files"
@@ -504,6 +527,13 @@ def summary(module_or_path: nn.Module | str | os.PathLike[str]) -> Summary:
     return Summary(tensors)
 
 
+def _numel(tensor: Tensor) -> int:
+    """Return the number of elements, of all parts of a nested tensor together."""
+    if tensor.is_nested and tensor.layout is torch.jagged:
+        return tensor.values().numel()
+    return tensor.numel()
+
+
 def _summary_of_module(module: nn.Module) -> Summary:
     bases: list[TensorSummary] = []
     first: dict[int, tuple[int, str]] = {}
@@ -511,7 +541,8 @@ def _summary_of_module(module: nn.Module) -> Summary:
     for named in named_tensors(module):
         tensor = named.tensor
         lazy = nn.parameter.is_lazy(tensor)
-        shape = () if lazy else tuple(tensor.shape)
+        # A nested tensor has no shape of its own, because its parts differ in size.
+        shape = () if lazy or tensor.is_nested else tuple(tensor.shape)
         _, source = first.setdefault(id(tensor), (len(tensors), named.name))
         bases.append(
             TensorSummary(
@@ -523,7 +554,7 @@ def _summary_of_module(module: nn.Module) -> Summary:
                 tensor.requires_grad,
                 tensor.is_leaf and tensor.grad is not None,
                 tie=None if source == named.name else source,
-                numel=0 if lazy else tensor.numel(),
+                numel=0 if lazy else _numel(tensor),
             )
         )
         if source == named.name:

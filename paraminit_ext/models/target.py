@@ -138,6 +138,11 @@ def _described(target: Target) -> str:
 # ----------------------------------------------------------------------------------------
 
 
+def is_plan(path: Path) -> bool:
+    """Return whether the path is a file that :meth:`InitPlan.save` wrote."""
+    return path.is_file() and METADATA in _metadata(path)
+
+
 def _of_directory(path: Path) -> Target:
     if any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
         return Checkpoint(path)
@@ -160,7 +165,7 @@ def _of_file(path: Path) -> Target:
             f"paraminit_ext: expected a configuration with a model_type, or an index with a weight_map, got "
             f"neither in {path}. Name a config.json of transformers."
         )
-    return PlanFile(path) if METADATA in _metadata(path) else Checkpoint(path)
+    return PlanFile(path) if is_plan(path) else Checkpoint(path)
 
 
 def _json(path: Path) -> dict[str, Any]:
