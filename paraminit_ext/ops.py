@@ -41,15 +41,17 @@ def _redispatch(op: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *argum
 
     torch passes on the message of an error from a compiled kernel, but not its type.
     """
-    _C.take_error_type()  # discard the error type of an earlier call
-    try:
-        with torch._C._AutoDispatchBelowADInplaceOrView():
+    # This comes first: TorchDynamo, which reaches this function after a graph break, does not trace the guard,
+    # and would warn that it cannot trace _C.
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        _C.take_error_type()  # discard the error type of an earlier call
+        try:
             return op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
-    except Exception as error:
-        error_type = _ERROR_TYPES.get(_C.take_error_type())
-        if error_type is None or type(error) is error_type:
-            raise
-        raise error_type(str(error)) from None
+        except Exception as error:
+            error_type = _ERROR_TYPES.get(_C.take_error_type())
+            if error_type is None or type(error) is error_type:
+                raise
+            raise error_type(str(error)) from None
 
 
 def _read_only_kernel(op: torch._ops.OpOverload) -> Callable[..., Tensor]:
