@@ -635,7 +635,8 @@ def drawn_by_script() -> Tensor:
     return drawn
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # TorchScript is deprecated
+# TorchScript is deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_torchscript_compiles_draws_after_install_and_after_uninstall() -> None:
     expected = seeded(lambda: Noisy()(torch.zeros(3)))
     assert torch.equal(drawn_by_script(), expected)
