@@ -41,8 +41,8 @@ def _redispatch(op: torch._ops.OpOverload, keys: torch._C.DispatchKeySet, *argum
 
     torch passes on the message of an error from a compiled kernel, but not its type.
     """
-    # This comes first: TorchDynamo, which reaches this function after a graph break, gives up at the guard. At
-    # a function of _C it would warn.
+    # This comes first: TorchDynamo, which reaches this function after a graph break, gives up at the guard.
+    # At a function of _C it would warn.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         _C.take_error_type()  # discard the error type of an earlier call
         try:
