@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from paraminit_ext import _C
 from paraminit_ext.geometry import FLOATING_DTYPES, is_plain
 from paraminit_ext.models.checkpoint_reader import StoredTensor, read_checkpoint
-from paraminit_ext.models.layout import dtype_name
+from paraminit_ext.models.layout import dtype_name, shape_text
 from paraminit_ext.models.names import local_tensor, named_tensors
 
 if TYPE_CHECKING:
@@ -392,7 +392,7 @@ def _row(pattern: str, members: Sequence[tuple[TensorSummary, Statistics | None]
         name = f"{name} = {tie}"
     statistics = [values for _, values in members if values is not None]
     # A lazy or nested tensor has no shape.
-    shape = " x ".join(map(str, first.shape)) or ("scalar" if first.numel == 1 else "-")
+    shape = shape_text(first.shape) if first.shape or first.numel == 1 else "-"
     state = ("yes, there" if first.has_grad else "yes") if first.requires_grad else "no"
     devices = {one.device for one, _ in members}
     device_text = first.device if len(devices) == 1 else f"{len(devices)} files"
