@@ -77,12 +77,9 @@ Array array_of(const char* op, const Tensor& tensor, Use use) {
 }
 
 Tensor tensor_of(const Array& array) {
-  const auto type = array.device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
-                                                           : torch::headeronly::DeviceType::CPU;
-  return torch::stable::from_blob(
-      array.data, reference_to(array.sizes), reference_to(array.strides),
-      torch::stable::Device(type, static_cast<torch::stable::DeviceIndex>(array.device.index)),
-      scalar_type_of(array.type));
+  return torch::stable::from_blob(array.data, reference_to(array.sizes),
+                                  reference_to(array.strides), torch_device(array.device),
+                                  scalar_type_of(array.type));
 }
 
 }  // namespace paraminit

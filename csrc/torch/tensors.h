@@ -46,15 +46,19 @@ inline torch::headeronly::IntHeaderOnlyArrayRef reference_to(Span numbers) {
   return {numbers.data(), numbers.size()};
 }
 
+// Returns torch's name of a device that has kernels.
+inline torch::stable::Device torch_device(Device device) {
+  const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
+                                                     : torch::headeronly::DeviceType::CPU;
+  return {kind, static_cast<torch::stable::DeviceIndex>(device.index)};
+}
+
 // Raises OutOfMemoryError if the allocation fails. Inline, because both libraries use it.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, Device device,
                     bool pinned = false) {
-  const auto kind = device.kind == DeviceKind::kCuda ? torch::headeronly::DeviceType::CUDA
-                                                     : torch::headeronly::DeviceType::CPU;
-  const torch::stable::Device target(kind, static_cast<torch::stable::DeviceIndex>(device.index));
   try {
     return torch::stable::empty({sizes.begin(), sizes.size()}, type,
-                                torch::headeronly::Layout::Strided, target, pinned,
+                                torch::headeronly::Layout::Strided, torch_device(device), pinned,
                                 torch::headeronly::MemoryFormat::Contiguous);
   } catch (const std::exception&) {
     std::ostringstream text;
